@@ -1,0 +1,59 @@
+"""Where the drivers of one host keep their files: one folder per machine, named by its id, never by a user's text."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from msgspec import Struct
+
+
+class HostPaths(Struct, frozen=True):
+    """``state`` survives a reboot of the host; ``run`` (sockets, pid files) does not and stays under 60 characters,
+
+    because a unix socket's path may have 107 (unix(7)).
+    """
+
+    state: Path
+    run: Path
+
+    @classmethod
+    def under(cls, state: Path) -> HostPaths:
+        """Return the paths of the host whose state lies in ``state``; the same folder always gives the same run folder."""
+        digest = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:8]
+        return cls(state=state, run=Path("/run/pileus") / digest)
+
+    @property
+    def namespace(self) -> str:
+        """The network namespace that holds this host's bridge and taps."""
+        return f"pileus-{self.run.name}"
+
+    def machine(self, machine: str) -> Path:
+        """The machine's folder: what survives a reboot (spec, exit, seed, console log)."""
+        return self.state / "machines" / machine
+
+    def seed(self, machine: str) -> Path:
+        """The machine's NoCloud ISO."""
+        return self.machine(machine) / "seed.iso"
+
+    def console_log(self, machine: str) -> Path:
+        """What the machine's serial console printed; QEMU appends to it (O_APPEND), so it may be truncated in place."""
+        return self.machine(machine) / "console.log"
+
+    def machine_run(self, machine: str) -> Path:
+        """The machine's sockets and pid file."""
+        return self.run / "m" / machine
+
+    def console_socket(self, machine: str) -> Path:
+        """QEMU listens here for one client of the serial console."""
+        return self.machine_run(machine) / "console"
+
+    @property
+    def pool(self) -> Path:
+        """Images and volumes of the local pool."""
+        return self.state / "pool"
+
+    @property
+    def switch(self) -> Path:
+        """Open vSwitch's database, logs and pid files (its sockets lie in ``run``)."""
+        return self.state / "switch"
