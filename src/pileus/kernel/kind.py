@@ -1,0 +1,152 @@
+"""Kinds of resources: what each is made of, and the registry from which everything generic is derived."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from pileus.kernel.condition import Condition
+from pileus.kernel.errors import NotFound
+
+NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
+"""A DNS label (RFC 1035 2.3.1): names become host names, folder-safe and readable."""
+
+_NAME = re.compile(NAME_PATTERN)
+
+
+class Empty(Struct, frozen=True):
+    """The section of a kind that has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """A resource with its sections decoded into the kind's structs.
+
+    ``account`` is the account's name, ``account_id`` its id; both empty for what belongs to the cluster.
+    ``owner`` is the id of the resource that made this one and whose deletion deletes it.
+    """
+
+    id: str
+    kind: str
+    name: str
+    desired: Any
+    assigned: Any = None
+    observed: Any = None
+    account_id: str = ""
+    account: str = ""
+    owner: str = ""
+    zone: str = ""
+    vdc: str = ""
+    host: str = ""
+    generation: int = 1
+    observed_generation: int = 0
+    revision: int = 0
+    created_at: str = ""
+    deleting_at: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    conditions: tuple[Condition, ...] = ()
+
+    @property
+    def deleting(self) -> bool:
+        """Whether deletion was asked for."""
+        return self.deleting_at is not None
+
+    @property
+    def ready(self) -> Condition | None:
+        """The condition Ready, if any was computed."""
+        return next((c for c in self.conditions if c.type == "Ready"), None)
+
+    def __str__(self) -> str:
+        return f"{self.kind.partition('.')[2]} {self.name}"
+
+
+class Column(Struct, frozen=True):
+    """A column of the table view: header, path into the JSON, whether only in -o wide, and the kind of an id in it."""
+
+    header: str
+    path: str
+    wide: bool = False
+    ref: str = ""
+
+
+class Kind(Struct, frozen=True, kw_only=True):
+    """Everything the generic surface needs to know of a kind."""
+
+    name: str
+    summary: str
+    desired: type[Struct]
+    assigned: type[Struct] = Empty
+    observed: type[Struct] = Empty
+    ready: Callable[[Resource], Condition]
+    """Pure: the condition Ready from the three sections, called at every write."""
+    scope: Literal["cluster", "account", "either"] = "account"
+    """Who owns one: the cluster, an account, or (an image) either of them."""
+    readable_by: Literal["everyone", "operator"] = "everyone"
+    """Who may read the cluster's own resources of this kind."""
+    writable_by: Literal["tenant", "operator"] = "tenant"
+    """Who may write one; accounts' own rights come on top."""
+    aliases: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+    immutable: frozenset[str] = frozenset()
+    """Fields of ``desired`` that never change after creation."""
+    host_bound: bool = False
+    """Whether an agent observes it: its row then goes to the host in its ``host`` column."""
+    created_by: Literal["user", "kernel"] = "user"
+    """``kernel``: only controllers make one (a VM's port); users read it."""
+
+    @property
+    def short(self) -> str:
+        """The word of the kind, without its capability."""
+        return self.name.partition(".")[2]
+
+
+class Registry:
+    """The kinds of this program, by name, short word and alias."""
+
+    def __init__(self, kinds: tuple[Kind, ...]) -> None:
+        self._kinds = {kind.name: kind for kind in kinds}
+        self._words = {
+            word: kind for kind in kinds for word in (kind.name, kind.short, f"{kind.short}s", *kind.aliases)
+        }
+        self._decoders: dict[type[Struct], msgspec.json.Decoder[Any]] = {}
+
+    def __iter__(self) -> Iterator[Kind]:
+        return iter(self._kinds.values())
+
+    def __getitem__(self, name: str) -> Kind:
+        """Return the kind with this full name. Raises: NotFound."""
+        try:
+            return self._kinds[name]
+        except KeyError:
+            raise NotFound(f'there is no kind "{name}"; see GET /v1 or `pileus explain`', code="unknown-kind") from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._kinds
+
+    def find(self, word: str) -> Kind:
+        """Return the kind for a full name, a short word, its plural or an alias. Raises: NotFound."""
+        try:
+            return self._words[word]
+        except KeyError:
+            raise NotFound(
+                f'there is no kind "{word}"; `pileus explain` lists the kinds', code="unknown-kind"
+            ) from None
+
+    def decode(self, section: type[Struct], text: str | None) -> Any:
+        """Return the section as its struct, ignoring fields of a newer version; None for none."""
+        if text is None:
+            return None
+        decoder = self._decoders.get(section)
+        if decoder is None:
+            decoder = self._decoders[section] = msgspec.json.Decoder(section)
+        return decoder.decode(text)
+
+
+def is_name(text: str) -> bool:
+    """Tell whether ``text`` may name a resource."""
+    return _NAME.fullmatch(text) is not None

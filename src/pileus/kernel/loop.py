@@ -1,0 +1,273 @@
+"""The loop: leases what is due, lets its controller decide, and writes the decision if the lease still holds.
+
+Any number of servers run one on the same database. The loop knows no kind; controllers know no loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Mapping
+from typing import Protocol
+
+import structlog
+from msgspec import Struct
+
+from pileus.kernel.errors import Conflict, LeaseLost, NotFound, PileusError, Stuck, Transient
+from pileus.kernel.failpoint import failpoint
+from pileus.kernel.hub import Hub
+from pileus.kernel.kind import Resource
+from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
+from pileus.kernel.store import statements as sql
+from pileus.kernel.store.store import Store
+from pileus.kernel.transaction import Transaction
+
+log = structlog.get_logger()
+
+LEASE_S = 10.0
+"""A dead server's work goes to another after this."""
+RENEW_EVERY_S = 3.0
+BATCH = 64
+"""Resources leased at once: enough to fill a group commit, few enough to share between servers."""
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 60.0
+STUCK_RECHECK_S = 300.0
+SHOW_AFTER_ATTEMPTS = 3
+"""A passing failure is shown to users and warned of from this try on."""
+SCAN_EVERY_S = 120.0
+"""How often what is not ready and not due is made due: the net under a lost wake-up."""
+
+
+class Controller(Protocol):
+    """The server half of a kind."""
+
+    async def reconcile(self, resource: Resource, store: Store) -> Outcome:
+        """Look at the world as it is, and return the decision; everything it writes is in the outcome's ``apply``.
+
+        A resource being deleted: ``Done`` once the facts say it is gone.
+        """
+
+    async def release(self, transaction: Transaction, resource: Resource) -> None:
+        """Give back, in the transaction that removes the row, what is not simply owned by the resource's id."""
+
+
+class Leased(Struct, frozen=True):
+    """One unit of work in this server's hands."""
+
+    id: str
+    token: int
+    attempts: int
+    seq: int
+
+
+class Loop:
+    """Runs controllers for due resources until closed."""
+
+    def __init__(
+        self, store: Store, hub: Hub, controllers: Mapping[str, Controller], *, seed: int | None = None
+    ) -> None:
+        self._store = store
+        self._hub = hub
+        self._controllers = controllers
+        self._random = random.Random(seed)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._held: dict[str, Leased] = {}
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Start leasing."""
+        for work, name in (
+            (self._lease_for_ever(), "loop"),
+            (self._renew(), "lease-renewal"),
+            (self._scan(), "loop-scan"),
+        ):
+            self._tasks.append(asyncio.create_task(work, name=name))
+
+    async def close(self) -> None:
+        """Stop; leases in hand expire by themselves."""
+        for task in [*self._tasks, *self._running]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._running, return_exceptions=True)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in this loop's hands."""
+        return not self._held
+
+    async def _lease_for_ever(self) -> None:
+        with self._hub.watch(("all", "")) as changes:
+            while True:
+                try:
+                    batch = await self._lease()
+                    if len(self._held) + len(batch) == 0 or not batch:
+                        await changes.wait(await self._pause())
+                except Transient as error:
+                    log.warning("the database does not answer", error=error.message)
+                    await asyncio.sleep(1.0)
+                    continue
+                for leased in batch:
+                    self._held[leased.id] = leased
+                    task = asyncio.create_task(self._work(leased), name=f"reconcile {leased.id}")
+                    self._running.add(task)
+                    task.add_done_callback(self._running.discard)
+                while len(self._held) >= BATCH:
+                    await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _pause(self) -> float:
+        """Return the seconds until something is due, at most 1."""
+        rows = await self._store.fetch(sql.WORK_NEXT)
+        if rows[0][0] is None:
+            return 1.0
+        return min(max(float(rows[0][0]) - self._store.clock(), 0.005), 1.0)
+
+    async def _lease(self) -> list[Leased]:
+        now = self._store.clock()
+        if not await self._store.fetch(sql.WORK_DUE, now=now, n=1):
+            return []
+
+        async def lease(tx: Transaction) -> list[Leased]:
+            batch = []
+            for id, token, attempts, seq in await tx.statement(sql.WORK_DUE, now=now, n=BATCH):
+                await tx.change(sql.WORK_LEASE, b_id=id, until=now + LEASE_S, server=self._store.server)
+                batch.append(Leased(id, token + 1, attempts, seq))
+            return batch
+
+        return await self._store.write(lease)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_EVERY_S)
+            held = list(self._held.values())
+            until = self._store.clock() + LEASE_S
+
+            async def renew(tx: Transaction, held: list[Leased] = held, until: float = until) -> None:
+                for leased in held:
+                    await tx.change(sql.WORK_RENEW, b_id=leased.id, b_token=leased.token, until=until)
+
+            if held:
+                with contextlib.suppress(Transient):
+                    await self._store.write(renew)
+
+    async def _scan(self) -> None:
+        while True:
+            with contextlib.suppress(Transient):
+                await scan(self._store)
+            await asyncio.sleep(SCAN_EVERY_S * self._random.uniform(0.8, 1.2))
+
+    async def _work(self, leased: Leased) -> None:
+        try:
+            await self._reconcile(leased)
+        except (LeaseLost, Transient) as error:
+            log.info("result dropped", id=leased.id, error=error.message)
+        except Exception:  # a defect of one kind must not stop the others: the loop survives
+            log.exception("defect while reconciling", id=leased.id)
+            with contextlib.suppress(PileusError):
+                await self._again(leased, self._backoff(leased.attempts), leased.attempts + 1)
+        finally:
+            if self._held.get(leased.id) is leased:
+                del self._held[leased.id]
+
+    async def _reconcile(self, leased: Leased) -> None:
+        try:
+            resource = await self._store.get(leased.id)
+        except NotFound:
+            await self._store.write(lambda tx: tx.change(sql.WORK_DELETE, id=leased.id))
+            return
+        outcome = await self._decide(resource, leased)
+        failpoint("loop.decided")
+        try:
+            await self._store.write(lambda tx: self._finish(tx, leased, resource, outcome), reconciling=resource.id)
+        except Waiting as waiting:
+            wait = waiting.wait
+            await self._store.write(lambda tx: self._finish(tx, leased, resource, wait), reconciling=resource.id)
+        except Conflict:
+            await self._again(leased, 0.0, leased.attempts)  # somebody wrote meanwhile: look again
+        failpoint("loop.finished")
+
+    async def _decide(self, resource: Resource, leased: Leased) -> Outcome:
+        controller = self._controllers.get(resource.kind)
+        if controller is None:
+            return Done()
+        try:
+            return await controller.reconcile(resource, self._store)
+        except Stuck as error:
+            return Wait(error.reason, error.message, STUCK_RECHECK_S)
+        except Transient as error:
+            if leased.attempts + 1 >= SHOW_AFTER_ATTEMPTS:
+                log.warning("still failing", id=resource.id, kind=resource.kind, error=error.message)
+            return Wait("Retrying", error.message, self._backoff(leased.attempts))
+
+    async def _finish(self, tx: Transaction, leased: Leased, seen: Resource, outcome: Outcome) -> None:
+        seq = await tx.check_lease(leased.id, leased.token)
+        current = await tx.get(leased.id)
+        if current.revision != seen.revision:
+            raise Conflict(f"{seen} changed while it was decided about", code="stale-revision")
+        if outcome.apply is not None:
+            await outcome.apply(tx)
+            current = await tx.get(leased.id)
+        if current.deleting and isinstance(outcome, Done):
+            blocked = await self._collect(tx, current)
+            if blocked is None:
+                return
+            outcome = blocked
+        if isinstance(outcome, Done):
+            await tx.set_waiting(current, None)
+            await self._settle(tx, leased, seq, again_s=None, attempts=0)
+        else:
+            attempts = leased.attempts + 1
+            hidden = outcome.reason == "Retrying" and attempts < SHOW_AFTER_ATTEMPTS
+            await tx.set_waiting(current, None if hidden else outcome)
+            await self._settle(tx, leased, seq, again_s=outcome.after_s, attempts=attempts)
+
+    async def _settle(self, tx: Transaction, leased: Leased, seq: int, *, again_s: float | None, attempts: int) -> None:
+        """Give the lease back: forget the work, unless it became due again since it was leased."""
+        if seq != leased.seq:
+            again_s = 0.0
+        if again_s is None:
+            await tx.change(sql.WORK_DELETE, id=leased.id)
+            return
+        due = tx.now + again_s
+        await tx.change(sql.WORK_AGAIN, b_id=leased.id, b_token=leased.token, due=due, attempts=attempts)
+
+    async def _collect(self, tx: Transaction, resource: Resource) -> Wait | None:
+        """Remove a resource whose facts are gone: children first, then what refers to it, then the row."""
+        children = await tx.children(resource.id)
+        if children:
+            for child in children:
+                await tx.mark_deleting(child)
+            names = ", ".join(str(child) for child in children[:3])
+            return Wait("DeletingChildren", f"waits for {len(children)} that belong to it: {names}", 10.0)
+        referrer = await tx.referrer(resource.id)
+        if referrer is not None:
+            return Wait("InUse", f"still used by {referrer[1].partition('.')[2]} {referrer[2]}", 10.0)
+        controller = self._controllers.get(resource.kind)
+        if controller is not None:
+            await controller.release(tx, resource)
+        await tx.purge(resource)
+        return None
+
+    async def _again(self, leased: Leased, after_s: float, attempts: int) -> None:
+        due = self._store.clock() + after_s
+        await self._store.write(
+            lambda tx: tx.change(sql.WORK_AGAIN, b_id=leased.id, b_token=leased.token, due=due, attempts=attempts)
+        )
+
+    def _backoff(self, attempts: int) -> float:
+        ceiling = min(BACKOFF_FIRST_S * 2 ** min(attempts, 16), BACKOFF_MAX_S)
+        return float(ceiling * self._random.uniform(0.5, 1.0))
+
+
+async def scan(store: Store, page: int = 500) -> int:
+    """Make due what is not ready and not due, and return how many that were."""
+    after, found = "", 0
+    while True:
+        ids = [row[0] for row in await store.fetch(sql.WORK_MISSING, after=after, n=page)]
+        if not ids:
+            return found
+
+        async def enqueue(tx: Transaction, ids: list[str] = ids) -> None:
+            for id in ids:
+                await tx.enqueue(id)
+
+        await store.write(enqueue)
+        after, found = ids[-1], found + len(ids)

@@ -1,0 +1,200 @@
+"""Every statement of a transaction, built once per dialect. Names say what they do to which table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+
+from pileus.kernel.store.tables import (
+    audit,
+    budget,
+    charge,
+    claim,
+    counter,
+    credential,
+    event,
+    gone,
+    idempotency,
+    label,
+    link,
+    presence,
+    resource,
+    sample,
+    setting,
+    work,
+)
+
+COLUMNS = [column.name for column in resource.columns]
+
+_p = sa.bindparam
+ALL = sa.select(resource)
+
+GET = ALL.where(resource.c.id == _p("id"))
+FIND = ALL.where(
+    resource.c.kind == _p("kind"), resource.c.account_id == _p("account_id"), resource.c.name == _p("name")
+)
+CHILDREN = ALL.where(resource.c.owner == _p("owner")).order_by(resource.c.id).limit(_p("n"))
+CHANGES = (
+    sa.select(resource.c.revision, resource.c.id, resource.c.kind, resource.c.account_id, resource.c.host)
+    .where(resource.c.revision > _p("after"))
+    .order_by(resource.c.revision)
+    .limit(_p("n"))
+)
+GONE = sa.select(gone).where(gone.c.revision > _p("after")).order_by(gone.c.revision).limit(_p("n"))
+NEWEST = sa.select(counter.c.value).where(counter.c.name == sa.literal_column("'revision'"))
+OLDEST_GONE = sa.select(sa.func.min(gone.c.revision))
+
+UPDATE = (
+    sa.update(resource)
+    .where(resource.c.id == _p("b_id"), resource.c.revision == _p("b_revision"))
+    .values(
+        {c: _p(c) for c in COLUMNS if c not in ("id", "kind", "name", "account_id", "account", "owner", "created_at")}
+    )
+)
+DELETE = sa.delete(resource).where(resource.c.id == _p("id"))
+
+LABELS_DELETE = sa.delete(label).where(label.c.id == _p("id"))
+LINKS_OF = sa.select(link.c.field, link.c.target).where(link.c.source == _p("source"))
+LINKS_DELETE = sa.delete(link).where(link.c.source == _p("source"))
+LINKED_BY = (
+    sa.select(resource.c.id, resource.c.kind, resource.c.name, resource.c.account_id, resource.c.deleting_at)
+    .select_from(link.join(resource, link.c.source == resource.c.id))
+    .where(link.c.target == _p("target"), resource.c.owner != _p("target"))
+    .limit(1)
+)
+DELETING_TARGETS = (
+    sa.select(resource.c.id)
+    .select_from(link.join(resource, link.c.target == resource.c.id))
+    .where(link.c.source == _p("source"), resource.c.deleting_at.is_not(None))
+)
+
+CLAIM_OWNER = sa.select(claim.c.owner).where(claim.c.space == _p("space"), claim.c.value == _p("value"))
+CLAIMED = sa.select(claim.c.value, claim.c.number).where(claim.c.owner == _p("owner"), claim.c.space == _p("space"))
+CLAIM_RELEASE = sa.delete(claim).where(claim.c.owner == _p("owner"))
+CLAIM_RELEASE_SPACE = sa.delete(claim).where(claim.c.owner == _p("owner"), claim.c.space == _p("space"))
+CLAIM_RELEASE_VALUE = sa.delete(claim).where(
+    claim.c.owner == _p("owner"), claim.c.space == _p("space"), claim.c.value == _p("value")
+)
+CLAIM_LAST = sa.select(sa.func.max(claim.c.number)).where(claim.c.space == _p("space"), claim.c.number <= _p("high"))
+_next = claim.alias("next")
+CLAIM_GAP = sa.select(sa.func.min(claim.c.number)).where(
+    claim.c.space == _p("space"),
+    claim.c.number >= _p("low"),
+    claim.c.number < _p("high"),
+    ~sa.exists().where(_next.c.space == claim.c.space, _next.c.number == claim.c.number + 1),
+)
+CLAIM_NUMBER = sa.select(claim.c.owner).where(claim.c.space == _p("space"), claim.c.number == _p("number"))
+
+BUDGET = sa.select(budget.c.capacity, budget.c.used).where(budget.c.space == _p("space"))
+BUDGET_ADD = (
+    sa.update(budget)
+    .where(
+        budget.c.space == _p("b_space"),
+        sa.or_(_p("delta", type_=sa.BigInteger) <= 0, budget.c.used + _p("delta") <= budget.c.capacity),
+    )
+    .values(used=budget.c.used + _p("delta"))
+)
+BUDGET_DELETE = sa.delete(budget).where(budget.c.space == _p("space"))
+CHARGE = sa.select(charge.c.amount).where(charge.c.space == _p("space"), charge.c.owner == _p("owner"))
+CHARGES_OF = sa.select(charge.c.space, charge.c.amount).where(charge.c.owner == _p("owner"))
+CHARGE_DELETE = sa.delete(charge).where(charge.c.space == _p("space"), charge.c.owner == _p("owner"))
+
+WORK_DUE = (
+    sa.select(work.c.id, work.c.token, work.c.attempts, work.c.seq)
+    .where(work.c.due <= _p("now"), work.c.lease_until <= _p("now"))
+    .order_by(work.c.due)
+    .limit(_p("n"))
+)
+WORK_LEASE = (
+    sa.update(work)
+    .where(work.c.id == _p("b_id"))
+    .values(lease_until=_p("until"), server=_p("server"), token=work.c.token + 1)
+)
+WORK_RENEW = (
+    sa.update(work).where(work.c.id == _p("b_id"), work.c.token == _p("b_token")).values(lease_until=_p("until"))
+)
+WORK_TOKEN = sa.select(work.c.token, work.c.seq).where(work.c.id == _p("id"))
+WORK_AGAIN = (
+    sa.update(work)
+    .where(work.c.id == _p("b_id"), work.c.token == _p("b_token"))
+    .values(lease_until=0.0, server="", due=_p("due"), attempts=_p("attempts"))
+)
+WORK_DELETE = sa.delete(work).where(work.c.id == _p("id"))
+WORK_NEXT = sa.select(sa.func.min(sa.case((work.c.lease_until > work.c.due, work.c.lease_until), else_=work.c.due)))
+WORK_MISSING = (
+    sa.select(resource.c.id)
+    .where(resource.c.ready != "true", resource.c.id.not_in(sa.select(work.c.id)), resource.c.id > _p("after"))
+    .order_by(resource.c.id)
+    .limit(_p("n"))
+)
+
+AUDIT_LAST = sa.select(sa.func.max(audit.c.seq)).where(audit.c.server == _p("server"))
+IDEMPOTENCY = sa.select(idempotency.c.digest, idempotency.c.status, idempotency.c.body).where(
+    idempotency.c.principal == _p("principal"), idempotency.c.key == _p("key")
+)
+CREDENTIAL = sa.select(credential.c.purpose, credential.c.id, credential.c.expires_at).where(
+    credential.c.hash == _p("hash")
+)
+CREDENTIAL_DELETE = sa.delete(credential).where(credential.c.hash == _p("hash"))
+CREDENTIALS_DELETE = sa.delete(credential).where(credential.c.id == _p("id"))
+PRESENCE = sa.select(presence.c.seen_at, presence.c.server).where(presence.c.host == _p("host"))
+PRESENCE_DELETE = sa.delete(presence).where(presence.c.host == _p("host"))
+SILENT = (
+    sa.select(presence.c.host)
+    .select_from(presence.join(resource, presence.c.host == resource.c.id))
+    .where(presence.c.seen_at < _p("before"), resource.c.ready == "true")
+)
+SAMPLE = sa.select(sample.c.at, sample.c.body).where(sample.c.id == _p("id"))
+SAMPLE_DELETE = sa.delete(sample).where(sample.c.id == _p("id"))
+SETTING = sa.select(setting.c.value).where(setting.c.name == _p("name"))
+PRUNE = (
+    sa.delete(gone).where(gone.c.at < _p("before")),
+    sa.delete(idempotency).where(idempotency.c.at < _p("before")),
+    sa.delete(credential).where(credential.c.expires_at > 0, credential.c.expires_at < _p("before")),
+)
+
+
+class Statements:
+    """The inserts, whose ON CONFLICT is spelled by the dialect."""
+
+    def __init__(self, insert: Callable[[sa.Table], Any]) -> None:
+        def of(table: sa.Table) -> Any:
+            return insert(table).values({column.name: _p(column.name) for column in table.columns})
+
+        def upsert(table: sa.Table, *, only: tuple[str, ...] = ()) -> Any:
+            statement = of(table)
+            keys = [column.name for column in table.primary_key]
+            names = only or tuple(column.name for column in table.columns if column.name not in keys)
+            return statement.on_conflict_do_update(
+                index_elements=keys, set_={name: statement.excluded[name] for name in names}
+            )
+
+        self.resource = of(resource)
+        self.gone = of(gone)
+        self.label = of(label)
+        self.link = upsert(link)
+        self.claim = of(claim).on_conflict_do_nothing()
+        self.capacity = insert(budget).values(space=_p("space"), capacity=_p("capacity"), used=0)
+        self.capacity = self.capacity.on_conflict_do_update(
+            index_elements=["space"], set_={"capacity": self.capacity.excluded.capacity}
+        )
+        self.charge = upsert(charge)
+        enqueue = insert(work).values(
+            id=_p("id"), due=_p("due"), lease_until=0.0, server="", token=0, attempts=0, seq=1
+        )
+        self.enqueue = enqueue.on_conflict_do_update(
+            index_elements=["id"],
+            set_={
+                "due": sa.case((enqueue.excluded.due < work.c.due, enqueue.excluded.due), else_=work.c.due),
+                "seq": work.c.seq + 1,
+            },
+        )
+        self.event = of(event)
+        self.audit = of(audit)
+        self.idempotency = of(idempotency)
+        self.credential = of(credential)
+        self.presence = upsert(presence)
+        self.sample = upsert(sample)
+        self.setting = upsert(setting)

@@ -1,0 +1,169 @@
+"""The store: reads, and writes as transactions. What a caller was told is done is on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from msgspec import Struct
+
+from pileus.kernel import records
+from pileus.kernel.clock import Clock
+from pileus.kernel.errors import NotFound
+from pileus.kernel.ids import IdSource
+from pileus.kernel.kind import Registry, Resource
+from pileus.kernel.store import statements as sql
+from pileus.kernel.store.engine import Engine, Row, Session
+from pileus.kernel.store.tables import label, resource
+from pileus.kernel.transaction import Transaction
+
+T = TypeVar("T")
+
+
+class Filter(Struct, frozen=True, kw_only=True):
+    """What a list is limited to; empty means any. All of them use an index."""
+
+    kind: str
+    account_id: str | None = None
+    public: bool = False
+    """With ``account_id``: also what belongs to the cluster."""
+    host: str = ""
+    zone: str = ""
+    vdc: str = ""
+    owner: str = ""
+    name: str = ""
+    ready: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    ids: tuple[str, ...] = ()
+
+
+class _Undone(Exception):
+    """Carries the result of a dry run out of its transaction."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__()
+        self.result = result
+
+
+class Store:
+    """Resources and what belongs to them, on one engine."""
+
+    def __init__(self, engine: Engine, registry: Registry, clock: Clock, server: str = "server") -> None:
+        self.engine = engine
+        self.registry = registry
+        self.clock = clock
+        self.server = server
+        self._ids = IdSource()
+        self._lists: dict[tuple[Any, ...], sa.Select[Any]] = {}
+
+    async def write(self, work: Callable[[Transaction], Awaitable[T]], *, reconciling: str = "") -> T:
+        """Run ``work`` in a transaction; its result is returned once durable. What it raises undoes all of it."""
+
+        async def inside(session: Session) -> T:
+            transaction = Transaction(session, self.registry, self.clock, self._ids)
+            transaction.server = self.server
+            transaction.reconciling = reconciling
+            return await work(transaction)
+
+        return await self.engine.write(inside)
+
+    async def dry_run(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Run ``work`` and undo it; return its result."""
+
+        async def inside(transaction: Transaction) -> T:
+            raise _Undone(await work(transaction))
+
+        try:
+            return await self.write(inside)
+        except _Undone as undone:
+            result: T = undone.result
+            return result
+
+    async def get(self, id: str) -> Resource:
+        """Return the resource. Raises: NotFound."""
+        row = await self.row(id)
+        if row is None:
+            raise NotFound(f"there is no object {id}")
+        return records.decode(self.registry, row)
+
+    async def row(self, id: str) -> Row | None:
+        """Return the stored row of the resource, if it exists."""
+        rows = await self.engine.fetch(sql.GET, id=id)
+        return rows[0] if rows else None
+
+    async def find_row(self, kind: str, account_id: str, name: str) -> Row | None:
+        """Return the row of the resource with this name, if there is one."""
+        rows = await self.engine.fetch(sql.FIND, kind=kind, account_id=account_id, name=name)
+        return rows[0] if rows else None
+
+    async def links(self, source: str) -> dict[str, str]:
+        """Return what ``source`` refers to: field to id."""
+        return {field: target for field, target in await self.engine.fetch(sql.LINKS_OF, source=source)}
+
+    async def list_rows(self, filter: Filter, *, after: str = "", limit: int = 500) -> Sequence[Row]:
+        """Return at most ``limit`` rows with ids above ``after``, in the order of their ids."""
+        statement = self._list_statement(filter)
+        parameters: dict[str, Any] = {"kind": filter.kind, "after": after, "limit": limit}
+        for word in ("account_id", "host", "zone", "vdc", "owner", "name", "ready"):
+            parameters[word] = getattr(filter, word)
+        for position, (key, value) in enumerate(filter.labels):
+            parameters[f"key{position}"], parameters[f"value{position}"] = key, value
+        for position, id in enumerate(filter.ids):
+            parameters[f"id{position}"] = id
+        return await self.engine.fetch(statement, **parameters)
+
+    async def list(self, filter: Filter, *, after: str = "", limit: int = 500) -> list[Resource]:
+        """Return the resources of ``list_rows``, decoded."""
+        return [records.decode(self.registry, row) for row in await self.list_rows(filter, after=after, limit=limit)]
+
+    def _list_statement(self, filter: Filter) -> sa.Select[Any]:
+        words = tuple(word for word in ("host", "zone", "vdc", "owner", "name", "ready") if getattr(filter, word))
+        shape = (filter.account_id is not None, filter.public, words, len(filter.labels), len(filter.ids))
+        statement = self._lists.get(shape)
+        if statement is None:
+            statement = self._lists[shape] = _build_list(filter, words)
+        return statement
+
+    async def fetch(self, statement: sa.sql.ClauseElement, **parameters: Any) -> Sequence[Row]:
+        """Return the rows of one of the kernel's own reads."""
+        return await self.engine.fetch(statement, **parameters)
+
+    async def sample(self, id: str) -> tuple[float, str] | None:
+        """Return (Unix seconds, JSON) of the latest counters reported for a resource."""
+        rows = await self.engine.fetch(sql.SAMPLE, id=id)
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    async def put_settings(self, values: Mapping[str, str]) -> None:
+        """Write settings of the cluster."""
+
+        async def put(transaction: Transaction) -> None:
+            for name, value in values.items():
+                await transaction.change(transaction.insert.setting, name=name, value=value)
+
+        await self.write(put)
+
+    async def setting(self, name: str) -> str | None:
+        """Return a setting of the cluster."""
+        rows = await self.engine.fetch(sql.SETTING, name=name)
+        return rows[0][0] if rows else None
+
+
+def _build_list(filter: Filter, words: tuple[str, ...]) -> sa.Select[Any]:
+    columns = resource.c
+    where = [columns.kind == sa.bindparam("kind"), columns.id > sa.bindparam("after")]
+    if filter.account_id is not None:
+        own = columns.account_id == sa.bindparam("account_id")
+        where.append(sa.or_(own, columns.account_id == sa.literal_column("''")) if filter.public else own)
+    for word in words:
+        where.append(columns[word] == sa.bindparam(word))
+        if word in ("host", "zone", "vdc", "owner"):
+            where.append(columns[word] != sa.literal_column("''"))  # lets the partial index serve
+    for position in range(len(filter.labels)):
+        has = sa.select(label.c.id).where(
+            label.c.key == sa.bindparam(f"key{position}"), label.c.value == sa.bindparam(f"value{position}")
+        )
+        where.append(columns.id.in_(has))
+    if filter.ids:
+        where.append(columns.id.in_([sa.bindparam(f"id{position}") for position in range(len(filter.ids))]))
+    return sa.select(resource).where(*where).order_by(columns.id).limit(sa.bindparam("limit"))
