@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Literal, Protocol
 
 from msgspec import Struct
 
 DiskFormat = Literal["qcow2", "raw"]
+PartName = Literal["disk", "kernel", "initrd"]
 
 
 class ImageFacts(Struct, frozen=True, kw_only=True):
@@ -19,6 +20,25 @@ class ImageFacts(Struct, frozen=True, kw_only=True):
     sha256: str = ""
 
 
+class ImagePart(Struct, frozen=True, kw_only=True):
+    """One file of an image, as whoever has it describes it; ``sha256`` in lower-case hexadecimal."""
+
+    size_bytes: int
+    sha256: str
+
+
+class ImageSpec(Struct, frozen=True, kw_only=True):
+    """An image to be cached: ``parts`` has ``disk`` always, ``kernel`` and ``initrd`` when it can be booted directly.
+
+    ``format`` and ``virtual_size_bytes`` are what inspection found; the pool never reads them from the file again.
+    """
+
+    id: str
+    format: DiskFormat
+    virtual_size_bytes: int
+    parts: dict[PartName, ImagePart]
+
+
 class ImageFile(Struct, frozen=True, kw_only=True):
     """An image in the pool's cache; ``kernel``/``initrd`` are set when it can be booted directly."""
 
@@ -26,6 +46,7 @@ class ImageFile(Struct, frozen=True, kw_only=True):
     path: str
     format: DiskFormat
     size_bytes: int
+    virtual_size_bytes: int
     kernel: str | None = None
     initrd: str | None = None
 
@@ -69,10 +90,13 @@ class DiskPool(Protocol):
         """Return every volume file of the pool."""
 
     async def create(self, spec: VolumeSpec) -> VolumeFact:
-        """Make the volume as qcow2; there already: its fact. Raises DiskFull, DriverError (NoImage)."""
+        """Make the volume as qcow2; there already: its fact.
+
+        Raises: DiskFull, DriverError (NoImage; VolumeTooSmall for its image; SizeRefused unless a multiple of 512).
+        """
 
     async def resize(self, volume: str, size_bytes: int) -> None:
-        """Grow a volume that no machine uses; smaller or equal: nothing. Raises DiskFull."""
+        """Grow a volume that no machine uses; smaller or equal: nothing. Raises DiskFull, DriverError (NoVolume)."""
 
     async def delete(self, volume: str) -> None:
         """Remove the volume's file."""
@@ -80,9 +104,11 @@ class DiskPool(Protocol):
     async def images(self) -> dict[str, ImageFile]:
         """Return every complete image of the cache."""
 
-    async def put_image(self, image: str, part: Literal["disk", "kernel", "initrd"], chunks: AsyncIterator[bytes],
-                        sha256: str, format: DiskFormat = "qcow2") -> None:
-        """Write one part of an image into the cache, atomically. Raises ImageRefused (DigestMismatch), DiskFull."""
+    async def put_image(self, spec: ImageSpec, fetch: Callable[[PartName], AsyncIterator[bytes]]) -> ImageFile:
+        """Cache the image, whole or not at all; there already: nothing is fetched.
+
+        Raises: ImageRefused (DigestMismatch, SizeMismatch), DiskFull, and whatever ``fetch`` raises.
+        """
 
     async def delete_image(self, image: str) -> None:
         """Remove an image from the cache. Raises DriverError (ImageInUse) while a volume is a child of it."""

@@ -25,14 +25,25 @@ class Throttle(Struct, frozen=True, kw_only=True):
     bytes_per_s: int = 0
 
 
+class BackingFile(Struct, frozen=True, kw_only=True):
+    """A read-only layer below a disk; its format is named by us, never taken from a header that a guest can write."""
+
+    path: str
+    format: Literal["qcow2", "raw"]
+
+
 class DiskAttachment(Struct, frozen=True, kw_only=True):
-    """A virtio-blk disk; ``id`` is the volume's id and (its last 20 characters) the serial number the guest sees."""
+    """A virtio-blk disk; ``id`` is the volume's id and (its last 20 characters) the serial number the guest sees.
+
+    ``backing`` lists the layers below, nearest first; what the headers say about backing files is not followed.
+    """
 
     id: str
     path: str
     format: Literal["qcow2", "raw"]
     read_only: bool = False
     throttle: Throttle = Throttle()
+    backing: tuple[BackingFile, ...] = ()
 
 
 class NicAttachment(Struct, frozen=True, kw_only=True):

@@ -1,0 +1,165 @@
+"""A VM: what a tenant asks for, what was decided, what its host has."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from pileus.kernel.condition import Condition, ready, unknown, unready
+from pileus.kernel.fields import ImageRef, NetworkRef, OfferingRef, Problem, VdcRef, VolumeRef
+from pileus.kernel.kind import Column, Kind, Resource
+
+Power = Literal["running", "stopped", "paused"]
+
+
+class VmNic(Struct, frozen=True, kw_only=True):
+    """A NIC of the VM."""
+
+    network: Annotated[NetworkRef, Meta(description="Network it is on.")] = "default"
+    address: Annotated[str, Meta(description="IPv4 address in the network's range; empty: the next free one.")] = ""
+    extra_addresses: Annotated[
+        tuple[str, ...], Meta(max_length=15, description="Further addresses that the guest may use on this NIC.")
+    ] = ()
+
+
+class VmVolume(Struct, frozen=True, kw_only=True):
+    """A further disk of the VM."""
+
+    volume: Annotated[VolumeRef, Meta(description="A volume of the account that no other VM has.")]
+
+
+class VmDesired(Struct, frozen=True, kw_only=True):
+    """The wish. Size: an offering, or ``vcpus`` with ``memory_mib``; neither: the offering tiny."""
+
+    image: Annotated[ImageRef, Meta(description="Image the root volume starts from.")] = "tiny"
+    offering: Annotated[OfferingRef, Meta(description="Named size; left out with vcpus and memory_mib.")] = ""
+    vcpus: Annotated[int, Meta(ge=0, le=256, description="Virtual CPUs, instead of an offering.")] = 0
+    memory_mib: Annotated[int, Meta(ge=0, le=4_194_304, description="Memory in MiB, instead of an offering.")] = 0
+    disk_gib: Annotated[
+        int,
+        Meta(ge=0, le=65_536, description="Size of the root volume in GiB; 0: what the offering says, else the image."),
+    ] = 0
+    nics: Annotated[tuple[VmNic, ...], Meta(max_length=8, description="NICs, in the order the guest sees them.")] = (
+        VmNic(),
+    )
+    volumes: Annotated[tuple[VmVolume, ...], Meta(max_length=16, description="Further disks.")] = ()
+    power: Annotated[Power, Meta(description="What the VM shall be.")] = "running"
+    boot_serial: Annotated[
+        int,
+        Meta(ge=0, description="Raising it boots the VM once more: a reboot, or a start after the guest powered off."),
+    ] = 0
+    restart: Annotated[
+        Literal["always", "on-failure", "never"],
+        Meta(
+            description="What to do when the VM ends by itself; on-failure leaves a guest off that powered itself off."
+        ),
+    ] = "on-failure"
+    shutdown_timeout_s: Annotated[
+        int, Meta(ge=0, le=3600, description="How long a guest may take to power off before it is ended, in seconds.")
+    ] = 30
+    user_data: Annotated[
+        str,
+        Meta(
+            max_length=65_536, description="Script or cloud-config for the guest's first start.", extra={"file": True}
+        ),
+    ] = ""
+    ssh_keys: Annotated[
+        tuple[str, ...], Meta(max_length=32, description="Public keys that may log in.", extra={"flag": "ssh-key"})
+    ] = ()
+    vdc: Annotated[VdcRef, Meta(description="The account's vdc; left out: the only one.")] = ""
+
+
+class VmAssigned(Struct, frozen=True, kw_only=True):
+    """The decisions. ``volumes[0]`` is the root volume; ids of volumes and ports in the order of the guest's devices."""
+
+    zone: str
+    vdc: str
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+    host: str = ""
+    volumes: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    image: str = ""
+    append: str = ""
+    """Kernel arguments when the image is booted directly; empty: from its disk."""
+    iops_limit: int = 0
+    bandwidth_limit_kbps: int = 0
+
+
+class VmExit(Struct, frozen=True, kw_only=True):
+    """How the VM last ended; ``at`` is RFC 3339."""
+
+    reason: str
+    at: str
+    message: str = ""
+
+
+class VmObserved(Struct, frozen=True, kw_only=True):
+    """What the host has. ``boots`` counts starts and resets; ``failures`` the ends in a row that nobody asked for."""
+
+    power: Literal["running", "stopped", "paused", "absent"]
+    vcpus: int = 0
+    memory_mib: int = 0
+    boots: int = 0
+    boot_serial: int = 0
+    failures: int = 0
+    started_at: str = ""
+    exit: VmExit | None = None
+    volumes: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    problem: Problem | None = None
+
+
+def _ready(resource: Resource) -> Condition:
+    desired: VmDesired = resource.desired
+    observed: VmObserved | None = resource.observed
+    if resource.assigned is None or not resource.assigned.host:
+        return unready("Deciding", "no host has been chosen yet")
+    if resource.deleting:
+        return unready("Deleting", f"the VM is {observed.power if observed else 'unknown'}")
+    if observed is None:
+        return unready("Starting", "its host has not reported it yet")
+    if observed.problem is not None:
+        return unready(observed.problem.reason, observed.problem.message)
+    if observed.power != desired.power:
+        return _not_as_wished(desired, observed)
+    if observed.power == "running":
+        return ready()
+    return ready("AsDesired", f"the VM is {observed.power}, as wished")
+
+
+def _not_as_wished(desired: VmDesired, observed: VmObserved) -> Condition:
+    if observed.power == "stopped" and observed.exit is not None and desired.power == "running":
+        if observed.exit.reason == "guest-shutdown":
+            return unready("GuestShutdown", "the guest powered itself off; `pileus start vm` starts it again")
+        return unready("Ended", f"the VM ended ({observed.exit.reason}) {observed.exit.message}".rstrip())
+    return unready("Converging", f"the VM is {observed.power}, wished {desired.power}")
+
+
+def silent(host: str) -> Condition:
+    """Return the condition of a VM whose host reports nothing."""
+    return unknown("HostSilent", f"host {host} does not report; the VM may still run there")
+
+
+KIND = Kind(
+    name="compute.vm",
+    summary="A virtual machine of an account.",
+    desired=VmDesired,
+    assigned=VmAssigned,
+    observed=VmObserved,
+    ready=_ready,
+    aliases=("virtualmachine",),
+    immutable=frozenset({"image", "vdc", "user_data", "ssh_keys"}),
+    host_bound=True,
+    columns=(
+        Column("POWER", "observed.power"),
+        Column("ADDRESS", "desired.nics.0.address"),
+        Column("IMAGE", "desired.image"),
+        Column("VCPUS", "assigned.vcpus"),
+        Column("MEMORY", "assigned.memory_mib"),
+        Column("VDC", "vdc", wide=True, ref="tenancy.vdc"),
+        Column("HOST", "host", wide=True, ref="infra.host"),
+    ),
+)

@@ -1,0 +1,216 @@
+"""A disk pool without a disk: the same rules and errors as the real one, light enough for thousands of hosts.
+
+What the pool holds lives in a ``PoolWorld``, so that a new pool over the same world is an agent that started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from pileus.drivers.host.disk.base import (
+    ImageFile,
+    ImageSpec,
+    PartName,
+    PoolCapacity,
+    VolumeFact,
+    VolumeSpec,
+)
+from pileus.drivers.host.errors import DiskFull, DriverError, ImageRefused
+
+EMPTY_VOLUME_BYTES = 196_624
+"""What qemu-img 7.2 makes of an empty volume of 1 GiB, measured."""
+
+SECTOR_BYTES = 512
+
+
+class Failure(Struct, kw_only=True):
+    """An error for the ``at``-th call named ``call``; ``after``: the work was done, its answer lost."""
+
+    call: str
+    at: int
+    error: Exception
+    after: bool = False
+
+
+class PoolWorld(Struct, kw_only=True):
+    """What outlives the agent: images, volumes, and what goes wrong. Every call that writes sleeps ``latency_s``."""
+
+    latency_s: float = 0.0
+    images: dict[str, ImageFile] = field(default_factory=dict)
+    volumes: dict[str, VolumeFact] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    """How often each call was made so far."""
+
+    def fail(self, call: str, error: Exception, *, at: int = 1, after: bool = False) -> None:
+        """Let the ``at``-th next ``call`` (such as ``create``) raise ``error``, before its work or after it."""
+        planned = Failure(call=call, at=self.counts.get(call, 0) + at, error=error, after=after)
+        self.failures.append(planned)
+
+    def write(self, volume: str, used_bytes: int) -> None:
+        """Let the guest fill its volume to ``used_bytes`` on the host's disk."""
+        self.volumes[volume] = replace(self.volumes[volume], used_bytes=used_bytes)
+
+
+class FakePool:
+    """The pool of one simulated host with ``capacity_bytes`` of disk."""
+
+    def __init__(self, world: PoolWorld, capacity_bytes: int) -> None:
+        self._world = world
+        self._total_bytes = capacity_bytes
+
+    async def open(self) -> None:
+        """Do nothing: an interrupted call leaves nothing in the world."""
+
+    async def capacity(self) -> PoolCapacity:
+        """Return the simulated disk's size and room."""
+        return PoolCapacity(total_bytes=self._total_bytes, free_bytes=self._free_bytes())
+
+    async def volumes(self) -> dict[str, VolumeFact]:
+        """Return every volume."""
+        return dict(self._world.volumes)
+
+    async def create(self, spec: VolumeSpec) -> VolumeFact:
+        """Make the volume; there already: its fact. Raises what the real pool does."""
+        async with _Call(self._world, "create"):
+            fact = self._world.volumes.get(spec.id)
+            if fact is None:
+                _check_size(spec.id, spec.size_bytes)
+                self._check_image(spec)
+                self._take(f"volume {spec.id}", EMPTY_VOLUME_BYTES)
+                fact = self._world.volumes[spec.id] = VolumeFact(
+                    id=spec.id,
+                    path=f"/simulated/pool/volumes/{spec.id}.qcow2",
+                    format="qcow2",
+                    size_bytes=spec.size_bytes,
+                    used_bytes=EMPTY_VOLUME_BYTES,
+                    image=spec.image,
+                )
+        return fact
+
+    async def resize(self, volume: str, size_bytes: int) -> None:
+        """Grow a volume; smaller or equal: nothing. Raises DriverError (NoVolume, SizeRefused)."""
+        async with _Call(self._world, "resize"):
+            fact = self._world.volumes.get(volume)
+            if fact is None:
+                raise DriverError("NoVolume", f"volume {volume} is not in the simulated pool; create it first")
+            if size_bytes > fact.size_bytes:
+                _check_size(volume, size_bytes)
+                self._world.volumes[volume] = replace(fact, size_bytes=size_bytes)
+
+    async def delete(self, volume: str) -> None:
+        """Remove the volume; gone already is success."""
+        async with _Call(self._world, "delete"):
+            self._world.volumes.pop(volume, None)
+
+    async def images(self) -> dict[str, ImageFile]:
+        """Return every image of the cache."""
+        return dict(self._world.images)
+
+    async def put_image(self, spec: ImageSpec, fetch: Callable[[PartName], AsyncIterator[bytes]]) -> ImageFile:
+        """Cache the image after reading and checking every part. Raises ImageRefused, DiskFull."""
+        async with _Call(self._world, "put_image"):
+            if spec.id not in self._world.images:
+                self._take(f"image {spec.id}", sum(part.size_bytes for part in spec.parts.values()))
+                for name in spec.parts:
+                    await _verify(spec, name, fetch(name))
+                self._world.images[spec.id] = _image_file(spec)
+        return self._world.images[spec.id]
+
+    async def delete_image(self, image: str) -> None:
+        """Remove an image. Raises DriverError (ImageInUse) while a volume is a child of it."""
+        async with _Call(self._world, "delete_image"):
+            children = sorted(fact.id for fact in self._world.volumes.values() if fact.image == image)
+            if children:
+                message = (
+                    f"image {image} is the origin of {len(children)} volumes, such as {children[0]}; delete them first"
+                )
+                raise DriverError("ImageInUse", message)
+            self._world.images.pop(image, None)
+
+    def _free_bytes(self) -> int:
+        used_bytes = sum(fact.used_bytes for fact in self._world.volumes.values())
+        return max(0, self._total_bytes - used_bytes - sum(image.size_bytes for image in self._world.images.values()))
+
+    def _take(self, subject: str, needed_bytes: int) -> None:
+        """Raises: DiskFull when there is less room than that."""
+        free_bytes = self._free_bytes()
+        if free_bytes < needed_bytes:
+            raise DiskFull(
+                f"the simulated pool has no room for {subject}: it needs {needed_bytes} bytes, {free_bytes} are free; "
+                "delete volumes or images, or give the pool more room"
+            )
+
+    def _check_image(self, spec: VolumeSpec) -> None:
+        """Raises: DriverError (NoImage, VolumeTooSmall)."""
+        if spec.image is None:
+            return
+        image = self._world.images.get(spec.image)
+        if image is None:
+            raise DriverError("NoImage", f"image {spec.image} of volume {spec.id} is not cached; fetch it first")
+        if image.virtual_size_bytes > spec.size_bytes:
+            smallest = f"the {image.virtual_size_bytes} bytes of its image {image.id}"
+            raise DriverError("VolumeTooSmall", f"volume {spec.id} is smaller than {smallest}; make it larger")
+
+
+class _Call:
+    """One call that writes: it takes its time, and fails when the world says so."""
+
+    def __init__(self, world: PoolWorld, name: str) -> None:
+        self._world = world
+        self._name = name
+        self._lost: Exception | None = None
+
+    async def __aenter__(self) -> None:
+        world = self._world
+        number = world.counts[self._name] = world.counts.get(self._name, 0) + 1
+        due = [failure for failure in world.failures if failure.call == self._name and failure.at == number]
+        await asyncio.sleep(world.latency_s)
+        for failure in due:
+            world.failures.remove(failure)
+            if not failure.after:
+                raise failure.error
+            self._lost = failure.error
+
+    async def __aexit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if exc is None and self._lost is not None:
+            raise self._lost
+
+
+def _check_size(volume: str, size_bytes: int) -> None:
+    """Raises: DriverError (SizeRefused)."""
+    if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
+        raise DriverError(
+            "SizeRefused", f"volume {volume} cannot have {size_bytes} bytes; use a multiple of {SECTOR_BYTES}"
+        )
+
+
+async def _verify(spec: ImageSpec, name: PartName, chunks: AsyncIterator[bytes]) -> None:
+    """Raises: ImageRefused (SizeMismatch, DigestMismatch)."""
+    part, subject = spec.parts[name], f"the {name} of image {spec.id}"
+    digest, size_bytes = hashlib.sha256(), 0
+    async for chunk in chunks:
+        digest.update(chunk)
+        size_bytes += len(chunk)
+    if size_bytes != part.size_bytes:
+        raise ImageRefused("SizeMismatch", f"{subject} has {size_bytes} bytes, {part.size_bytes} were announced")
+    if digest.hexdigest() != part.sha256:
+        raise ImageRefused("DigestMismatch", f"{subject} does not have the announced SHA-256; send it again")
+
+
+def _image_file(spec: ImageSpec) -> ImageFile:
+    folder = f"/simulated/pool/images/{spec.id}"
+    return ImageFile(
+        id=spec.id,
+        path=f"{folder}/disk",
+        format=spec.format,
+        size_bytes=spec.parts["disk"].size_bytes,
+        virtual_size_bytes=spec.virtual_size_bytes,
+        kernel=f"{folder}/kernel" if "kernel" in spec.parts else None,
+        initrd=f"{folder}/initrd" if "initrd" in spec.parts else None,
+    )

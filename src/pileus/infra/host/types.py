@@ -1,0 +1,115 @@
+"""A host: a Linux machine with an agent."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from pileus.kernel.condition import Condition, ready, unknown, unready
+from pileus.kernel.fields import PodRef, Problem, ProviderRef
+from pileus.kernel.kind import Column, Kind, Resource
+
+HostRole = Literal["compute", "routing", "storage"]
+
+
+class HostDesired(Struct, frozen=True, kw_only=True):
+    """What the host is for."""
+
+    pod: Annotated[PodRef, Meta(description="The pod; left out: the only one.")] = ""
+    roles: Annotated[tuple[HostRole, ...], Meta(min_length=1, description="What runs here.")] = (
+        "compute",
+        "routing",
+        "storage",
+    )
+    provider: Annotated[ProviderRef, Meta(description="Who owns the machine; empty: the operator.")] = ""
+    scheduling: Annotated[
+        Literal["enabled", "cordoned"], Meta(description="cordoned: no new VMs; those here stay.")
+    ] = "enabled"
+    vcpus_per_cpu: Annotated[
+        int,
+        Meta(ge=1, le=64, description="Virtual CPUs given out per CPU of the machine; 16 is the field's usual value."),
+    ] = 16
+    memory_reserve_mib: Annotated[
+        int, Meta(ge=0, le=1_048_576, description="Memory kept for the host itself, in MiB.")
+    ] = 1024
+
+
+class HostAssigned(Struct, frozen=True, kw_only=True):
+    """Where the host is; ``host`` is its own id, so that its agent gets its row."""
+
+    host: str
+    zone: str
+    pod: str
+    silent: Literal["yes", "no"] = "no"
+    """``yes`` once no report came for SILENT_AFTER_S."""
+    seen_at: str = ""
+
+
+class HostNic(Struct, frozen=True, kw_only=True):
+    """A network interface of the machine. ``speed_mbps`` 0: not known; ``bond``: the bond it is part of."""
+
+    name: str
+    mac: str
+    mtu: int
+    addresses: tuple[str, ...] = ()
+    speed_mbps: int = 0
+    bond: str = ""
+
+
+class HostObserved(Struct, frozen=True, kw_only=True):
+    """What the agent found."""
+
+    version: str
+    cpus: int
+    memory_mib: int
+    kernel: str = ""
+    accelerator: str = ""
+    accelerator_reason: str = ""
+    hypervisor: str = ""
+    switch: str = ""
+    nics: tuple[HostNic, ...] = ()
+    problem: Problem | None = None
+
+
+SILENT_AFTER_S = 15.0
+"""A host that reported nothing for this long is unknown (reliability: fencing timeline)."""
+
+
+def space(host: str, word: Literal["vcpus", "memory_mib"]) -> str:
+    """Return the budget space of a host's capacity."""
+    return f"host/{host}/{word}"
+
+
+def _ready(resource: Resource) -> Condition:
+    if resource.assigned is not None and resource.assigned.silent == "yes":
+        return unknown("HostSilent", f"the agent last reported at {resource.assigned.seen_at}; see that it runs")
+    observed: HostObserved | None = resource.observed
+    if observed is None:
+        return unready("NoAgent", "no agent has joined yet; see `pileus join-token`")
+    if observed.problem is not None:
+        return unready(observed.problem.reason, observed.problem.message)
+    return ready()
+
+
+KIND = Kind(
+    name="infra.host",
+    summary="A Linux machine with an agent, on which VMs run.",
+    desired=HostDesired,
+    assigned=HostAssigned,
+    observed=HostObserved,
+    ready=_ready,
+    scope="cluster",
+    readable_by="operator",
+    writable_by="operator",
+    immutable=frozenset({"pod"}),
+    host_bound=True,
+    columns=(
+        Column("CPUS", "observed.cpus"),
+        Column("MEMORY", "observed.memory_mib"),
+        Column("ACCELERATOR", "observed.accelerator"),
+        Column("SCHEDULING", "desired.scheduling"),
+        Column("POD", "assigned.pod", wide=True, ref="infra.pod"),
+        Column("ZONE", "zone", wide=True, ref="infra.zone"),
+    ),
+)

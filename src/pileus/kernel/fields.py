@@ -1,0 +1,31 @@
+"""Annotated types for the fields of sections: what ``explain``, the CLI's flags and admission are derived from.
+
+``ref`` in a field's extra data names the kind that its value must be the name or id of; ``file`` lets the CLI read the
+value from a file; ``unit`` is said in messages.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+AccountRef = Annotated[str, Meta(extra={"ref": "tenancy.account"})]
+UserRef = Annotated[str, Meta(extra={"ref": "tenancy.user"})]
+RoleRef = Annotated[str, Meta(extra={"ref": "tenancy.role"})]
+VdcRef = Annotated[str, Meta(extra={"ref": "tenancy.vdc"})]
+ZoneRef = Annotated[str, Meta(extra={"ref": "infra.zone"})]
+PodRef = Annotated[str, Meta(extra={"ref": "infra.pod"})]
+HostRef = Annotated[str, Meta(extra={"ref": "infra.host"})]
+ProviderRef = Annotated[str, Meta(extra={"ref": "infra.provider"})]
+ImageRef = Annotated[str, Meta(extra={"ref": "storage.image"})]
+VolumeRef = Annotated[str, Meta(extra={"ref": "storage.volume"})]
+NetworkRef = Annotated[str, Meta(extra={"ref": "network.network"})]
+OfferingRef = Annotated[str, Meta(extra={"ref": "compute.offering"})]
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """What keeps a host from doing what was decided: a CamelCase reason and a sentence with the next step."""
+
+    reason: str
+    message: str

@@ -1,0 +1,87 @@
+"""A port: where a NIC of a VM meets the switch. Made with the VM, never by hand."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from pileus.kernel.condition import Condition, ready, unready
+from pileus.kernel.fields import NetworkRef, Problem
+from pileus.kernel.kind import Column, Kind, Resource
+
+
+class PortDesired(Struct, frozen=True, kw_only=True):
+    """The network and the addresses that the VM asked for."""
+
+    network: Annotated[NetworkRef, Meta(description="The network it is on.")]
+    address: Annotated[str, Meta(description="IPv4 address; empty: the next free one.")] = ""
+    extra_addresses: Annotated[tuple[str, ...], Meta(description="Further addresses of the same NIC.")] = ()
+    rate_limit_kbps: Annotated[
+        int, Meta(ge=0, description="Limit in each direction in kilobits per second; 0: none.")
+    ] = 0
+
+
+class PortAssigned(Struct, frozen=True, kw_only=True):
+    """Everything the switch and the guest need to know."""
+
+    zone: str
+    vdc: str
+    network: str
+    mac: str
+    address: str
+    prefix_length: int
+    gateway: str
+    vlan: int
+    extra_addresses: tuple[str, ...] = ()
+    dns: tuple[str, ...] = ()
+    host: str = ""
+
+
+class PortObserved(Struct, frozen=True, kw_only=True):
+    """What the host's switch has."""
+
+    state: Literal["absent", "plugged"]
+    tap: str = ""
+    problem: Problem | None = None
+
+
+MAC_SPACE = "mac"
+"""Claim space of all MAC addresses of the cluster; numbers are the low 32 bits."""
+
+
+def mac_of(number: int) -> str:
+    """Return the locally administered MAC address with this number, 0 <= number < 2**32 (IEEE 802: bit 1 of octet 0)."""
+    low = number.to_bytes(4, "big")
+    return ":".join(f"{octet:02x}" for octet in (0x02, 0x50, *low))
+
+
+def _ready(resource: Resource) -> Condition:
+    observed: PortObserved | None = resource.observed
+    if resource.assigned is None:
+        return unready("Deciding", "no decision yet")
+    if observed is None:
+        return unready("Plugging", "its host has not plugged it yet")
+    if observed.problem is not None:
+        return unready(observed.problem.reason, observed.problem.message)
+    return ready() if observed.state == "plugged" else unready("Plugging", f"the port is {observed.state}")
+
+
+KIND = Kind(
+    name="network.port",
+    summary="The place where a NIC of a VM meets the switch.",
+    desired=PortDesired,
+    assigned=PortAssigned,
+    observed=PortObserved,
+    ready=_ready,
+    host_bound=True,
+    created_by="kernel",
+    columns=(
+        Column("ADDRESS", "assigned.address"),
+        Column("MAC", "assigned.mac"),
+        Column("STATE", "observed.state"),
+        Column("VM", "owner", ref="compute.vm"),
+        Column("VLAN", "assigned.vlan", wide=True),
+        Column("HOST", "host", wide=True, ref="infra.host"),
+    ),
+)

@@ -1,0 +1,42 @@
+"""All kinds of this program, in the order of the capabilities: what server, agent, CLI and docs are derived from."""
+
+from __future__ import annotations
+
+from pileus.compute.offering import types as offering
+from pileus.compute.vm import types as vm
+from pileus.infra.host import types as host
+from pileus.infra.pod import types as pod
+from pileus.infra.provider import types as provider
+from pileus.infra.zone import types as zone
+from pileus.kernel.kind import Registry
+from pileus.network.network import types as network
+from pileus.network.port import types as port
+from pileus.storage.image import types as image
+from pileus.storage.pool import types as pool
+from pileus.storage.volume import types as volume
+from pileus.tenancy.account import types as account
+from pileus.tenancy.key import types as key
+from pileus.tenancy.role import types as role
+from pileus.tenancy.user import types as user
+from pileus.tenancy.vdc import types as vdc
+
+KINDS = Registry(
+    (
+        account.KIND,
+        user.KIND,
+        role.KIND,
+        key.KIND,
+        vdc.KIND,
+        zone.KIND,
+        pod.KIND,
+        host.KIND,
+        provider.KIND,
+        pool.KIND,
+        image.KIND,
+        volume.KIND,
+        network.KIND,
+        port.KIND,
+        offering.KIND,
+        vm.KIND,
+    )
+)

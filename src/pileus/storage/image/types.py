@@ -1,0 +1,64 @@
+"""An image: the disk that a VM's root volume starts from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from pileus.kernel.condition import Condition, ready, unready
+from pileus.kernel.fields import Problem
+from pileus.kernel.kind import Column, Kind, Resource
+
+Sha256 = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$")]
+
+
+class ImageDesired(Struct, frozen=True, kw_only=True):
+    """What the uploaded file is said to be; it is inspected, never believed."""
+
+    format: Annotated[Literal["qcow2", "raw"], Meta(description="Format of the uploaded disk.")] = "qcow2"
+    sha256: Annotated[Sha256, Meta(description="Digest that the upload must have; empty: any.")] = ""
+    append: Annotated[
+        str, Meta(max_length=500, description="Kernel arguments when a kernel and an initrd were uploaded too.")
+    ] = ""
+    description: Annotated[str, Meta(max_length=200, description="For people.")] = ""
+
+
+class ImageObserved(Struct, frozen=True, kw_only=True):
+    """What inspection found. Digests are of what hosts fetch: the clean qcow2, the kernel, the initrd."""
+
+    state: Literal["awaiting-upload", "inspecting", "available", "refused"] = "awaiting-upload"
+    size_bytes: int = 0
+    virtual_size_bytes: int = 0
+    sha256: str = ""
+    kernel_sha256: str = ""
+    initrd_sha256: str = ""
+    problem: Problem | None = None
+
+
+def _ready(resource: Resource) -> Condition:
+    observed: ImageObserved | None = resource.observed
+    if observed is None or observed.state == "awaiting-upload":
+        return unready("AwaitingUpload", "upload its disk: `pileus create image NAME --file DISK`")
+    if observed.problem is not None:
+        return unready(observed.problem.reason, observed.problem.message)
+    if observed.state == "inspecting":
+        return unready("Inspecting", "the uploaded disk is being inspected and converted")
+    return ready()
+
+
+KIND = Kind(
+    name="storage.image",
+    summary="A disk image that VMs start from; public when it belongs to no account.",
+    desired=ImageDesired,
+    observed=ImageObserved,
+    ready=_ready,
+    scope="either",
+    immutable=frozenset({"format", "sha256"}),
+    columns=(
+        Column("FORMAT", "desired.format"),
+        Column("STATE", "observed.state"),
+        Column("SIZE", "observed.size_bytes"),
+        Column("VIRTUAL", "observed.virtual_size_bytes"),
+    ),
+)

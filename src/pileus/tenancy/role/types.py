@@ -1,0 +1,64 @@
+"""A role: a closed list of what its users may do. Policies are data and are never evaluated as code."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from pileus.kernel.condition import Condition, ready
+from pileus.kernel.kind import Column, Kind, Resource
+
+Verb = Literal["get", "create", "update", "delete", "console"]
+"""``get`` covers list and watch; ``console`` covers logs and the serial console."""
+
+
+class Rule(Struct, frozen=True, kw_only=True):
+    """Allows ``verbs`` on ``kinds``: full names, ``capability.*`` or ``*``. What no rule allows is denied."""
+
+    kinds: tuple[str, ...]
+    verbs: tuple[Verb, ...]
+
+
+class RoleDesired(Struct, frozen=True, kw_only=True):
+    """What the role allows."""
+
+    rules: Annotated[
+        tuple[Rule, ...], Meta(max_length=100, description="What is allowed; everything else is denied.")
+    ] = ()
+    description: Annotated[str, Meta(max_length=200, description="For people.")] = ""
+
+
+ALL_VERBS: tuple[Verb, ...] = ("get", "create", "update", "delete", "console")
+TENANT_KINDS = ("storage.*", "network.*", "compute.*")
+
+BUILTIN: dict[str, RoleDesired] = {
+    "operator": RoleDesired(
+        rules=(Rule(kinds=("*",), verbs=ALL_VERBS),), description="Everything, in every account and in the cluster."
+    ),
+    "owner": RoleDesired(
+        rules=(Rule(kinds=("*",), verbs=ALL_VERBS),), description="Everything in its own account, its users included."
+    ),
+    "member": RoleDesired(
+        rules=(Rule(kinds=TENANT_KINDS, verbs=ALL_VERBS), Rule(kinds=("*",), verbs=("get",))),
+        description="Everything in its own account but users, roles and keys.",
+    ),
+    "reader": RoleDesired(
+        rules=(Rule(kinds=("*",), verbs=("get",)),), description="Reads everything in its own account."
+    ),
+}
+"""Roles that every cluster has from the first start."""
+
+
+def _ready(resource: Resource) -> Condition:
+    return ready()
+
+
+KIND = Kind(
+    name="tenancy.role",
+    summary="A named list of what users may do; default deny.",
+    desired=RoleDesired,
+    ready=_ready,
+    scope="either",
+    columns=(Column("DESCRIPTION", "desired.description"),),
+)
