@@ -38,7 +38,7 @@ class VmDesired(Struct, frozen=True, kw_only=True):
     memory_mib: Annotated[int, Meta(ge=0, le=4_194_304, description="Memory in MiB, instead of an offering.")] = 0
     disk_gib: Annotated[
         int,
-        Meta(ge=0, le=65_536, description="Size of the root volume in GiB; 0: what the offering says, else the image."),
+        Meta(ge=0, le=65_536, description="Root volume in GiB; 0: what the offering says, else the image."),
     ] = 0
     nics: Annotated[tuple[VmNic, ...], Meta(max_length=8, description="NICs, in the order the guest sees them.")] = (
         VmNic(),
@@ -47,22 +47,18 @@ class VmDesired(Struct, frozen=True, kw_only=True):
     power: Annotated[Power, Meta(description="What the VM shall be.")] = "running"
     boot_serial: Annotated[
         int,
-        Meta(ge=0, description="Raising it boots the VM once more: a reboot, or a start after the guest powered off."),
+        Meta(ge=0, description="Raising it boots the VM once more, also after the guest powered off."),
     ] = 0
     restart: Annotated[
         Literal["always", "on-failure", "never"],
-        Meta(
-            description="What to do when the VM ends by itself; on-failure leaves a guest off that powered itself off."
-        ),
+        Meta(description="When the VM ends by itself; on-failure: a guest that powered itself off stays off."),
     ] = "on-failure"
     shutdown_timeout_s: Annotated[
         int, Meta(ge=0, le=3600, description="How long a guest may take to power off before it is ended, in seconds.")
     ] = 30
     user_data: Annotated[
         str,
-        Meta(
-            max_length=65_536, description="Script or cloud-config for the guest's first start.", extra={"file": True}
-        ),
+        Meta(max_length=65_536, description="Script or cloud-config for the first start.", extra={"file": True}),
     ] = ""
     ssh_keys: Annotated[
         tuple[str, ...], Meta(max_length=32, description="Public keys that may log in.", extra={"flag": "ssh-key"})
@@ -71,7 +67,7 @@ class VmDesired(Struct, frozen=True, kw_only=True):
 
 
 class VmAssigned(Struct, frozen=True, kw_only=True):
-    """The decisions. ``volumes[0]`` is the root volume; ids of volumes and ports in the order of the guest's devices."""
+    """The decisions. ``volumes[0]`` is the root volume; volumes and ports in the order of the guest's devices."""
 
     zone: str
     vdc: str
@@ -106,6 +102,7 @@ class VmObserved(Struct, frozen=True, kw_only=True):
     boot_serial: int = 0
     failures: int = 0
     started_at: str = ""
+    addresses: tuple[str, ...] = ()
     exit: VmExit | None = None
     volumes: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
@@ -117,10 +114,9 @@ def _ready(resource: Resource) -> Condition:
     observed: VmObserved | None = resource.observed
     if resource.assigned is None or not resource.assigned.host:
         return unready("Deciding", "no host has been chosen yet")
-    if resource.deleting:
-        return unready("Deleting", f"the VM is {observed.power if observed else 'unknown'}")
-    if observed is None:
-        return unready("Starting", "its host has not reported it yet")
+    if resource.deleting or observed is None:
+        reason = "Deleting" if resource.deleting else "Starting"
+        return unready(reason, f"the VM is {observed.power if observed else 'not reported yet'}")
     if observed.problem is not None:
         return unready(observed.problem.reason, observed.problem.message)
     if observed.power != desired.power:
@@ -155,7 +151,7 @@ KIND = Kind(
     host_bound=True,
     columns=(
         Column("POWER", "observed.power"),
-        Column("ADDRESS", "desired.nics.0.address"),
+        Column("ADDRESS", "observed.addresses.0"),
         Column("IMAGE", "desired.image"),
         Column("VCPUS", "assigned.vcpus"),
         Column("MEMORY", "assigned.memory_mib"),

@@ -23,12 +23,10 @@ class HostDesired(Struct, frozen=True, kw_only=True):
         "storage",
     )
     provider: Annotated[ProviderRef, Meta(description="Who owns the machine; empty: the operator.")] = ""
-    scheduling: Annotated[
-        Literal["enabled", "cordoned"], Meta(description="cordoned: no new VMs; those here stay.")
-    ] = "enabled"
+    scheduling: Annotated[Literal["enabled", "cordoned"], Meta(description="cordoned: no new VMs here.")] = "enabled"
     vcpus_per_cpu: Annotated[
         int,
-        Meta(ge=1, le=64, description="Virtual CPUs given out per CPU of the machine; 16 is the field's usual value."),
+        Meta(ge=1, le=64, description="Virtual CPUs given out per CPU of the machine; 16 is usual."),
     ] = 16
     memory_reserve_mib: Annotated[
         int, Meta(ge=0, le=1_048_576, description="Memory kept for the host itself, in MiB.")

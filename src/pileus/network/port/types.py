@@ -17,9 +17,7 @@ class PortDesired(Struct, frozen=True, kw_only=True):
     network: Annotated[NetworkRef, Meta(description="The network it is on.")]
     address: Annotated[str, Meta(description="IPv4 address; empty: the next free one.")] = ""
     extra_addresses: Annotated[tuple[str, ...], Meta(description="Further addresses of the same NIC.")] = ()
-    rate_limit_kbps: Annotated[
-        int, Meta(ge=0, description="Limit in each direction in kilobits per second; 0: none.")
-    ] = 0
+    rate_limit_kbps: Annotated[int, Meta(ge=0, description="Limit each way in kilobits per second; 0: none.")] = 0
 
 
 class PortAssigned(Struct, frozen=True, kw_only=True):
@@ -51,7 +49,7 @@ MAC_SPACE = "mac"
 
 
 def mac_of(number: int) -> str:
-    """Return the locally administered MAC address with this number, 0 <= number < 2**32 (IEEE 802: bit 1 of octet 0)."""
+    """Return the locally administered MAC (IEEE 802: bit 1 of octet 0) with this number, 0 <= number < 2**32."""
     low = number.to_bytes(4, "big")
     return ":".join(f"{octet:02x}" for octet in (0x02, 0x50, *low))
 

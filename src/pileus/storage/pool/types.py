@@ -19,7 +19,7 @@ class PoolDesired(Struct, frozen=True, kw_only=True):
     provider: Annotated[ProviderRef, Meta(description="Who owns the disks; empty: the operator.")] = ""
     overcommit_percent: Annotated[
         int,
-        Meta(ge=10, le=1000, description="Size given out in percent of the disk; volumes grow as they are written."),
+        Meta(ge=10, le=1000, description="Size given out in percent of the disk; volumes are thin."),
     ] = 200
 
 

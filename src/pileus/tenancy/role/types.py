@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from pileus.kernel.access import Rule
 from pileus.kernel.condition import Condition, ready
 from pileus.kernel.kind import Column, Kind, Resource
-
-Verb = Literal["get", "create", "update", "delete", "console"]
-"""``get`` covers list and watch; ``console`` covers logs and the serial console."""
-
-
-class Rule(Struct, frozen=True, kw_only=True):
-    """Allows ``verbs`` on ``kinds``: full names, ``capability.*`` or ``*``. What no rule allows is denied."""
-
-    kinds: tuple[str, ...]
-    verbs: tuple[Verb, ...]
 
 
 class RoleDesired(Struct, frozen=True, kw_only=True):
     """What the role allows."""
 
-    rules: Annotated[
-        tuple[Rule, ...], Meta(max_length=100, description="What is allowed; everything else is denied.")
-    ] = ()
+    rules: Annotated[tuple[Rule, ...], Meta(max_length=100, description="What is allowed; all else is denied.")] = ()
     description: Annotated[str, Meta(max_length=200, description="For people.")] = ""
 
 
-ALL_VERBS: tuple[Verb, ...] = ("get", "create", "update", "delete", "console")
+VERBS = ("get", "create", "update", "delete", "console")
+"""``get`` covers list and watch; ``console`` covers logs and the serial console."""
 TENANT_KINDS = ("storage.*", "network.*", "compute.*")
 
 BUILTIN: dict[str, RoleDesired] = {
     "operator": RoleDesired(
-        rules=(Rule(kinds=("*",), verbs=ALL_VERBS),), description="Everything, in every account and in the cluster."
+        rules=(Rule(kinds=("*",), verbs=VERBS),), description="Everything, in every account and in the cluster."
     ),
     "owner": RoleDesired(
-        rules=(Rule(kinds=("*",), verbs=ALL_VERBS),), description="Everything in its own account, its users included."
+        rules=(Rule(kinds=("*",), verbs=VERBS),), description="Everything in its own account, its users included."
     ),
     "member": RoleDesired(
-        rules=(Rule(kinds=TENANT_KINDS, verbs=ALL_VERBS), Rule(kinds=("*",), verbs=("get",))),
+        rules=(Rule(kinds=TENANT_KINDS, verbs=VERBS), Rule(kinds=("*",), verbs=("get",))),
         description="Everything in its own account but users, roles and keys.",
     ),
     "reader": RoleDesired(

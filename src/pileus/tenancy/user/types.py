@@ -14,9 +14,7 @@ from pileus.kernel.kind import Column, Kind, Resource
 class UserDesired(Struct, frozen=True, kw_only=True):
     """Who it is and what it may do."""
 
-    role: Annotated[
-        RoleRef, Meta(description="What the user may do: owner, member, reader, or a role of the account.")
-    ] = "member"
+    role: Annotated[RoleRef, Meta(description="owner, member, reader, or a role of the account.")] = "member"
     email: Annotated[str, Meta(max_length=200, description="For people; never a login.")] = ""
     state: Annotated[
         Literal["active", "disabled"], Meta(description="A disabled user's keys stop working within 5 seconds.")
