@@ -8,9 +8,9 @@ from msgspec import Struct
 
 
 class PortSpec(Struct, frozen=True, kw_only=True):
-    """A port of a VM. ``addresses`` are the only IPv4 addresses it may use, ``mac`` its only MAC; 1 <= ``vlan`` <= 4094.
+    """A port of a VM. ``addresses`` are the only IPv4 addresses it may use, ``mac`` its only MAC.
 
-    ``rate_limit_kbps`` 0 means no limit; it holds in each direction.
+    1 <= ``vlan`` <= 4094. ``rate_limit_kbps`` 0 means no limit; it holds in each direction.
     """
 
     id: str
@@ -66,7 +66,7 @@ class Switch(Protocol):
     async def plug(self, spec: PortSpec) -> PortFact:
         """Make the port be as ``spec`` says: tap, bridge port with its tag, flows, rate. Changes it in place.
 
-        Raises: OvsdbError; DriverError (TapRefused).
+        Raises: OvsdbError; DriverError (TapRefused, PortRefused for a spec that cannot be, MacTaken).
         """
 
     async def unplug(self, port: str) -> None:
@@ -74,6 +74,20 @@ class Switch(Protocol):
 
     async def counters(self) -> dict[str, PortCounters]:
         """Return the counters of every port."""
+
+    async def vlan_counts(self) -> dict[str, dict[int, int]]:
+        """Return, for each port, the frames that reached it, by the VLAN of the port that sent them.
+
+        A port's own VLAN is always there. Key 0 holds frames that reached the tap and that no delivery from the port's
+        VLAN explains; there is no such key as long as the isolation holds.
+        """
+
+    async def open_tap(self, tap: str) -> int:
+        """Return a file descriptor of a port's tap for a machine's NIC; the caller owns it.
+
+        It carries bare Ethernet frames (no header before them, no offloads). Raises: DriverError (TapRefused) when
+        there is no such tap, another machine has it open, or the switch has no taps at all.
+        """
 
     async def remove(self) -> None:
         """Take everything down: ports, bridge, daemons, namespace, files."""

@@ -1,8 +1,8 @@
 """Decides which OpenFlow flows a port needs; knows no socket, daemon or file.
 
-Three tables. 0, admission: what a port may send; what no flow admits is dropped and counted. 1, VLAN: to which ports of
-the sender's VLAN a frame goes. 2, delivery: the last check, for each port, that the frame is of the port's VLAN. Nothing
-is learned and nothing flooded, so a frame reaches the port that owns its destination MAC or no port at all.
+Three tables. 0, admission: what a port may send; what no flow admits is dropped and counted. 1, VLAN: to which ports
+of the sender's VLAN a frame goes. 2, delivery: the last check, for each port, that the frame is of the port's VLAN.
+Nothing is learned: a unicast frame reaches the port that owns its destination MAC, or no port at all.
 Register 0 holds the sender's VLAN, register 1 the port to deliver to. Source: ovs-fields(7), ovs-actions(7).
 """
 
@@ -98,7 +98,8 @@ def tap_name(port: str) -> str:
 
 def digest(spec: PortSpec) -> int:
     """Return 24 bits that tell one spec from another; flows carry it to say which spec they put in force."""
-    return int.from_bytes(hashlib.sha256(msgspec.json.encode(spec)).digest()[:3], "big")
+    text = repr((spec.mac, spec.addresses, spec.vlan, spec.rate_limit_kbps))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:3], "big")
 
 
 def port_cookie(spec: PortSpec, ofport: int, role: Role) -> int:
@@ -122,7 +123,7 @@ def rx_meter(ofport: int) -> int:
 
 
 def base_flows() -> list[Flow]:
-    """Return what every table ends with: an explicit drop, because a miss would go to a controller that is not there."""
+    """Return what every table ends with: an explicit drop; a miss would ask a controller that is not there."""
     return [Flow(table=table, priority=0, role=Role.base, match="", actions="drop") for table in (0, 1, 2)]
 
 
@@ -217,6 +218,11 @@ def put_lines(spec: PortSpec, ofport: int, in_force: PortSpec | None) -> list[st
             if (flow.table, flow.priority, flow.match) not in kept
         ]
     return stale + [_add(flow, port_cookie(spec, ofport, flow.role)) for flow in wanted]
+
+
+def _add(flow: Flow, cookie: int) -> str:
+    match = f",{flow.match}" if flow.match else ""
+    return f"flow add cookie={cookie:#x},table={flow.table},priority={flow.priority}{match} actions={flow.actions}"
 
 
 def delete_lines(ofport: int) -> list[str]:

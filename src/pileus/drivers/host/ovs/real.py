@@ -1,0 +1,273 @@
+"""A switch of our own on Open vSwitch's userspace datapath, in a network namespace of its own.
+
+What must be remembered lies in the switch's database; whether it is in force is read from the flows. A switch that was
+started again has ports and no flows, so it passes nothing, and its ports are seen as blocked until plugged again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping
+
+from pileus.drivers.host.errors import DriverError, OvsdbError
+from pileus.drivers.host.ovs import daemons, flows, namespace
+from pileus.drivers.host.ovs.base import PortCounters, PortFact, PortSpec
+from pileus.drivers.host.ovs.command import PACKAGES, locate, run
+from pileus.drivers.host.ovs.database import BRIDGE, Database, PortRow
+from pileus.drivers.host.ovs.flows import Role
+from pileus.drivers.host.ovs.jsonrpc import call
+from pileus.drivers.host.paths import HostPaths
+
+DATABASE, SWITCH = "ovsdb-server", "ovs-vswitchd"
+
+
+class OpenVSwitch:
+    """The integration bridge of the host whose files lie under ``paths``."""
+
+    def __init__(self, paths: HostPaths) -> None:
+        self._paths = paths
+        self._files = daemons.SwitchFiles.of(paths)
+        self._database = Database(self._files.database_socket)
+        self._lock = asyncio.Lock()
+        self._prepared: int | None = None
+        """Pid of the ovs-vswitchd that has the base flows; another one starts without."""
+
+    async def open(self) -> None:
+        """Make sure that namespace, daemons and bridge are there. Raises MissingTool, DriverError (NotRoot)."""
+        if os.geteuid() != 0:
+            raise DriverError("NotRoot", "the switch needs root: namespaces, taps and packet sockets")
+        for program in PACKAGES:
+            locate(program)
+        async with self._lock:
+            await self._ensure_running()
+
+    async def close(self) -> None:
+        """Nothing is held: daemons, ports and traffic go on."""
+
+    def namespace(self) -> str | None:
+        """Return the network namespace that holds bridge and taps."""
+        return self._paths.namespace
+
+    async def observe(self) -> dict[str, PortFact]:
+        """Return every port; what the flows do not carry is blocked."""
+        rows = await self._database.ports()
+        stats = await self._flow_stats()
+        facts = {}
+        for port, row in rows.items():
+            blocked = not flows.is_in_force(row.spec, row.ofport, stats)
+            facts[port] = _fact(row.tap, row.spec, blocked=blocked)
+        return facts
+
+    async def plug(self, spec: PortSpec) -> PortFact:
+        """Make the port as ``spec`` says; its first frame passes only when all its flows are in force.
+
+        Raises: OvsdbError; DriverError (TapRefused, PortRefused, MacTaken).
+        """
+        wanted = flows.check(spec)
+        async with self._lock:
+            await self._ensure_running()
+            rows = await self._database.ports()
+            _refuse_taken_mac(wanted, rows)
+            row, is_new = await self._ensure_port(wanted, rows)
+            await self._put_in_force(wanted, row, rows, is_new=is_new)
+        return _fact(row.tap, wanted, blocked=False)
+
+    async def unplug(self, port: str) -> None:
+        """Remove the port's flows, meters, bridge port and tap; none of them: nothing."""
+        async with self._lock:
+            rows = await self._database.ports()
+            tap = flows.tap_name(port)
+            if port in rows:
+                tap = rows[port].tap
+                await self._take_down(rows[port], rows)
+            await namespace.delete_link(self._paths.namespace, tap)
+
+    async def counters(self) -> dict[str, PortCounters]:
+        """Return the counters of every port; ``dropped_packets`` lags up to 0.5 s and restarts with the switch."""
+        rows = await self._database.ports()
+        taps = await namespace.counters(self._paths.namespace)
+        dropped = flows.packets_by_port(await self._flow_stats(), [Role.refuse])
+        none = namespace.LinkCounters(0, 0, 0, 0)
+        found = {}
+        for port, row in rows.items():
+            tap = taps.get(row.tap, none)
+            found[port] = PortCounters(
+                rx_bytes=tap.tx_bytes,
+                rx_packets=tap.tx_packets,
+                tx_bytes=tap.rx_bytes,
+                tx_packets=tap.rx_packets,
+                dropped_packets=dropped[row.ofport],
+            )
+        return found
+
+    async def vlan_counts(self) -> dict[str, dict[int, int]]:
+        """Return frames delivered to each port by VLAN; see ``Switch.vlan_counts``. Takes about a second."""
+        rows = await self._database.ports()
+        # Taps first: a frame that arrives in between then makes the flows' side bigger, never a false alarm.
+        taps = await namespace.counters(self._paths.namespace)
+        for _ in range(2):  # the first wait may end a round that had begun before the taps were read
+            await call(self._files.control_socket(SWITCH), "revalidator/wait", [])
+        delivered = flows.packets_by_port(await self._flow_stats(), [Role.deliver])
+        counts = {}
+        for port, row in rows.items():
+            reached = taps[row.tap].tx_packets - row.delivered_before if row.tap in taps else 0
+            explained = delivered[row.ofport]
+            counts[port] = {row.spec.vlan: explained}
+            if reached > explained:
+                counts[port][0] = reached - explained
+        return counts
+
+    async def open_tap(self, tap: str) -> int:
+        """Return a file descriptor of a port's tap for the machine's NIC; the caller owns it.
+
+        Raises: DriverError (TapRefused) when there is no such tap or a machine has it already.
+        """
+        return await namespace.open_tap(self._paths.namespace, tap)
+
+    async def remove(self) -> None:
+        """Take everything down: daemons, taps, namespace, files. Nothing there: nothing."""
+        async with self._lock:
+            await daemons.stop(self._files, SWITCH)
+            await daemons.stop(self._files, DATABASE)
+            await namespace.remove(self._paths.namespace)
+            self._prepared = None
+            for folder in (self._files.run, self._files.state):
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # others keep files there, or it is gone
+                self._paths.run.rmdir()
+
+    async def _ensure_running(self) -> None:
+        """Start what does not run. Cheap when all does: two pid files and two command lines are read."""
+        if daemons.running(self._files, DATABASE) is None or daemons.running(self._files, SWITCH) is None:
+            for folder in (self._files.run, self._files.state):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            await namespace.ensure(self._paths.namespace)
+        if daemons.running(self._files, DATABASE) is None:
+            await daemons.start_database(self._files, self._paths.namespace)
+        if daemons.running(self._files, SWITCH) is None:
+            await daemons.start_switch(self._files, self._paths.namespace)
+        pid = daemons.running(self._files, SWITCH)
+        if pid is None or pid != self._prepared:
+            await self._database.ensure_bridge()
+            # First fragments must show their ports, or a fragmented answer of a DHCP server would pass.
+            await self._ofctl("set-frags", "nx-match")
+            await self._ofctl("bundle", "-", text="\n".join(flows.base_lines()))
+            self._prepared = pid
+
+    async def _ensure_port(self, spec: PortSpec, rows: Mapping[str, PortRow]) -> tuple[PortRow, bool]:
+        """Return the port's row, with its tap opened by the switch, and whether the row was made just now."""
+        tap = rows[spec.id].tap if spec.id in rows else flows.tap_name(spec.id)
+        made = await namespace.make_tap(self._paths.namespace, tap)
+        row = rows.get(spec.id)
+        if row is not None and (made or not row.ofport):
+            # The switch holds a packet socket of a tap that is no more.
+            await self._take_down(row, rows)
+            row = None
+        if row is not None:
+            return row, False
+        await self._database.insert_port(tap, spec)
+        row = (await self._database.ports())[spec.id]
+        if not row.ofport:
+            raise OvsdbError(f"port {spec.id}: Open vSwitch cannot open its tap {tap}")
+        return row, True
+
+    async def _put_in_force(self, spec: PortSpec, row: PortRow, rows: Mapping[str, PortRow], *, is_new: bool) -> None:
+        in_force = None
+        if not is_new and _delivers_alike(row.spec, spec):
+            stats = flows.parse_dump(await self._ofctl("dump-flows", flows.any_port_cookie(row.ofport)))
+            in_force = row.spec if flows.is_in_force(row.spec, row.ofport, stats) else None
+        before = row.delivered_before
+        if in_force is None:
+            # Delivery counts from here: the port stands still while its tap's counter is read.
+            if not is_new:
+                await self._bundle(flows.delete_lines(row.ofport), forget_cache=True)
+            before = (await namespace.counters(self._paths.namespace))[row.tap].tx_packets
+        await self._set_meters(spec, row.ofport)
+        lines = flows.put_lines(spec, row.ofport, in_force)
+        lines += flows.flood_lines(spec.vlan, [*_ofports(rows, spec.vlan, without=spec.id), row.ofport])
+        if row.spec.vlan != spec.vlan:
+            lines += flows.flood_lines(row.spec.vlan, _ofports(rows, row.spec.vlan, without=spec.id))
+        await self._bundle(lines, forget_cache=in_force is not None and in_force != spec)
+        if is_new or row.spec != spec or row.delivered_before != before:
+            await self._database.save_spec(row.tap, spec, before)
+        if row.spec.rate_limit_kbps and not spec.rate_limit_kbps:
+            await self._delete_meters(row.ofport)
+
+    async def _take_down(self, row: PortRow, rows: Mapping[str, PortRow]) -> None:
+        """Remove flows, meters and bridge port; without a running switch only the row is there to remove."""
+        is_running = daemons.running(self._files, SWITCH) is not None
+        if is_running and row.ofport:
+            rest = _ofports(rows, row.spec.vlan, without=row.spec.id)
+            await self._bundle(flows.delete_lines(row.ofport) + flows.flood_lines(row.spec.vlan, rest))
+            if row.spec.rate_limit_kbps:
+                await self._delete_meters(row.ofport)
+        await self._database.delete_port(row, settle=is_running)
+
+    async def _bundle(self, lines: list[str], *, forget_cache: bool = False) -> None:
+        """Put all changes of flows in force at once (OpenFlow 1.4 bundle).
+
+        ``forget_cache``: return only when no frame goes by the old flows any more; the datapath's cache would follow
+        within half a second by itself.
+        """
+        await self._ofctl("bundle", "-", text="\n".join(lines) + "\n")
+        if forget_cache:
+            await call(self._files.control_socket(SWITCH), "revalidator/purge", [])
+
+    async def _set_meters(self, spec: PortSpec, ofport: int) -> None:
+        """Make or change both meters; the userspace datapath obeys meters and no queues."""
+        if not spec.rate_limit_kbps:
+            return
+        for meter in (flows.tx_meter(ofport), flows.rx_meter(ofport)):
+            text = flows.meter_text(meter, spec.rate_limit_kbps)
+            try:
+                await self._ofctl("add-meter", text)
+            except OvsdbError:  # it exists
+                await self._ofctl("mod-meter", text)
+
+    async def _delete_meters(self, ofport: int) -> None:
+        for meter in (flows.tx_meter(ofport), flows.rx_meter(ofport)):
+            await self._ofctl("del-meter", f"meter={meter}")
+
+    async def _flow_stats(self) -> list[flows.FlowStat]:
+        """Return every flow; none when the switch does not run, because then nothing passes."""
+        try:
+            return flows.parse_dump(await self._ofctl("dump-flows"))
+        except OvsdbError:
+            if daemons.running(self._files, SWITCH) is None:
+                return []
+            raise
+
+    async def _ofctl(self, command: str, *arguments: str, text: str = "") -> str:
+        target = f"unix:{self._files.bridge_socket(BRIDGE)}"
+        return await run(["ovs-ofctl", "-O", "OpenFlow14", command, target, *arguments], text=text)
+
+
+def _fact(tap: str, spec: PortSpec, *, blocked: bool) -> PortFact:
+    return PortFact(
+        id=spec.id,
+        tap=tap,
+        mac=spec.mac,
+        addresses=spec.addresses,
+        vlan=spec.vlan,
+        rate_limit_kbps=spec.rate_limit_kbps,
+        blocked=blocked,
+    )
+
+
+def _refuse_taken_mac(spec: PortSpec, rows: Mapping[str, PortRow]) -> None:
+    for port, row in rows.items():
+        if port != spec.id and row.spec.mac == spec.mac:
+            raise DriverError("MacTaken", f"port {spec.id}: port {port} of this host has MAC {spec.mac} already")
+
+
+def _delivers_alike(one: PortSpec, other: PortSpec) -> bool:
+    """Return whether a change from one to the other leaves what is delivered, and its count, as it is."""
+    return (one.mac, one.vlan, one.rate_limit_kbps > 0) == (other.mac, other.vlan, other.rate_limit_kbps > 0)
+
+
+def _ofports(rows: Mapping[str, PortRow], vlan: int, *, without: str) -> list[int]:
+    """Return the OpenFlow ports of a VLAN but for one port of Pileus."""
+    return [row.ofport for port, row in rows.items() if port != without and row.ofport and row.spec.vlan == vlan]
