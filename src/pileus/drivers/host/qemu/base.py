@@ -181,4 +181,4 @@ class Hypervisor(Protocol):
         """Return the counters of every running machine."""
 
     async def remove(self, machine: str) -> None:
-        """Power off and forget the machine: no process, socket, folder or file of it is left (disks are not its own)."""
+        """Power off and forget the machine: no process, socket, folder or file of it is left (disks are not its)."""

@@ -106,7 +106,7 @@ def free_slot(slots: Mapping[str, int], kind: Literal["disk", "nic"]) -> int:
 
 
 def command(spec: MachineSpec, files: OpenFiles, accelerator: str, slots: Mapping[str, int]) -> list[str]:
-    """Return QEMU's arguments, the program first. ``slots`` as from ``plan_slots``. Source: qemu(1), measured on 7.2."""
+    """Return QEMU's arguments, the program first. ``slots`` as from ``plan_slots``. Source: qemu(1)."""
     return [
         *_base(spec, accelerator),
         *_channels(files),

@@ -90,7 +90,7 @@ class MachineFolder:
         return False
 
     def recorded_pid(self) -> ProcessId | None:
-        """Return the process that the launcher wrote down before it became QEMU; None when nothing readable is there."""
+        """Return the process that the launcher wrote down before it became QEMU; None when it did not yet."""
         try:
             return parse_stat(self.pid_file.read_text()).identity
         except (OSError, ValueError):
@@ -120,10 +120,7 @@ class MachineFolder:
 
     def note_lost(self) -> None:
         """Write down the end of a process that ended while no agent looked."""
-        if self.record.host_boot != host_boot():
-            message = "the host was restarted"
-        else:
-            message = self.last_words()
+        message = self.last_words() if self.record.host_boot == host_boot() else "the host was restarted"
         self.note_exit(Exit(reason="killed", at=time.time(), message=message))
 
     def remove(self) -> None:

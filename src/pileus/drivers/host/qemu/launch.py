@@ -79,7 +79,7 @@ def _open(fds: Descriptors, what: str, path: str | Path, flags: int = os.O_RDONL
 
 
 def _public(fd: int) -> int:
-    # QEMU opens kernel and initrd anew from the descriptor, as a user that owns nothing; folders above still protect them.
+    # QEMU opens kernel and initrd anew, as a user that owns nothing; the folders above still protect them.
     mode = os.fstat(fd).st_mode
     if not mode & stat.S_IROTH:
         os.fchmod(fd, stat.S_IMODE(mode) | stat.S_IROTH)

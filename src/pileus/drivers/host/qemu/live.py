@@ -52,6 +52,10 @@ class Live:
             return "ended"
         return "running" if status in ("running", "suspended") else "paused"
 
+    async def settle(self) -> None:
+        """Clean up after a guest that ended."""
+        await self.status()
+
     async def end(self, reason: ExitReason) -> None:
         """End the process and return when it is gone; a reason that was announced earlier stays."""
         if self.gone.is_set():
@@ -88,14 +92,11 @@ class Live:
 
     def _on_event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name in ("SHUTDOWN", "GUEST_PANICKED"):
-            self.spawn_task(self._settle())
+            self.spawn_task(self.settle())
         elif name == "DEVICE_DELETED" and "device" in fields:
             self.on_released(str(fields["device"]))
         elif name in ("STOP", "RESUME"):
             self._hint()
-
-    async def _settle(self) -> None:
-        await self.status()
 
     def _on_end(self) -> None:
         found = self._exit()

@@ -89,12 +89,13 @@ class Plug:
         disks = tuple(changed if one.id == disk else one for one in self._spec().disks)
         self._live.folder.change(spec=replace(self._spec(), disks=disks))
 
-    async def reconcile(self) -> None:
-        """Forget what an interrupted attach or detach left half there."""
-        async with self._lock:
-            present = await self._present()
-            for device in [one for one in self._live.folder.record.slots if one not in present]:
-                await self._drop(device)
+    async def settle(self) -> None:
+        """Forget what an interrupted attach or a late detach left half there, if QEMU answers."""
+        with suppress(DriverError):
+            async with self._lock:
+                present = await self._present()
+                for device in [one for one in self._live.folder.record.slots if one not in present]:
+                    await self._drop(device)
 
     async def _ask_guest(self, device: str, released: asyncio.Event) -> None:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
@@ -116,11 +117,7 @@ class Plug:
         if device in self._released:
             self._released[device].set()
         elif device in self._live.folder.record.slots:
-            self._live.spawn_task(self._drop_later(device))
-
-    async def _drop_later(self, device: str) -> None:
-        with suppress(DriverError):
-            await self.reconcile()
+            self._live.spawn_task(self.settle())
 
     async def _add_disk(self, disk: DiskAttachment, slot: int) -> None:
         await self._clear_disk(disk)  # what an interrupted attach left

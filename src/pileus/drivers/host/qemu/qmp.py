@@ -31,7 +31,9 @@ class Monitor:
         self._connecting = asyncio.Lock()
         self._sending_fd = asyncio.Lock()
 
-    async def execute(self, name: str, arguments: Mapping[str, Any] | None = None, timeout_s: float | None = None) -> Any:
+    async def execute(
+        self, name: str, arguments: Mapping[str, Any] | None = None, timeout_s: float | None = None
+    ) -> Any:
         """Return QEMU's answer. Raises QmpRefused, DriverError (NoAnswer)."""
         try:
             async with asyncio.timeout(timeout_s or self.timeout_s):

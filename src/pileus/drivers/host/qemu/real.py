@@ -1,0 +1,160 @@
+"""Machines as QEMU processes of this host. Knows folders and processes; the work per machine is in ``machine``."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import Callable
+from typing import Literal
+
+from pileus.drivers.host.errors import DriverError, MissingTool
+from pileus.drivers.host.paths import HostPaths
+from pileus.drivers.host.qemu.base import (
+    Accelerator,
+    DirectBoot,
+    DiskAttachment,
+    MachineCounters,
+    MachineFact,
+    MachineSpec,
+    NicAttachment,
+    Throttle,
+)
+from pileus.drivers.host.qemu.command import QEMU, check_disk, check_nic, disk_device, nic_device
+from pileus.drivers.host.qemu.folder import MachineFolder, machines_of
+from pileus.drivers.host.qemu.launch import Launcher
+from pileus.drivers.host.qemu.machine import Machine
+from pileus.drivers.host.qemu.probe import choose
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class QemuHypervisor:
+    """See ``base.Hypervisor``. ``open_tap(name)`` returns a new descriptor of a tap, opened without a virtio header.
+
+    ``test_guest`` is what the KVM probe boots; without it ``auto`` means TCG.
+    """
+
+    def __init__(
+        self,
+        paths: HostPaths,
+        open_tap: Callable[[str], int],
+        accelerator: Literal["auto", "kvm", "tcg"] = "auto",
+        test_guest: DirectBoot | None = None,
+        unplug_timeout_s: float = 15.0,
+    ) -> None:
+        self._paths = paths
+        self._wanted = accelerator
+        self._test_guest = test_guest
+        self._unplug_timeout_s = unplug_timeout_s
+        self._launcher = Launcher(paths, open_tap)
+        self._accelerator: Accelerator | None = None
+        self._machines: dict[str, Machine] = {}
+        self._callbacks: list[Callable[[str], None]] = []
+
+    async def open(self) -> None:
+        """Find the machines of earlier agent processes and watch them. Raises MissingTool."""
+        if shutil.which(QEMU) is None:
+            raise MissingTool(f"{QEMU} is not installed; install the package qemu-system-x86")
+        self._paths.run.mkdir(mode=0o711, parents=True, exist_ok=True)
+        found = [self._machine(machine) for machine in self._known()]
+        probe = choose(self._paths.run, self._wanted, self._test_guest)
+        adoptions = [asyncio.ensure_future(machine.adopt()) for machine in found]
+        self._accelerator = await probe
+        self._launcher.accelerator = self._accelerator.name
+        await asyncio.gather(*adoptions)
+
+    async def close(self) -> None:
+        """Stop watching; machines go on."""
+        machines, self._machines = list(self._machines.values()), {}
+        await asyncio.gather(*(machine.close() for machine in machines))
+
+    def accelerator(self) -> Accelerator:
+        """Return what ``open`` found."""
+        if self._accelerator is None:
+            raise DriverError("NotOpen", "the hypervisor driver is not open")
+        return self._accelerator
+
+    def on_change(self, callback: Callable[[str], None]) -> None:
+        """Call ``callback(machine id)`` when a machine's state may have changed."""
+        self._callbacks.append(callback)
+
+    async def observe(self) -> dict[str, MachineFact]:
+        """Return every machine that has a folder or a process on this host."""
+        facts = await asyncio.gather(*(self._machine(machine).fact() for machine in self._known()))
+        return {fact.id: fact for fact in facts if fact is not None}
+
+    async def start(self, spec: MachineSpec) -> None:
+        """Start the machine; running already: nothing."""
+        await self._machine(spec.id).start(spec)
+
+    async def shutdown(self, machine: str) -> None:
+        """Press the guest's power button; not running: nothing."""
+        live = self._machine(machine).live
+        if live is not None:
+            await live.monitor.execute("system_powerdown")
+
+    async def power_off(self, machine: str) -> None:
+        """End the process and return when it is gone."""
+        await self._machine(machine).power_off()
+
+    async def reset(self, machine: str) -> None:
+        """Reset a running machine."""
+        await self._machine(machine).reset()
+
+    async def pause(self, machine: str) -> None:
+        """Stop the virtual CPUs."""
+        await self._machine(machine).need_live().monitor.execute("stop")
+
+    async def resume(self, machine: str) -> None:
+        """Let a paused machine go on."""
+        await self._machine(machine).need_live().monitor.execute("cont")
+
+    async def attach_disk(self, machine: str, disk: DiskAttachment) -> None:
+        """Plug a disk into a running machine."""
+        check_disk(disk)
+        await self._machine(machine).need_plug().attach_disk(disk)
+
+    async def detach_disk(self, machine: str, disk: str) -> None:
+        """Unplug a disk; returns when the guest let go and the file is closed."""
+        await self._machine(machine).detach(disk_device(disk))
+
+    async def attach_nic(self, machine: str, nic: NicAttachment) -> None:
+        """Plug a NIC into a running machine."""
+        check_nic(nic)
+        await self._machine(machine).need_plug().attach_nic(nic)
+
+    async def detach_nic(self, machine: str, nic: str) -> None:
+        """Unplug a NIC; returns when the guest let go of it."""
+        await self._machine(machine).detach(nic_device(nic))
+
+    async def set_throttle(self, machine: str, disk: str, throttle: Throttle) -> None:
+        """Change the limits of a disk while the machine runs."""
+        await self._machine(machine).need_plug().set_throttle(disk, throttle)
+
+    async def counters(self) -> dict[str, MachineCounters]:
+        """Return the counters of every running machine that answers."""
+        machines = list(self._machines.items())
+        counted = await asyncio.gather(*(machine.counters() for _, machine in machines))
+        return {id_: one for (id_, _), one in zip(machines, counted, strict=True) if one is not None}
+
+    async def remove(self, machine: str) -> None:
+        """Power off and forget the machine."""
+        await self._machine(machine).remove()
+        self._machines.pop(machine, None)
+
+    def _machine(self, machine: str) -> Machine:
+        if not _ID.fullmatch(machine):
+            raise DriverError("BadSpec", f"{machine!r} is not an id that a machine may have")
+        if machine not in self._machines:
+            new = Machine(MachineFolder(self._paths, machine), self._launcher, self._hint)
+            new.unplug_timeout_s = self._unplug_timeout_s
+            self._machines[machine] = new
+        return self._machines[machine]
+
+    def _known(self) -> list[str]:
+        return sorted(one for one in machines_of(self._paths) | set(self._machines) if _ID.fullmatch(one))
+
+    def _hint(self, machine: str) -> None:
+        for callback in self._callbacks:
+            callback(machine)
