@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from pileus.drivers.host.disk.base import ImagePart, PoolCapacity
 from pileus.drivers.host.errors import DiskFull, ImageRefused
@@ -101,7 +101,7 @@ class VerifiedFile:
         self._name = name
         self._digest = hashlib.sha256()
         self._written_bytes = 0
-        self._file: BinaryIO = path.open("xb")
+        self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
 
     def __enter__(self) -> VerifiedFile:
         return self

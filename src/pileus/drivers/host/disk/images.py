@@ -90,14 +90,14 @@ class ImageCache:
 
     def clear(self) -> None:
         """Make the folder and remove what an interrupted call left."""
-        self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in self._folder.glob("*" + files.TEMPORARY):
             files.remove(path)
 
 
 def _make_empty(folder: Path) -> None:
     files.remove(folder)
-    folder.mkdir(mode=0o711)
+    folder.mkdir(mode=0o700)
 
 
 async def _pour(chunks: AsyncIterator[bytes], file: files.VerifiedFile) -> None:

@@ -263,8 +263,8 @@ class QemuImgPool:
 
     def _clear(self) -> None:
         """Make the folders and remove what an interrupted call left; a file without a record stays, somebody's disk."""
-        self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-        self._volumes.mkdir(mode=0o711, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._volumes.mkdir(mode=0o700, exist_ok=True)
         self._cache.clear()
         for path in self._volumes.glob("*" + files.TEMPORARY):
             files.remove(path)
