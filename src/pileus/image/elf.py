@@ -29,7 +29,8 @@ def needed_libraries(binary: bytes) -> list[str]:
             entries = list(struct.iter_unpack("<QQ", binary[offset : offset + length]))
             names = [value for tag, value in entries if tag == _NEEDED]
             strings = next((value for tag, value in entries if tag == _STRTAB), 0)
-    start = next((strings - address + offset for address, offset, length in loads if 0 <= strings - address < length), 0)
+    spans = [(address, offset) for address, offset, length in loads if 0 <= strings - address < length]
+    start = strings + next((offset - address for address, offset in spans), 0)
     return [_text(binary, start + name) for name in names]
 
 

@@ -25,8 +25,10 @@ def missing_packages(tools: Mapping[str, str]) -> list[str]:
     return sorted({package for tool, package in tools.items() if found[tool] is None})
 
 
-def run(argv: Sequence[str | Path], *, text: bytes = b"", folder: Path | None = None) -> bytes:
+def run(argv: Sequence[str | Path], *, text: bytes = b"", folder: Path | None = None, errors_too: bool = False) -> bytes:
     """Return what the program printed. ``text`` is its standard input, ``folder`` its working folder.
+
+    ``errors_too`` adds what it printed as errors, in order.
 
     The environment is fixed: C locale, UTC, SOURCE_DATE_EPOCH and E2FSPROGS_FAKE_TIME at ``EPOCH_S``.
     Raises: BuildError (ToolFailed with the program's last lines).
@@ -36,7 +38,8 @@ def run(argv: Sequence[str | Path], *, text: bytes = b"", folder: Path | None = 
         done = subprocess.run(
             [str(word) for word in argv],
             input=text,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if errors_too else subprocess.PIPE,
             cwd=folder,
             env=_environment(),
             timeout=TIMEOUT_S,
@@ -57,7 +60,8 @@ def _search_path() -> str:
 
 
 def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name in {"HOME", "TMPDIR", "http_proxy", "https_proxy"}}
+    names = {"HOME", "TMPDIR", "http_proxy", "https_proxy"}
+    kept = {name: value for name, value in os.environ.items() if name in names}
     return kept | {
         "PATH": _search_path(),
         "LC_ALL": "C.UTF-8",
