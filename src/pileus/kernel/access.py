@@ -41,9 +41,7 @@ class Principal(Struct, frozen=True, kw_only=True):
     def require(self, verb: str, kind: str) -> None:
         """Raises: Denied unless a rule allows it."""
         if not self.allows(verb, kind):
-            raise Denied(
-                f"user {self.user} (role {self.role}) may not {verb} {kind}; ask an owner of the account for a role that may"
-            )
+            raise Denied(f"user {self.user} (role {self.role}) may not {verb} {kind}; ask for a role that may")
 
 
 def _matches(patterns: Iterable[str], kind: str) -> bool:

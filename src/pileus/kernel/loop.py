@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Mapping
-from typing import Protocol
 
 import structlog
 from msgspec import Struct
@@ -38,16 +37,17 @@ SCAN_EVERY_S = 120.0
 """How often what is not ready and not due is made due: the net under a lost wake-up."""
 
 
-class Controller(Protocol):
-    """The server half of a kind."""
+class Controller:
+    """The server half of a kind; kinds with nothing to decide need none of their own."""
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Look at the world as it is, and return the decision; everything it writes is in the outcome's ``apply``.
 
         A resource being deleted: ``Done`` once the facts say it is gone.
         """
+        return Done()
 
-    async def release(self, transaction: Transaction, resource: Resource) -> None:
+    async def release(self, tx: Transaction, resource: Resource) -> None:
         """Give back, in the transaction that removes the row, what is not simply owned by the resource's id."""
 
 

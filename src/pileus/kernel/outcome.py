@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
@@ -27,6 +27,8 @@ class Wait(Struct, frozen=True):
     message: str
     after_s: float = 5.0
     apply: Apply | None = None
+    status: Literal["false", "unknown"] = "false"
+    """What Ready is meanwhile."""
 
 
 class Waiting(Exception):

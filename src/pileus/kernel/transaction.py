@@ -21,9 +21,10 @@ from pileus.kernel.kind import Registry, Resource
 from pileus.kernel.outcome import Wait
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.engine import Session
+from pileus.kernel.store.lists import Filter, list_statement
 
 WAITING = "Waiting"
-"""The condition that keeps the reason of the last ``Wait`` until the next outcome."""
+"""The condition that keeps the last ``Wait`` until the next outcome; its status is what Ready is meanwhile."""
 
 
 class Exhausted(QuotaExceeded):
@@ -72,6 +73,12 @@ class Transaction:
         """Return the resource with this name, if there is one."""
         rows = await self._session.all(sql.FIND, kind=kind, account_id=account_id, name=name)
         return records.decode(self.registry, rows[0]) if rows else None
+
+    async def list(self, filter: Filter, limit: int = 1000) -> list[Resource]:
+        """Return the first ``limit`` resources that match."""
+        statement, parameters = list_statement(filter, after="", limit=limit)
+        rows = await self._session.all(statement, **parameters)
+        return [records.decode(self.registry, row) for row in rows]
 
     async def children(self, owner: str, limit: int = 1000) -> list[Resource]:
         """Return the resources that ``owner`` made, oldest first."""
@@ -139,7 +146,7 @@ class Transaction:
             await self._insert_labels(new)
         await self._ready_event(old, new)
         await self.enqueue(new.id)
-        if new.owner and new.ready != old.ready:
+        if new.owner and new.owner != new.account_id and new.ready != old.ready:
             await self.enqueue(new.owner)
         return new
 
@@ -161,7 +168,7 @@ class Transaction:
         """Note why the resource waits (its Ready becomes false for that reason), or that it waits no more."""
         conditions = tuple(c for c in resource.conditions if c.type != WAITING)
         if wait is not None:
-            conditions += (Condition(type=WAITING, status="true", reason=wait.reason, message=wait.message),)
+            conditions += (Condition(type=WAITING, status=wait.status, reason=wait.reason, message=wait.message),)
         return await self.update(resource, conditions=conditions)
 
     async def mark_deleting(self, resource: Resource) -> Resource:
@@ -186,7 +193,7 @@ class Transaction:
         await self.event(resource, "Deleted", "Deleted", f"{resource} is gone")
         for (target,) in targets:
             await self.enqueue(target)
-        if resource.owner:
+        if resource.owner and (resource.owner != resource.account_id or await self._deleting(resource.owner)):
             await self.enqueue(resource.owner)
 
     # claims and charges
@@ -329,6 +336,9 @@ class Transaction:
         self._session.revision += 1
         return self._session.revision
 
+    async def _deleting(self, id: str) -> bool:
+        return bool(await self._session.all(sql.DELETING, id=id))
+
     async def _note_gone(self, resource: Resource) -> None:
         """Tell watchers that the resource left the cluster, or its host."""
         await self._session.run(
@@ -346,9 +356,7 @@ class Transaction:
         """Return the resource with its condition Ready computed and its places copied to their columns."""
         kind = self.registry[resource.kind]
         waiting = next((c for c in resource.conditions if c.type == WAITING), None)
-        computed = (
-            kind.ready(resource) if waiting is None else msgspec.structs.replace(waiting, type="Ready", status="false")
-        )
+        computed = kind.ready(resource) if waiting is None else msgspec.structs.replace(waiting, type="Ready")
         old = resource.ready
         same = old is not None and old.status == computed.status
         condition = msgspec.structs.replace(

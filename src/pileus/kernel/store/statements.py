@@ -42,6 +42,12 @@ CHANGES = (
     .order_by(resource.c.revision)
     .limit(_p("n"))
 )
+CHANGED = ALL.where(
+    resource.c.kind == _p("kind"), resource.c.revision > _p("after"), resource.c.revision <= _p("until")
+).order_by(resource.c.revision)
+GONE_OF = sa.select(gone).where(
+    gone.c.kind == _p("kind"), gone.c.revision > _p("after"), gone.c.revision <= _p("until")
+)
 GONE = sa.select(gone).where(gone.c.revision > _p("after")).order_by(gone.c.revision).limit(_p("n"))
 NEWEST = sa.select(counter.c.value).where(counter.c.name == sa.literal_column("'revision'"))
 OLDEST_GONE = sa.select(sa.func.min(gone.c.revision))
@@ -69,6 +75,8 @@ DELETING_TARGETS = (
     .select_from(link.join(resource, link.c.target == resource.c.id))
     .where(link.c.source == _p("source"), resource.c.deleting_at.is_not(None))
 )
+
+DELETING = sa.select(resource.c.id).where(resource.c.id == _p("id"), resource.c.deleting_at.is_not(None))
 
 CLAIM_OWNER = sa.select(claim.c.owner).where(claim.c.space == _p("space"), claim.c.value == _p("value"))
 CLAIMED = sa.select(claim.c.value, claim.c.number).where(claim.c.owner == _p("owner"), claim.c.space == _p("space"))
@@ -130,6 +138,12 @@ WORK_MISSING = (
     .limit(_p("n"))
 )
 
+_newest_event = sa.select(event).where(event.c.seq > _p("after")).order_by(event.c.seq.desc()).limit(_p("n"))
+EVENTS = _newest_event
+EVENTS_OF = _newest_event.where(event.c.id == _p("id"))
+EVENTS_ACCOUNT = _newest_event.where(event.c.account_id == _p("account_id"))
+AUDIT = sa.select(audit).order_by(audit.c.at.desc()).limit(_p("n"))
+AUDIT_ACCOUNT = AUDIT.where(audit.c.account_id == _p("account_id"))
 AUDIT_LAST = sa.select(sa.func.max(audit.c.seq)).where(audit.c.server == _p("server"))
 IDEMPOTENCY = sa.select(idempotency.c.digest, idempotency.c.status, idempotency.c.body).where(
     idempotency.c.principal == _p("principal"), idempotency.c.key == _p("key")

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from msgspec import Struct
 
 from pileus.kernel import records
 from pileus.kernel.clock import Clock
@@ -15,27 +14,10 @@ from pileus.kernel.ids import IdSource
 from pileus.kernel.kind import Registry, Resource
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.engine import Engine, Row, Session
-from pileus.kernel.store.tables import label, resource
+from pileus.kernel.store.lists import Filter, list_statement
 from pileus.kernel.transaction import Transaction
 
 T = TypeVar("T")
-
-
-class Filter(Struct, frozen=True, kw_only=True):
-    """What a list is limited to; empty means any. All of them use an index."""
-
-    kind: str
-    account_id: str | None = None
-    public: bool = False
-    """With ``account_id``: also what belongs to the cluster."""
-    host: str = ""
-    zone: str = ""
-    vdc: str = ""
-    owner: str = ""
-    name: str = ""
-    ready: str = ""
-    labels: tuple[tuple[str, str], ...] = ()
-    ids: tuple[str, ...] = ()
 
 
 class _Undone(Exception):
@@ -55,7 +37,6 @@ class Store:
         self.clock = clock
         self.server = server
         self._ids = IdSource()
-        self._lists: dict[tuple[Any, ...], sa.Select[Any]] = {}
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]], *, reconciling: str = "") -> T:
         """Run ``work`` in a transaction; its result is returned once durable. What it raises undoes all of it."""
@@ -97,33 +78,23 @@ class Store:
         rows = await self.engine.fetch(sql.FIND, kind=kind, account_id=account_id, name=name)
         return rows[0] if rows else None
 
+    async def find(self, kind: str, account_id: str, name: str) -> Resource | None:
+        """Return the resource with this name, if there is one."""
+        row = await self.find_row(kind, account_id, name)
+        return records.decode(self.registry, row) if row else None
+
     async def links(self, source: str) -> dict[str, str]:
         """Return what ``source`` refers to: field to id."""
         return {field: target for field, target in await self.engine.fetch(sql.LINKS_OF, source=source)}
 
     async def list_rows(self, filter: Filter, *, after: str = "", limit: int = 500) -> Sequence[Row]:
         """Return at most ``limit`` rows with ids above ``after``, in the order of their ids."""
-        statement = self._list_statement(filter)
-        parameters: dict[str, Any] = {"kind": filter.kind, "after": after, "limit": limit}
-        for word in ("account_id", "host", "zone", "vdc", "owner", "name", "ready"):
-            parameters[word] = getattr(filter, word)
-        for position, (key, value) in enumerate(filter.labels):
-            parameters[f"key{position}"], parameters[f"value{position}"] = key, value
-        for position, id in enumerate(filter.ids):
-            parameters[f"id{position}"] = id
+        statement, parameters = list_statement(filter, after=after, limit=limit)
         return await self.engine.fetch(statement, **parameters)
 
     async def list(self, filter: Filter, *, after: str = "", limit: int = 500) -> list[Resource]:
         """Return the resources of ``list_rows``, decoded."""
         return [records.decode(self.registry, row) for row in await self.list_rows(filter, after=after, limit=limit)]
-
-    def _list_statement(self, filter: Filter) -> sa.Select[Any]:
-        words = tuple(word for word in ("host", "zone", "vdc", "owner", "name", "ready") if getattr(filter, word))
-        shape = (filter.account_id is not None, filter.public, words, len(filter.labels), len(filter.ids))
-        statement = self._lists.get(shape)
-        if statement is None:
-            statement = self._lists[shape] = _build_list(filter, words)
-        return statement
 
     async def fetch(self, statement: sa.sql.ClauseElement, **parameters: Any) -> Sequence[Row]:
         """Return the rows of one of the kernel's own reads."""
@@ -147,23 +118,3 @@ class Store:
         """Return a setting of the cluster."""
         rows = await self.engine.fetch(sql.SETTING, name=name)
         return rows[0][0] if rows else None
-
-
-def _build_list(filter: Filter, words: tuple[str, ...]) -> sa.Select[Any]:
-    columns = resource.c
-    where = [columns.kind == sa.bindparam("kind"), columns.id > sa.bindparam("after")]
-    if filter.account_id is not None:
-        own = columns.account_id == sa.bindparam("account_id")
-        where.append(sa.or_(own, columns.account_id == sa.literal_column("''")) if filter.public else own)
-    for word in words:
-        where.append(columns[word] == sa.bindparam(word))
-        if word in ("host", "zone", "vdc", "owner"):
-            where.append(columns[word] != sa.literal_column("''"))  # lets the partial index serve
-    for position in range(len(filter.labels)):
-        has = sa.select(label.c.id).where(
-            label.c.key == sa.bindparam(f"key{position}"), label.c.value == sa.bindparam(f"value{position}")
-        )
-        where.append(columns.id.in_(has))
-    if filter.ids:
-        where.append(columns.id.in_([sa.bindparam(f"id{position}") for position in range(len(filter.ids))]))
-    return sa.select(resource).where(*where).order_by(columns.id).limit(sa.bindparam("limit"))

@@ -1,0 +1,140 @@
+"""What is checked before a wish is taken, inside the transaction that takes it. Kinds override what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from pileus.kernel.access import Principal
+from pileus.kernel.errors import Invalid, NotFound
+from pileus.kernel.ids import is_id
+from pileus.kernel.kind import Kind, Resource
+from pileus.kernel.shape import references
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.transaction import Transaction
+
+
+class Change(Struct, frozen=True):
+    """A wish about to be taken: ``old`` is None for a new resource, ``links`` maps paths of references to ids."""
+
+    principal: Principal
+    old: Resource | None
+    new: Resource
+    links: dict[str, str]
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """One answer of a dry run: what would be decided about ``subject``, and why."""
+
+    subject: str
+    verdict: str
+    reason: str = ""
+    message: str = ""
+
+
+class Admission:
+    """The checks of a kind that need none of its own."""
+
+    async def admit(self, tx: Transaction, change: Change) -> Resource:
+        """Return the resource to write: complete it, check across fields, charge quotas. Raises: Rejected."""
+        return change.new
+
+    async def created(self, tx: Transaction, resource: Resource, principal: Principal) -> Mapping[str, Any]:
+        """Make what comes with a new resource; returns what the answer says besides the resource (a key's secret)."""
+        return {}
+
+    async def may_delete(self, tx: Transaction, resource: Resource) -> None:
+        """Raises: Conflict when the user must do something else first."""
+
+    async def preview(self, tx: Transaction, resource: Resource) -> list[Decision]:
+        """Return what would be decided about a resource that a dry run has just written."""
+        return []
+
+
+class Made(Struct, frozen=True):
+    """A new resource, and what is said only now (a key's secret)."""
+
+    resource: Resource
+    extra: Mapping[str, Any]
+
+
+class Reader(Protocol):
+    """Where references are looked up: a store, or a transaction."""
+
+    async def get(self, id: str) -> Resource:
+        """Return the resource. Raises: NotFound."""
+
+    async def find(self, kind: str, account_id: str, name: str) -> Resource | None:
+        """Return the resource with this name, if there is one."""
+
+
+async def look_up(reader: Reader, kind: Kind, account_id: str, word: str) -> Resource | None:
+    """Return the resource that ``word`` (id or name) means to somebody in this account, or None.
+
+    An account sees its own objects and the cluster's public ones; the cluster (no account) sees its own by name, and
+    everything by id.
+    """
+    if is_id(word):
+        return await _by_id(reader, kind, account_id, word)
+    if account_id:
+        own = await reader.find(kind.name, account_id, word)
+        if own is not None:
+            return own
+    if kind.scope == "account" or (account_id and kind.readable_by == "operator"):
+        return None
+    return await reader.find(kind.name, "", word)
+
+
+async def _by_id(reader: Reader, kind: Kind, account_id: str, id: str) -> Resource | None:
+    try:
+        found = await reader.get(id)
+    except NotFound:
+        return None
+    if found.kind != kind.name:
+        return None
+    public = found.account_id == "" and kind.readable_by == "everyone"
+    return found if not account_id or found.account_id == account_id or public else None
+
+
+async def resolve(tx: Transaction, desired: Struct, account_id: str, account: str) -> dict[str, str]:
+    """Return path to id for every reference of ``desired``. Raises: Invalid (no-such-object) naming the field.
+
+    Another account's object gives the same answer as none.
+    """
+    links = {}
+    for path, kind_name, word in references(desired):
+        kind = tx.registry[kind_name]
+        target = await look_up(tx, kind, account_id, word)
+        if target is None or target.deleting:
+            where = f" in account {account}" if account else ""
+            raise Invalid(
+                f"there is no {kind.short} {word!r}{where}; `pileus get {kind.short}` lists what there is",
+                code="no-such-object",
+                field=f"desired.{path}",
+            )
+        links[path] = target.id
+    return links
+
+
+async def only(tx: Transaction, kind_name: str, account_id: str, flag: str) -> Resource:
+    """Return the one object of a kind when nobody said which. Raises: Invalid when there is none, or several."""
+    kind = tx.registry[kind_name]
+    found = await tx.list(Filter(kind=kind_name, account_id=account_id), limit=2)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise Invalid(
+            f"there is no {kind.short} yet; make one with `pileus create {kind.short}`", field=f"desired.{flag}"
+        )
+    raise Invalid(f"there are several {kind.short}s; say which with --{flag}", field=f"desired.{flag}")
+
+
+async def make(tx: Transaction, admissions: Mapping[str, Admission], principal: Principal, new: Resource) -> Made:
+    """Take a new wish: resolve its references, admit it, write it, make what comes with it. Raises: Rejected."""
+    links = await resolve(tx, new.desired, new.account_id, new.account)
+    admission = admissions.get(new.kind) or Admission()
+    admitted = await admission.admit(tx, Change(principal, None, new, links))
+    made = await tx.create(admitted, links)
+    return Made(await tx.get(made.id), await admission.created(tx, made, principal))

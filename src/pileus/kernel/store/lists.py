@@ -1,0 +1,67 @@
+"""Lists of resources: one statement per combination of filters, each served by an index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from msgspec import Struct
+
+from pileus.kernel.store.tables import label, resource
+
+WORDS = ("host", "zone", "vdc", "owner", "name", "ready")
+_statements: dict[tuple[Any, ...], sa.Select[Any]] = {}
+
+
+class Filter(Struct, frozen=True, kw_only=True):
+    """What a list is limited to; empty means any. All of them use an index."""
+
+    kind: str
+    account_id: str | None = None
+    public: bool = False
+    """With ``account_id``: also what belongs to the cluster."""
+    host: str = ""
+    zone: str = ""
+    vdc: str = ""
+    owner: str = ""
+    name: str = ""
+    ready: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    ids: tuple[str, ...] = ()
+
+
+def list_statement(filter: Filter, *, after: str, limit: int) -> tuple[sa.Select[Any], dict[str, Any]]:
+    """Return the statement and its parameters: at most ``limit`` rows with ids above ``after``, in their order."""
+    words = tuple(word for word in WORDS if getattr(filter, word))
+    shape = (filter.account_id is not None, filter.public, words, len(filter.labels), len(filter.ids))
+    statement = _statements.get(shape)
+    if statement is None:
+        statement = _statements[shape] = _build_list(filter, words)
+    parameters: dict[str, Any] = {"kind": filter.kind, "after": after, "limit": limit, "account_id": filter.account_id}
+    for word in WORDS:
+        parameters[word] = getattr(filter, word)
+    for position, (key, value) in enumerate(filter.labels):
+        parameters[f"key{position}"], parameters[f"value{position}"] = key, value
+    for position, id in enumerate(filter.ids):
+        parameters[f"id{position}"] = id
+    return statement, parameters
+
+
+def _build_list(filter: Filter, words: tuple[str, ...]) -> sa.Select[Any]:
+    columns = resource.c
+    where = [columns.kind == sa.bindparam("kind"), columns.id > sa.bindparam("after")]
+    if filter.account_id is not None:
+        own = columns.account_id == sa.bindparam("account_id")
+        where.append(sa.or_(own, columns.account_id == sa.literal_column("''")) if filter.public else own)
+    for word in words:
+        where.append(columns[word] == sa.bindparam(word))
+        if word in ("host", "zone", "vdc", "owner"):
+            where.append(columns[word] != sa.literal_column("''"))  # lets the partial index serve
+    for position in range(len(filter.labels)):
+        has = sa.select(label.c.id).where(
+            label.c.key == sa.bindparam(f"key{position}"), label.c.value == sa.bindparam(f"value{position}")
+        )
+        where.append(columns.id.in_(has))
+    if filter.ids:
+        where.append(columns.id.in_([sa.bindparam(f"id{position}") for position in range(len(filter.ids))]))
+    return sa.select(resource).where(*where).order_by(columns.id).limit(sa.bindparam("limit"))
