@@ -121,13 +121,11 @@ async def resolve(tx: Transaction, desired: Struct, account_id: str, account: st
 async def only(tx: Transaction, kind_name: str, account_id: str, flag: str) -> Resource:
     """Return the one object of a kind when nobody said which. Raises: Invalid when there is none, or several."""
     kind = tx.registry[kind_name]
-    found = await tx.list(Filter(kind=kind_name, account_id=account_id), limit=2)
+    found = await tx.matching(Filter(kind=kind_name, account_id=account_id), limit=2)
     if len(found) == 1:
         return found[0]
     if not found:
-        raise Invalid(
-            f"there is no {kind.short} yet; make one with `pileus create {kind.short}`", field=f"desired.{flag}"
-        )
+        raise Invalid(f"there is no {kind.short} yet; `pileus create {kind.short}` makes one", field=f"desired.{flag}")
     raise Invalid(f"there are several {kind.short}s; say which with --{flag}", field=f"desired.{flag}")
 
 

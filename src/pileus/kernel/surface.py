@@ -22,7 +22,8 @@ from pileus.kernel.kind import Kind, Registry, Resource, is_name
 from pileus.kernel.merge import merge_patch
 from pileus.kernel.shape import decode, invalid
 from pileus.kernel.store import statements as sql
-from pileus.kernel.store.store import Filter, Store
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 
 LIMIT_MAX = 1000
@@ -154,9 +155,7 @@ class Surface:
         events = []
         accounts = (filter.account_id, "") if filter.public else (filter.account_id,)
         for row in await self._store.fetch(sql.CHANGED, kind=filter.kind, after=since, until=newest):
-            if filter.account_id is not None and row[3] not in (
-                (filter.account_id, "") if filter.public else (filter.account_id,)
-            ):
+            if filter.account_id is not None and row[3] not in accounts:
                 continue
             events.append(("put", records.revision_of(row), records.public(row), row[0], row[2], row[8]))
         for revision, id, _, account_id, _, name, _ in await self._store.fetch(

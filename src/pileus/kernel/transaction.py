@@ -74,7 +74,7 @@ class Transaction:
         rows = await self._session.all(sql.FIND, kind=kind, account_id=account_id, name=name)
         return records.decode(self.registry, rows[0]) if rows else None
 
-    async def list(self, filter: Filter, limit: int = 1000) -> list[Resource]:
+    async def matching(self, filter: Filter, limit: int = 1000) -> list[Resource]:
         """Return the first ``limit`` resources that match."""
         statement, parameters = list_statement(filter, after="", limit=limit)
         rows = await self._session.all(statement, **parameters)
