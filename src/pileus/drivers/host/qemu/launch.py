@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from pileus.drivers.host.errors import DriverError
@@ -19,19 +19,19 @@ from pileus.drivers.host.qemu.procfs import ProcessId, identify
 class Launcher:
     """Starts processes for machines of one host; ``open_tap`` gives a descriptor of a tap without a virtio header."""
 
-    def __init__(self, paths: HostPaths, open_tap: Callable[[str], int]) -> None:
+    def __init__(self, paths: HostPaths, open_tap: Callable[[str], Awaitable[int]]) -> None:
         # Next to the run folders, because hosts of one computer (a lab) share its user ids.
         self._uids = paths.run.parent / "uid"
         self._open_tap = open_tap
         self.accelerator = "tcg"
 
-    def launch(self, folder: MachineFolder, spec: MachineSpec, lock: int) -> ProcessId:
+    async def launch(self, folder: MachineFolder, spec: MachineSpec, lock: int) -> ProcessId:
         """Start the machine's process, which gets ``lock``, and return it. Raises DriverError (StartFailed, NoUser)."""
         with Descriptors() as fds:
             fds.keep(lock)
             uid, claim = claim_uid(self._uids)
             fds.keep(claim)
-            files = self._open(folder, spec, fds)
+            files = await self._open(folder, spec, fds)
             groups = kvm_groups() or () if self.accelerator == "kvm" else ()
             argv = [*jail(uid, groups), *command(spec, files, self.accelerator, folder.record.slots)]
             try:
@@ -47,11 +47,11 @@ class Launcher:
         top = _open(fds, f"disk {disk.id}", disk.path, os.O_RDONLY if disk.read_only else os.O_RDWR)
         return (top, *(_open(fds, f"image under disk {disk.id}", layer.path) for layer in disk.backing))
 
-    def open_tap(self, tap: str, fds: Descriptors) -> int:
+    async def open_tap(self, tap: str, fds: Descriptors) -> int:
         """Open a tap of the switch."""
-        return fds.keep(self._open_tap(tap))
+        return fds.keep(await self._open_tap(tap))
 
-    def _open(self, folder: MachineFolder, spec: MachineSpec, fds: Descriptors) -> OpenFiles:
+    async def _open(self, folder: MachineFolder, spec: MachineSpec, fds: Descriptors) -> OpenFiles:
         kernel = initrd = seed = None
         if spec.boot is not None:
             kernel = _public(_open(fds, "kernel", spec.boot.kernel))
@@ -64,7 +64,7 @@ class Launcher:
             console_log=fds.open(folder.console_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
             seed=seed, kernel=kernel, initrd=initrd,
             disks={disk.id: self.open_disk(disk, fds) for disk in spec.disks},
-            taps={nic.id: self.open_tap(nic.tap, fds) for nic in spec.nics},
+            taps={nic.id: await self.open_tap(nic.tap, fds) for nic in spec.nics},
         )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ class Machine:
             self.folder.make()
             lock = await self._lock_or_adopt()
             if lock is not None:
-                self._launch(spec, lock)
+                await self._launch(spec, lock)
             await self._up()
 
     async def power_off(self) -> None:
@@ -147,7 +147,7 @@ class Machine:
             disk_read_bytes=totals[0], disk_write_bytes=totals[1], disk_read_ops=totals[2], disk_write_ops=totals[3],
         )  # fmt: skip
 
-    def _launch(self, spec: MachineSpec, lock: int) -> None:
+    async def _launch(self, spec: MachineSpec, lock: int) -> None:
         """Write down what is about to be, start the process and watch it; ``lock`` is handed over."""
         try:
             slots = command.plan_slots(spec)
@@ -159,9 +159,12 @@ class Machine:
         self.folder.change(spec=spec, boots=self.folder.record.boots + 1, started_at=time.time(),
                            host_boot=host_boot(), ending=None, slots=slots)  # fmt: skip
         try:
-            process = self._launcher.launch(self.folder, spec, lock)
+            process = await self._launcher.launch(self.folder, spec, lock)
         except DriverError as error:
             self.folder.note_exit(Exit(reason="failed", at=time.time(), message=error.message))
+            raise
+        except asyncio.CancelledError:
+            self.folder.note_exit(Exit(reason="failed", at=time.time(), message="the start was cancelled"))
             raise
         self._live = watch(self.folder, process, self._changed)
         assert self._live is not None  # our child keeps its number until we wait for it

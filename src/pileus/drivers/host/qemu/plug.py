@@ -136,7 +136,7 @@ class Plug:
         await self._clear_nic(nic)
         netdev = command.netdev(nic.id)
         with Descriptors() as fds:
-            fd = self._launcher.open_tap(nic.tap, fds)
+            fd = await self._launcher.open_tap(nic.tap, fds)
             await self._live.monitor.execute_with_fd(fd, "getfd", {"fdname": netdev})
         await self._execute("netdev_add", {"type": "tap", "id": netdev, "fd": netdev})
         await self._execute("device_add", command.nic_plug(nic, slot))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from pileus.drivers.host.errors import DriverError, MissingTool
@@ -30,7 +30,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class QemuHypervisor:
-    """See ``base.Hypervisor``. ``open_tap(name)`` returns a new descriptor of a tap, opened without a virtio header.
+    """See ``base.Hypervisor``. ``open_tap(name)`` returns a new descriptor of a tap, without a virtio header.
 
     ``test_guest`` is what the KVM probe boots; without it ``auto`` means TCG.
     """
@@ -38,7 +38,7 @@ class QemuHypervisor:
     def __init__(
         self,
         paths: HostPaths,
-        open_tap: Callable[[str], int],
+        open_tap: Callable[[str], Awaitable[int]],
         accelerator: Literal["auto", "kvm", "tcg"] = "auto",
         test_guest: DirectBoot | None = None,
         unplug_timeout_s: float = 15.0,
