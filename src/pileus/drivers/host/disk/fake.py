@@ -1,15 +1,18 @@
 """A disk pool without a disk: the same rules and errors as the real one, light enough for thousands of hosts.
 
-What the pool holds lives in a ``PoolWorld``, so that a new pool over the same world is an agent that started again.
+What the pool holds lives in a ``FakePoolWorld``, so that a new pool over the same world is an agent that started again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Literal
 
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.drivers.host.disk.base import (
@@ -28,56 +31,78 @@ EMPTY_VOLUME_BYTES = 196_624
 SECTOR_BYTES = 512
 
 
-class Failure(Struct, kw_only=True):
-    """An error for the ``at``-th call named ``call``; ``after``: the work was done, its answer lost."""
+Call = Literal["open", "capacity", "volumes", "create", "resize", "delete", "images", "put_image", "delete_image"]
 
-    call: str
-    at: int
-    error: Exception
+LATENCIES_S: Mapping[Call, float] = {"create": 0.01, "resize": 0.01, "delete": 0.001, "put_image": 0.3}
+"""What the real pool was measured to take (an image of 50 MiB); calls that are not here take no time."""
+
+
+class Fault(Struct, frozen=True, kw_only=True):
+    """The ``k``-th ``call`` from the world's beginning (1 is the first) raises ``error``.
+
+    ``after`` true: the work is done and only the answer is lost.
+    """
+
+    call: Call
+    k: int
+    error: DriverError = DriverError("DiskToolFailed", "injected failure")
     after: bool = False
 
 
-class PoolWorld(Struct, kw_only=True):
-    """What outlives the agent: images, volumes, and what goes wrong. Every call that writes sleeps ``latency_s``."""
+class FakePoolWorld:
+    """What is on one simulated host's disk, and what goes wrong there."""
 
-    latency_s: float = 0.0
-    images: dict[str, ImageFile] = field(default_factory=dict)
-    volumes: dict[str, VolumeFact] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    """How often each call was made so far."""
-
-    def fail(self, call: str, error: Exception, *, at: int = 1, after: bool = False) -> None:
-        """Let the ``at``-th next ``call`` (such as ``create``) raise ``error``, before its work or after it."""
-        planned = Failure(call=call, at=self.counts.get(call, 0) + at, error=error, after=after)
-        self.failures.append(planned)
+    def __init__(self, *, latencies_s: Mapping[Call, float] = LATENCIES_S, faults: tuple[Fault, ...] = ()) -> None:
+        self.images: dict[str, ImageFile] = {}
+        self.volumes: dict[str, VolumeFact] = {}
+        self.calls: Counter[Call] = Counter()
+        self.latencies_s = latencies_s
+        self.faults = list(faults)
+        self.other_bytes = 0
+        """Taken by files that are not the pool's; set by tests to fill the disk."""
 
     def write(self, volume: str, used_bytes: int) -> None:
         """Let the guest fill its volume to ``used_bytes`` on the host's disk."""
         self.volumes[volume] = replace(self.volumes[volume], used_bytes=used_bytes)
 
+    @asynccontextmanager
+    async def call(self, name: Call) -> AsyncIterator[None]:
+        """Count the call, let it take its time, and fail it before or after its work when that is planned."""
+        self.calls[name] += 1
+        fault = next((fault for fault in self.faults if (fault.call, fault.k) == (name, self.calls[name])), None)
+        await asyncio.sleep(self.latencies_s.get(name, 0))
+        if fault is not None and not fault.after:
+            raise fault.error
+        yield
+        if fault is not None:
+            raise fault.error
+
 
 class FakePool:
     """The pool of one simulated host with ``capacity_bytes`` of disk."""
 
-    def __init__(self, world: PoolWorld, capacity_bytes: int) -> None:
+    def __init__(self, world: FakePoolWorld, capacity_bytes: int) -> None:
         self._world = world
         self._total_bytes = capacity_bytes
 
     async def open(self) -> None:
-        """Do nothing: an interrupted call leaves nothing in the world."""
+        """Find everything as it is: an interrupted call leaves nothing in the world."""
+        async with self._world.call("open"):
+            pass
 
     async def capacity(self) -> PoolCapacity:
         """Return the simulated disk's size and room."""
-        return PoolCapacity(total_bytes=self._total_bytes, free_bytes=self._free_bytes())
+        async with self._world.call("capacity"):
+            return PoolCapacity(total_bytes=self._total_bytes, free_bytes=self._free_bytes())
 
     async def volumes(self) -> dict[str, VolumeFact]:
         """Return every volume."""
-        return dict(self._world.volumes)
+        async with self._world.call("volumes"):
+            return dict(self._world.volumes)
 
     async def create(self, spec: VolumeSpec) -> VolumeFact:
         """Make the volume; there already: its fact. Raises what the real pool does."""
-        async with _Call(self._world, "create"):
+        async with self._world.call("create"):
             fact = self._world.volumes.get(spec.id)
             if fact is None:
                 _check_size(spec.id, spec.size_bytes)
@@ -95,7 +120,7 @@ class FakePool:
 
     async def resize(self, volume: str, size_bytes: int) -> None:
         """Grow a volume; smaller or equal: nothing. Raises DriverError (NoVolume, SizeRefused)."""
-        async with _Call(self._world, "resize"):
+        async with self._world.call("resize"):
             fact = self._world.volumes.get(volume)
             if fact is None:
                 raise DriverError("NoVolume", f"volume {volume} is not in the simulated pool; create it first")
@@ -105,16 +130,17 @@ class FakePool:
 
     async def delete(self, volume: str) -> None:
         """Remove the volume; gone already is success."""
-        async with _Call(self._world, "delete"):
+        async with self._world.call("delete"):
             self._world.volumes.pop(volume, None)
 
     async def images(self) -> dict[str, ImageFile]:
         """Return every image of the cache."""
-        return dict(self._world.images)
+        async with self._world.call("images"):
+            return dict(self._world.images)
 
     async def put_image(self, spec: ImageSpec, fetch: Callable[[PartName], AsyncIterator[bytes]]) -> ImageFile:
         """Cache the image after reading and checking every part. Raises ImageRefused, DiskFull."""
-        async with _Call(self._world, "put_image"):
+        async with self._world.call("put_image"):
             if spec.id not in self._world.images:
                 self._take(f"image {spec.id}", sum(part.size_bytes for part in spec.parts.values()))
                 for name in spec.parts:
@@ -124,7 +150,7 @@ class FakePool:
 
     async def delete_image(self, image: str) -> None:
         """Remove an image. Raises DriverError (ImageInUse) while a volume is a child of it."""
-        async with _Call(self._world, "delete_image"):
+        async with self._world.call("delete_image"):
             children = sorted(fact.id for fact in self._world.volumes.values() if fact.image == image)
             if children:
                 message = (
@@ -135,7 +161,8 @@ class FakePool:
 
     def _free_bytes(self) -> int:
         used_bytes = sum(fact.used_bytes for fact in self._world.volumes.values())
-        return max(0, self._total_bytes - used_bytes - sum(image.size_bytes for image in self._world.images.values()))
+        cached_bytes = sum(image.size_bytes for image in self._world.images.values())
+        return max(0, self._total_bytes - self._world.other_bytes - used_bytes - cached_bytes)
 
     def _take(self, subject: str, needed_bytes: int) -> None:
         """Raises: DiskFull when there is less room than that."""
@@ -156,30 +183,6 @@ class FakePool:
         if image.virtual_size_bytes > spec.size_bytes:
             smallest = f"the {image.virtual_size_bytes} bytes of its image {image.id}"
             raise DriverError("VolumeTooSmall", f"volume {spec.id} is smaller than {smallest}; make it larger")
-
-
-class _Call:
-    """One call that writes: it takes its time, and fails when the world says so."""
-
-    def __init__(self, world: PoolWorld, name: str) -> None:
-        self._world = world
-        self._name = name
-        self._lost: Exception | None = None
-
-    async def __aenter__(self) -> None:
-        world = self._world
-        number = world.counts[self._name] = world.counts.get(self._name, 0) + 1
-        due = [failure for failure in world.failures if failure.call == self._name and failure.at == number]
-        await asyncio.sleep(world.latency_s)
-        for failure in due:
-            world.failures.remove(failure)
-            if not failure.after:
-                raise failure.error
-            self._lost = failure.error
-
-    async def __aexit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
-        if exc is None and self._lost is not None:
-            raise self._lost
 
 
 def _check_size(volume: str, size_bytes: int) -> None:
