@@ -14,7 +14,6 @@ import struct
 from array import array
 from pathlib import Path
 from sys import byteorder
-from typing import BinaryIO
 
 from msgspec import Struct
 
@@ -88,22 +87,24 @@ def inspect(
     """
     # A FIFO must not block us and a link must not lead us elsewhere.
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
         raise ImageRefused("NotAFile", "the image cannot be opened as a plain file; upload it again") from exc
-    with os.fdopen(descriptor, "rb") as file:
-        state = os.fstat(descriptor)
+    try:
+        state = os.fstat(file)
         if not stat.S_ISREG(state.st_mode):
             raise ImageRefused("NotAFile", "the image is not a plain file; upload a qcow2 or raw file")
         check = _inspect_qcow2 if claimed_format == "qcow2" else _inspect_raw
         virtual_size_bytes = check(file, state.st_size)
+    finally:
+        os.close(file)
     if virtual_size_bytes > virtual_size_bytes_max:
         message = f"the disk is {virtual_size_bytes} bytes large, {virtual_size_bytes_max} are allowed; make it smaller"
         raise ImageRefused("TooLarge", message)
     return ImageFacts(format=claimed_format, virtual_size_bytes=virtual_size_bytes, size_bytes=state.st_size)
 
 
-def _inspect_raw(file: BinaryIO, size_bytes: int) -> int:
+def _inspect_raw(file: int, size_bytes: int) -> int:
     """Return the disk's size. A raw disk is anything that no program would take for something else."""
     # The first 32 KiB of ISO 9660 are free, so that a bootable raw disk may be one too (a hybrid installer).
     known = [name for name in formats(file, size_bytes) if name != ISO]
@@ -116,7 +117,7 @@ def _inspect_raw(file: BinaryIO, size_bytes: int) -> int:
     return size_bytes
 
 
-def _inspect_qcow2(file: BinaryIO, size_bytes: int) -> int:
+def _inspect_qcow2(file: int, size_bytes: int) -> int:
     """Return the virtual size, from the header."""
     known = formats(file, size_bytes)
     if QCOW2 not in known:
@@ -134,15 +135,15 @@ def _inspect_qcow2(file: BinaryIO, size_bytes: int) -> int:
     return header.virtual_size_bytes
 
 
-def _read(file: BinaryIO, offset: int, length: int) -> bytes:
+def _read(file: int, offset: int, length: int) -> bytes:
     """Return exactly that part of the file. Raises ImageRefused (Truncated)."""
-    content = os.pread(file.fileno(), length, offset)
+    content = os.pread(file, length, offset)
     if len(content) != length:
         raise ImageRefused("Truncated", "the image ends before its own tables do; upload it again")
     return content
 
 
-def _read_header(file: BinaryIO) -> _Header:
+def _read_header(file: int) -> _Header:
     """Return the header. Raises ImageRefused (UnsupportedVersion, BadHeader, Truncated)."""
     version = int.from_bytes(_read(file, 4, 4), "big")
     if version not in (2, 3):
@@ -173,7 +174,7 @@ def _check_references(header: _Header) -> None:
         raise ImageRefused("InternalSnapshots", message)
 
 
-def _check_features(file: BinaryIO, header: _Header) -> None:
+def _check_features(file: int, header: _Header) -> None:
     """Raises: ImageRefused (UnsupportedFeature, Dirty, Corrupt)."""
     unknown = header.incompatible & ~KNOWN_FEATURES
     if unknown:
@@ -209,7 +210,7 @@ def _check_sizes(header: _Header) -> None:
         raise _bad("a first table too small for its disk")
 
 
-def _check_extensions(file: BinaryIO, header: _Header) -> None:
+def _check_extensions(file: int, header: _Header) -> None:
     """Refuse extensions that name a file or a key, or that nobody knows, and anything hidden behind the last."""
     cluster = _read(file, 0, header.cluster_bytes)
     offset = header.header_bytes
@@ -237,7 +238,7 @@ def _check_extension(kind: int) -> None:
         raise ImageRefused("UnsupportedFeature", f"the image has an unknown header extension ({kind:#010x})")
 
 
-def _check_tables(file: BinaryIO, header: _Header, size_bytes: int) -> None:
+def _check_tables(file: int, header: _Header, size_bytes: int) -> None:
     """Raises: ImageRefused (Truncated, BadHeader, TableTooLarge): tables in the file, and all that is counted too."""
     table_bytes = header.refcount_table_clusters * header.cluster_bytes
     places = ((header.l1_offset, header.l1_entries * 8), (header.refcount_table_offset, table_bytes))
@@ -252,7 +253,7 @@ def _check_tables(file: BinaryIO, header: _Header, size_bytes: int) -> None:
     _check_counted(file, header, size_bytes)
 
 
-def _check_counted(file: BinaryIO, header: _Header, size_bytes: int) -> None:
+def _check_counted(file: int, header: _Header, size_bytes: int) -> None:
     """Raises: ImageRefused (Truncated) when a cluster that is in use begins behind the end of the file.
 
     A cut-off upload would otherwise read as zeros without any error.
@@ -274,7 +275,7 @@ def _check_counted(file: BinaryIO, header: _Header, size_bytes: int) -> None:
             raise ImageRefused("Truncated", "the image ends before its own content does; upload it again")
 
 
-def _entries(file: BinaryIO, offset: int, length: int) -> array[int]:
+def _entries(file: int, offset: int, length: int) -> array[int]:
     """Return a table of big-endian 64-bit numbers."""
     table = array("Q", _read(file, offset, length))
     if byteorder == "little":

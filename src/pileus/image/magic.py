@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from typing import BinaryIO
 
 QCOW2 = "qcow2"
 ISO = "an ISO 9660 image"
@@ -48,14 +47,14 @@ VMDK_TEXT = re.compile(rb"\A(?:[ \t]*(?:#[^\n]*)?\r?\n)*(?:# Disk DescriptorFile
 """QEMU skips blank lines and comments before ``version=`` (block/vmdk.c, vmdk_probe)."""
 
 
-def formats(file: BinaryIO, size_bytes: int) -> list[str]:
-    """Return every format that the file could be taken for, the likeliest first; empty for a plain raw disk."""
-    head = os.pread(file.fileno(), HEAD_BYTES, 0)
+def formats(file: int, size_bytes: int) -> list[str]:
+    """Return every format that the open ``file`` could be taken for, the likeliest first; empty for a plain raw disk."""
+    head = os.pread(file, HEAD_BYTES, 0)
     found = [name for offset, magic, name in MAGIC if head.startswith(magic, offset)]
     if VMDK_TEXT.match(head):
         found.append(VMDK_DESCRIPTOR)
-    if any(os.pread(file.fileno(), 5, offset) == b"CD001" for offset in ISO_OFFSETS):
+    if any(os.pread(file, 5, offset) == b"CD001" for offset in ISO_OFFSETS):
         found.append(ISO)
-    tail = os.pread(file.fileno(), TRAILER_BYTES, max(0, size_bytes - TRAILER_BYTES))
+    tail = os.pread(file, TRAILER_BYTES, max(0, size_bytes - TRAILER_BYTES))
     found += [name for magic, name in TRAILERS if tail.startswith(magic) and name not in found]
     return found
