@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import lzma
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
 from pileus.image.elf import module_facts
+from pileus.image.tools import run
 from pileus.image.tree import Tree
 from pileus.image.types import BuildError
 
@@ -40,6 +42,29 @@ def find_kernel(unpacked: Path) -> Kernel:
     roots = [unpacked / "lib/modules" / release, unpacked / "usr/lib/modules" / release]
     files = [file for root in roots for file in root.rglob("*.ko*")]
     return Kernel(release=release, image=images[0], modules={_name(file): file for file in files})
+
+
+def uncompressed(image: bytes) -> bytes:
+    """Return the ELF kernel inside a bzImage: QEMU starts it at its PVH entry, without unpacking in the guest.
+
+    Raises: BuildError (BadPackage). Source: Linux, Documentation/arch/x86/boot.rst (setup_sects, payload_offset).
+    """
+    (setup_sectors,) = struct.unpack_from("<B", image, 0x1F1)
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    start = (setup_sectors + 1) * 512 + offset
+    # The kernel's build adds four bytes with the unpacked length to whatever the compressor wrote.
+    packed = image[start : start + length - 4]
+    if packed.startswith(b"\x02\x21\x4c\x18"):
+        found = run(["lz4", "-dc"], text=packed)
+    elif packed.startswith(b"\x28\xb5\x2f\xfd"):
+        found = run(["zstd", "-dc"], text=packed)
+    elif packed.startswith(b"\xfd7zXZ\0"):
+        found = lzma.decompress(packed)
+    else:
+        raise BuildError("BadPackage", "the kernel is compressed in a way that this builder does not know")
+    if not found.startswith(b"\x7fELF"):
+        raise BuildError("BadPackage", "what the kernel package holds does not unpack to an ELF file")
+    return found
 
 
 def load_order(kernel: Kernel, wanted: Sequence[str]) -> list[Module]:

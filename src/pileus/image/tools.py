@@ -25,7 +25,9 @@ def missing_packages(tools: Mapping[str, str]) -> list[str]:
     return sorted({package for tool, package in tools.items() if found[tool] is None})
 
 
-def run(argv: Sequence[str | Path], *, text: bytes = b"", folder: Path | None = None, errors_too: bool = False) -> bytes:
+def run(
+    argv: Sequence[str | Path], *, text: bytes = b"", folder: Path | None = None, errors_too: bool = False
+) -> bytes:
     """Return what the program printed. ``text`` is its standard input, ``folder`` its working folder.
 
     ``errors_too`` adds what it printed as errors, in order.

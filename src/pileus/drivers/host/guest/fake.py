@@ -1,0 +1,141 @@
+"""Guests without machines, for tests and simulated hosts: seeds and scripted consoles in memory.
+
+What outlives the agent lives in a ``GuestWorld``, so that a new ``FakeGuest`` over it is an agent that started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from msgspec import Struct, field
+
+from pileus.drivers.host.errors import DriverError
+from pileus.drivers.host.guest.base import Console, Seed
+from pileus.drivers.host.guest.seed import seed_files
+
+
+def _always(machine: str) -> bool:
+    return True
+
+
+class GuestWorld(Struct, kw_only=True):
+    """Seeds, consoles and logs of a host's guests. ``running`` says whether a machine runs now."""
+
+    running: Callable[[str], bool] = _always
+    seeds: dict[str, Seed] = field(default_factory=dict)
+    logs: dict[str, bytes] = field(default_factory=dict)
+    older: dict[str, bytes] = field(default_factory=dict)
+    typed: dict[str, bytes] = field(default_factory=dict)
+    """What was typed to each console."""
+    consoles: dict[str, FakeConsole] = field(default_factory=dict)
+    answers: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
+    """For each machine: what its console prints when that line was typed."""
+
+    def print(self, machine: str, text: bytes) -> None:
+        """Let the guest print ``text`` on its console."""
+        self.logs[machine] = self.logs.get(machine, b"") + text
+        if machine in self.consoles:
+            self.consoles[machine].arrive(text)
+
+    def boot(self, machine: str, uptime_s: float = 2.5) -> None:
+        """Print what the tiny image prints when it is up and has run its user data."""
+        seed = self.seeds.get(machine)
+        self.print(machine, f"PILEUS-READY {seed.hostname if seed else 'tiny'} {uptime_s:.2f}\r\n".encode())
+        if seed is not None and seed.user_data:
+            self.print(machine, b"\r\nPILEUS-USER-DATA exit 0\r\n")
+
+    def end(self, machine: str) -> None:
+        """The machine's process is gone: its console ends."""
+        console = self.consoles.pop(machine, None)
+        if console is not None:
+            console.finish()
+
+
+class FakeConsole:
+    """An open console of a fake guest."""
+
+    def __init__(self, world: GuestWorld, machine: str) -> None:
+        self._world = world
+        self._machine = machine
+        self._unread = b""
+        self._open = True
+        self._arrived = asyncio.Event()
+
+    async def read(self) -> bytes:
+        """Return what was printed since; waits for at least a byte. Empty when the console is gone."""
+        await self._arrived.wait()
+        found, self._unread = self._unread, b""
+        if self._open:
+            self._arrived.clear()
+        return found
+
+    async def write(self, text: bytes) -> None:
+        """Type ``text``; a scripted answer comes at once. Raises DriverError (NoConsole) when the console is gone."""
+        if not self._open:
+            raise DriverError("NoConsole", "the serial console is closed; open it again")
+        world, machine = self._world, self._machine
+        world.typed[machine] = world.typed.get(machine, b"") + text
+        for line in text.splitlines():
+            answer = world.answers.get(machine, {}).get(line)
+            if answer is not None:
+                world.print(machine, answer)
+
+    async def close(self) -> None:
+        """Let go of the console."""
+        if self._world.consoles.get(self._machine) is self:
+            del self._world.consoles[self._machine]
+        self.finish()
+
+    def arrive(self, text: bytes) -> None:
+        """The guest printed ``text``."""
+        self._unread += text
+        self._arrived.set()
+
+    def finish(self) -> None:
+        """The console is gone; what arrived before can still be read."""
+        self._open = False
+        self._arrived.set()
+
+
+class FakeGuest:
+    """The contract over a ``GuestWorld``, with the same checks of what a seed may say."""
+
+    def __init__(self, world: GuestWorld) -> None:
+        self.world = world
+
+    async def write_seed(self, machine: str, seed: Seed) -> str:
+        """Keep the seed and return a path that names it. Raises DriverError (BadSeed)."""
+        seed_files(seed)
+        self.world.seeds[machine] = seed
+        return f"/fake/machines/{machine}/seed.iso"
+
+    async def log(self, machine: str, tail_bytes: int) -> bytes:
+        """Return the end of what the console printed, over rotations."""
+        printed = self.world.older.get(machine, b"") + self.world.logs.get(machine, b"")
+        return printed[max(0, len(printed) - tail_bytes) :]
+
+    async def rotate(self, limit_bytes: int) -> None:
+        """Keep one older part of at most ``limit_bytes``."""
+        for machine, printed in self.world.logs.items():
+            if len(printed) > limit_bytes:
+                self.world.older[machine] = printed[-limit_bytes:]
+                self.world.logs[machine] = b""
+
+    async def console(self, machine: str) -> Console:
+        """Open the console; a second open takes it over. Raises DriverError (NoConsole)."""
+        if not self.world.running(machine):
+            raise DriverError("NoConsole", f"machine {machine} has no serial console now; is it running?")
+        former = self.world.consoles.get(machine)
+        if former is not None:
+            await former.close()
+        console = FakeConsole(self.world, machine)
+        self.world.consoles[machine] = console
+        return console
+
+    async def remove(self, machine: str) -> None:
+        """Forget seed, logs and console of the machine."""
+        self.world.end(machine)
+        self.world.seeds.pop(machine, None)
+        self.world.logs.pop(machine, None)
+        self.world.older.pop(machine, None)
