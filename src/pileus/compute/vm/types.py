@@ -82,6 +82,7 @@ class VmAssigned(Struct, frozen=True, kw_only=True):
     """Kernel arguments when the image is booted directly; empty: from its disk."""
     iops_limit: int = 0
     bandwidth_limit_kbps: int = 0
+    rate_limit_kbps: int = 0
 
 
 class VmExit(Struct, frozen=True, kw_only=True):

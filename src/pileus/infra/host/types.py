@@ -74,11 +74,6 @@ SILENT_AFTER_S = 15.0
 """A host that reported nothing for this long is unknown (reliability: fencing timeline)."""
 
 
-def space(host: str, word: Literal["vcpus", "memory_mib"]) -> str:
-    """Return the budget space of a host's capacity."""
-    return f"host/{host}/{word}"
-
-
 def _ready(resource: Resource) -> Condition:
     if resource.assigned is not None and resource.assigned.silent == "yes":
         return unknown("HostSilent", f"the agent last reported at {resource.assigned.seen_at}; see that it runs")

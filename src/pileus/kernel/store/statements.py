@@ -78,6 +78,17 @@ DELETING_TARGETS = (
 
 DELETING = sa.select(resource.c.id).where(resource.c.id == _p("id"), resource.c.deleting_at.is_not(None))
 
+ON_HOST = sa.select(resource.c.id).where(resource.c.host == _p("host"), resource.c.host != sa.literal_column("''"))
+TENANTS_ON_HOST = (
+    sa.select(resource.c.kind, resource.c.name)
+    .where(
+        resource.c.host == _p("host"),
+        resource.c.host != sa.literal_column("''"),
+        resource.c.account_id != sa.literal_column("''"),
+    )
+    .limit(1)
+)
+
 CLAIM_OWNER = sa.select(claim.c.owner).where(claim.c.space == _p("space"), claim.c.value == _p("value"))
 CLAIMED = sa.select(claim.c.value, claim.c.number).where(claim.c.owner == _p("owner"), claim.c.space == _p("space"))
 CLAIM_RELEASE = sa.delete(claim).where(claim.c.owner == _p("owner"))

@@ -38,11 +38,6 @@ class PoolObserved(Struct, frozen=True, kw_only=True):
     problem: Problem | None = None
 
 
-def space(pool: str) -> str:
-    """Return the budget space of a pool's size, in GiB."""
-    return f"pool/{pool}/disk_gib"
-
-
 def _ready(resource: Resource) -> Condition:
     observed: PoolObserved | None = resource.observed
     if observed is None:

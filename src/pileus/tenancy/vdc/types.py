@@ -37,11 +37,6 @@ class VdcAssigned(Struct, frozen=True, kw_only=True):
     zone: str
 
 
-def space(vdc: str, word: str) -> str:
-    """Return the budget space of one limit of a vdc, such as ``vms``."""
-    return f"vdc/{vdc}/{word}"
-
-
 def _ready(resource: Resource) -> Condition:
     return ready()
 

@@ -1,0 +1,179 @@
+"""Admission of a VM: its size, its place, its addresses and disks, and what all of it costs of the quota."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+
+from pileus.compute.offering.types import OfferingDesired
+from pileus.compute.vm.capacity import candidates
+from pileus.compute.vm.placement import explain, rank
+from pileus.compute.vm.plan import Size, size
+from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved
+from pileus.kernel.admission import Admission, Change, Decision, only
+from pileus.kernel.errors import Conflict, Invalid
+from pileus.kernel.kind import Resource
+from pileus.kernel.quota import charge
+from pileus.kernel.transaction import AlreadyClaimed, Transaction
+from pileus.network.network.plan import host_range, offset, parse_address, parse_range
+from pileus.network.network.types import address_space
+from pileus.storage.image.types import ImageObserved
+from pileus.storage.volume.types import attachment_space
+
+DEFAULT_OFFERING = "tiny"
+"""What a VM gets that asks for no size at all."""
+
+
+class VmAdmission(Admission):
+    """Everything that can be refused is refused here, before anything exists."""
+
+    async def admit(self, tx: Transaction, change: Change) -> Resource:
+        """Return the VM with its size decided. Raises: Invalid, Conflict, QuotaExceeded."""
+        new = change.new
+        desired: VmDesired = new.desired
+        image = await tx.get(change.links["image"])
+        wanted = await _size(tx, change, image)
+        if change.old is None:
+            vdc = await tx.get(change.links.get("vdc") or (await only(tx, "tenancy.vdc", new.account_id, "vdc")).id)
+        else:
+            vdc = await tx.get(change.old.vdc)
+            _check_update(change.old, desired, wanted)
+        await charge(
+            tx,
+            vdc,
+            new.id,
+            {
+                "vms": 1,
+                "vcpus": wanted.vcpus,
+                "memory_mib": wanted.memory_mib,
+                "volumes": 1,
+                "disk_gib": wanted.disk_gib,
+            },
+        )
+        await _claim_addresses(tx, change, vdc)
+        await _attach_volumes(tx, change, vdc)
+        return replace(new, assigned=_assigned(change.old, vdc, image, wanted))
+
+    async def preview(self, tx: Transaction, resource: Resource) -> list[Decision]:
+        """Return the host that would be chosen, and why each other is not."""
+        need, hosts = await candidates(tx, resource)
+        best = rank(hosts, need, 1)
+        chosen = [Decision(subject=f"host {host.name}", verdict="chosen", message="most memory free") for host in best]
+        refused = [
+            Decision(subject=f"host {each.host}", verdict="refused", reason=each.reason, message=each.message)
+            for each in explain(hosts, need)
+        ]
+        return chosen + refused
+
+
+async def _size(tx: Transaction, change: Change, image: Resource) -> Size:
+    desired: VmDesired = change.new.desired
+    offering: OfferingDesired | None = None
+    if "offering" in change.links:
+        offering = (await tx.get(change.links["offering"])).desired
+    elif not desired.vcpus and not desired.memory_mib:
+        default = await tx.find("compute.offering", "", DEFAULT_OFFERING)
+        if default is None:
+            raise Invalid("say the VM's size: an offering, or vcpus with memory_mib", field="desired.offering")
+        offering = default.desired
+    observed: ImageObserved | None = image.observed
+    image_gib = -(-observed.virtual_size_bytes // 2**30) if observed else 0
+    return size(desired, offering, image_gib)
+
+
+def _check_update(old: Resource, desired: VmDesired, wanted: Size) -> None:
+    """Raises: Conflict for a new size while the VM runs; Invalid for what may not change that way."""
+    assigned: VmAssigned = old.assigned
+    observed: VmObserved | None = old.observed
+    before: VmDesired = old.desired
+    if desired.boot_serial < before.boot_serial:
+        raise Invalid("boot_serial may only be raised", field="desired.boot_serial")
+    if wanted.disk_gib != assigned.disk_gib:
+        raise Invalid("the root volume's size cannot be changed yet; attach a volume instead", field="desired.disk_gib")
+    if (wanted.vcpus, wanted.memory_mib) != (assigned.vcpus, assigned.memory_mib):
+        off = observed is None or observed.power in ("stopped", "absent")
+        if before.power != "stopped" or not off:
+            raise Conflict(
+                f"{old} must be stopped to change its size: `pileus stop vm {old.name} --wait`, then repeat",
+                code="running",
+            )
+    kept = min(len(before.nics), len(desired.nics))
+    if desired.nics[:kept] != before.nics[:kept]:
+        raise Invalid("a NIC cannot be changed in place; remove the last ones and add others", field="desired.nics")
+
+
+async def _claim_addresses(tx: Transaction, change: Change, vdc: Resource) -> None:
+    """Claim every address asked for, for the VM. Raises: Invalid, Conflict (address-in-use)."""
+    desired: VmDesired = change.new.desired
+    known = len(change.old.desired.nics) if change.old else 0
+    for position, nic in enumerate(desired.nics):
+        network = await tx.get(change.links[f"nics.{position}.network"])
+        field = f"desired.nics[{position}]"
+        if network.zone != vdc.zone:
+            raise Invalid(f"{network} is in another zone than the VM", field=f"{field}.network")
+        if position < known:
+            continue
+        range_ = parse_range(network.desired.range)
+        for text in ((nic.address,) if nic.address else ()) + nic.extra_addresses:
+            number = offset(parse_address(text, range_, f"{field}.address"), range_)
+            try:
+                if await tx.holder(address_space(network.id), str(number)) == change.new.id:
+                    raise Invalid(f"{text} is given twice", field=f"{field}.address")
+                await tx.claim(address_space(network.id), str(number), change.new.id, number)
+            except AlreadyClaimed:
+                low, high = host_range(range_)
+                raise Conflict(
+                    f"{text} of {network} is in use; choose another of {range_.network_address + low} to "
+                    f"{range_.network_address + high}, or leave the address out to get a free one",
+                    code="address-in-use",
+                    field=f"{field}.address",
+                ) from None
+
+
+async def _attach_volumes(tx: Transaction, change: Change, vdc: Resource) -> None:
+    """Take every volume asked for. Raises: Invalid, Conflict (in-use)."""
+    desired: VmDesired = change.new.desired
+    for position in range(len(desired.volumes)):
+        volume = await tx.get(change.links[f"volumes.{position}.volume"])
+        field = f"desired.volumes[{position}].volume"
+        if volume.zone != vdc.zone:
+            raise Invalid(f"{volume} is in another zone than the VM", field=field)
+        if volume.owner != volume.account_id:
+            raise Conflict(f"{volume} belongs to {await tx.get(volume.owner)}", code="in-use", field=field)
+        host = change.old.host if change.old else ""
+        if host and volume.host and volume.host != host:
+            raise Conflict(f"{volume} lies on another host than the VM", code="elsewhere", field=field)
+        try:
+            await tx.claim(attachment_space(volume.id), "vm", change.new.id)
+        except AlreadyClaimed as error:
+            holder = await tx.get(error.holder)
+            raise Conflict(
+                f"{volume} is attached to {holder}; detach it there first", code="in-use", field=field
+            ) from None
+        await tx.enqueue(volume.id)
+
+
+def _assigned(old: Resource | None, vdc: Resource, image: Resource, wanted: Size) -> VmAssigned:
+    if old is not None:
+        decided: VmAssigned = old.assigned
+        return msgspec.structs.replace(
+            decided,
+            vcpus=wanted.vcpus,
+            memory_mib=wanted.memory_mib,
+            iops_limit=wanted.iops_limit,
+            bandwidth_limit_kbps=wanted.bandwidth_limit_kbps,
+        )
+    direct = image.observed is not None and image.observed.kernel_sha256 and image.account_id == ""
+    return VmAssigned(
+        zone=vdc.zone,
+        vdc=vdc.id,
+        vcpus=wanted.vcpus,
+        memory_mib=wanted.memory_mib,
+        disk_gib=wanted.disk_gib,
+        image=image.id,
+        append=image.desired.append if direct else "",
+        iops_limit=wanted.iops_limit,
+        bandwidth_limit_kbps=wanted.bandwidth_limit_kbps,
+        rate_limit_kbps=wanted.rate_limit_kbps,
+    )

@@ -1,0 +1,128 @@
+"""What placement knows of the hosts: their rows, and what is free of their budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+
+from pileus.compute.vm.placement import Candidate, Need
+from pileus.compute.vm.types import VmAssigned, VmDesired
+from pileus.infra.host.types import HostDesired
+from pileus.kernel.kind import Resource
+from pileus.kernel.quota import space
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.store import Store
+from pileus.kernel.store.tables import budget
+from pileus.kernel.transaction import Transaction
+
+FREE = sa.select(budget.c.space, budget.c.capacity - budget.c.used).where(
+    budget.c.space.in_([sa.bindparam("vcpus"), sa.bindparam("memory"), sa.bindparam("disk")])
+)
+ALL_FREE = sa.select(budget.c.space, budget.c.capacity - budget.c.used)
+
+
+class Reader(Protocol):
+    """A store or a transaction."""
+
+    async def get(self, id: str) -> Resource:
+        """Return the resource."""
+
+
+async def need_of(reader: Reader, vm: Resource, links: dict[str, str]) -> Need:
+    """Return what the VM needs of a host."""
+    assigned: VmAssigned = vm.assigned
+    desired: VmDesired = vm.desired
+    only_host = ""
+    for position in range(len(desired.volumes)):
+        volume = await reader.get(links[f"volumes.{position}.volume"])
+        only_host = volume.host or only_host
+    return Need(
+        zone=assigned.zone,
+        vcpus=assigned.vcpus,
+        memory_mib=assigned.memory_mib,
+        disk_gib=assigned.disk_gib,
+        only_host=only_host,
+    )
+
+
+async def candidates(tx: Transaction, vm: Resource) -> tuple[Need, list[Candidate]]:
+    """Return what the VM needs, and all hosts as they are inside this transaction."""
+    need = await need_of(tx, vm, await tx.links(vm.id))
+    hosts = await tx.matching(Filter(kind="infra.host", account_id=""), limit=100_000)
+    pools = await tx.matching(Filter(kind="storage.pool", account_id=""), limit=100_000)
+    free = dict(await tx.statement(ALL_FREE))
+    return need, seen(hosts, pools, free)
+
+
+def seen(hosts: Sequence[Resource], pools: Sequence[Resource], free: dict[str, Any]) -> list[Candidate]:
+    """Return the hosts as candidates, given what is free of every budget."""
+    disks = {pool.host: int(free.get(space(pool.id, "disk_gib"), 0)) for pool in pools}
+    return [
+        Candidate(
+            host=host.id,
+            name=host.name,
+            zone=host.zone,
+            vcpus=int(free.get(space(host.id, "vcpus"), 0)),
+            memory_mib=int(free.get(space(host.id, "memory_mib"), 0)),
+            disk_gib=disks.get(host.id, 0),
+            refuses=_refuses(host),
+        )
+        for host in hosts
+    ]
+
+
+def _refuses(host: Resource) -> str:
+    desired: HostDesired = host.desired
+    if host.deleting:
+        return "Deleting"
+    if desired.scheduling == "cordoned":
+        return "Cordoned"
+    if "compute" not in desired.roles:
+        return "NotCompute"
+    ready = host.ready
+    return "" if ready is not None and ready.status == "true" else (ready.reason if ready else "NotReady")
+
+
+class HostTable:
+    """All hosts in memory for fast placement: read again when old, lowered by what this server placed since."""
+
+    MAX_AGE_S = 0.5
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._read_at = float("-inf")
+        self._hosts: dict[str, Candidate] = {}
+
+    async def hosts(self) -> list[Candidate]:
+        """Return the hosts, at most MAX_AGE_S old; charges in the transaction are what counts in the end."""
+        now = self._store.clock()
+        if not 0 <= now - self._read_at < self.MAX_AGE_S:
+            hosts = await self._all("infra.host")
+            pools = await self._all("storage.pool")
+            free = dict(await self._store.fetch(ALL_FREE))
+            self._hosts = {candidate.host: candidate for candidate in seen(hosts, pools, free)}
+            self._read_at = now
+        return list(self._hosts.values())
+
+    async def _all(self, kind: str) -> list[Resource]:
+        return await self._store.list(Filter(kind=kind, account_id=""), limit=100_000)
+
+    def take(self, host: str, need: Need) -> None:
+        """Lower what is thought free of a host."""
+        known = self._hosts.get(host)
+        if known is not None:
+            self._hosts[host] = Candidate(
+                host=known.host,
+                name=known.name,
+                zone=known.zone,
+                vcpus=known.vcpus - need.vcpus,
+                memory_mib=known.memory_mib - need.memory_mib,
+                disk_gib=known.disk_gib - need.disk_gib,
+                refuses=known.refuses,
+            )
+
+    def forget(self) -> None:
+        """Read again at the next call: what was thought free was not."""
+        self._read_at = float("-inf")

@@ -1,0 +1,185 @@
+"""The server half of a VM: a host, its root volume and ports, and what they are waiting for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from pileus.compute.vm.capacity import HostTable, need_of
+from pileus.compute.vm.placement import Candidate, Need, explain, rank, summary
+from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved
+from pileus.kernel.kind import Resource
+from pileus.kernel.loop import Controller
+from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
+from pileus.kernel.quota import space
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.store import Store
+from pileus.kernel.transaction import WAITING, Exhausted, Transaction
+from pileus.network.port.types import PortDesired
+from pileus.storage.volume.types import VolumeAssigned, VolumeDesired, attachment_space
+
+NO_CAPACITY_RECHECK_S = 5.0
+
+
+class VmController(Controller):
+    """Places VMs and makes their parts."""
+
+    def __init__(self, store: Store) -> None:
+        self._table = HostTable(store)
+
+    async def reconcile(self, resource: Resource, store: Store) -> Outcome:
+        """Choose a host once, keep parts and charges as wished; gone when the host says absent."""
+        assigned: VmAssigned = resource.assigned
+        observed: VmObserved | None = resource.observed
+        if resource.deleting:
+            if not assigned.host or observed is None or observed.power == "absent":
+                return Done()
+            return Wait("Deleting", f"the VM is {observed.power} on its host", after_s=30.0)
+        links = await store.links(resource.id)
+        if not assigned.host:
+            return await self._place(resource, links, store)
+        host = await store.get(assigned.host)
+        if host.assigned.silent == "yes":
+            return Wait("HostSilent", f"{host} does not report; the VM may still run there", 30.0, status="unknown")
+        children = await _children(resource, store)
+        waiting = _part_waiting(children)
+
+        async def apply(tx: Transaction) -> None:
+            await _charge_host(tx, resource, assigned)
+            await _drop_parts(tx, resource, children)
+            parts = await _ensure_parts(tx, resource, links, assigned)
+            await _release_detached(tx, resource, children)
+            if parts != assigned:
+                await tx.update(resource, assigned=parts)
+
+        if waiting is not None:
+            return Wait(waiting.reason, waiting.message, after_s=10.0, apply=apply)
+        return Done(apply)
+
+    async def _place(self, vm: Resource, links: dict[str, str], store: Store) -> Outcome:
+        need = await need_of(store, vm, links)
+        hosts = await self._table.hosts()
+        ranked = rank(hosts, need)
+        if not ranked:
+            self._table.forget()
+            return Wait("NoCapacity", summary(explain(hosts, need)), NO_CAPACITY_RECHECK_S)
+        for candidate in ranked[:1]:
+            self._table.take(candidate.host, need)
+
+        async def apply(tx: Transaction) -> None:
+            host = await self._charge_first(tx, vm, ranked, need)
+            placed = await _ensure_parts(tx, vm, links, replace(vm.assigned, host=host.host))
+            await tx.update(vm, assigned=placed)
+            for id in (*placed.volumes, *placed.ports):
+                await tx.enqueue(id)
+
+        return Done(apply)
+
+    async def _charge_first(self, tx: Transaction, vm: Resource, ranked: Sequence[Candidate], need: Need) -> Candidate:
+        """Charge the VM to the best host that really has room."""
+        for candidate in ranked:
+            try:
+                await tx.charge(space(candidate.host, "memory_mib"), vm.id, need.memory_mib)
+                await tx.charge(space(candidate.host, "vcpus"), vm.id, need.vcpus)
+            except Exhausted:
+                await tx.uncharge(vm.id, f"{candidate.host}/")
+                continue
+            return candidate
+        self._table.forget()
+        raise Waiting("NoCapacity", "the hosts that had room were filled by others; it is tried again", 0.5)
+
+
+async def _charge_host(tx: Transaction, vm: Resource, assigned: VmAssigned) -> None:
+    """Keep the host's charge at the VM's size, after a rescale too."""
+    try:
+        await tx.charge(space(assigned.host, "memory_mib"), vm.id, assigned.memory_mib)
+        await tx.charge(space(assigned.host, "vcpus"), vm.id, assigned.vcpus)
+    except Exhausted as error:
+        raise Waiting(
+            "NoCapacity",
+            f"its host has {error.capacity - error.used} left of what the new size needs: {error.asked}",
+            30.0,
+        ) from None
+
+
+async def _children(vm: Resource, store: Store) -> list[Resource]:
+    volumes = await store.list(Filter(kind="storage.volume", owner=vm.id))
+    ports = await store.list(Filter(kind="network.port", owner=vm.id))
+    return volumes + ports
+
+
+def _part_waiting(children: Sequence[Resource]) -> Wait | None:
+    """Return why a part of the VM cannot be decided, if one says so; what only takes its time is no reason."""
+    for child in children:
+        for condition in child.conditions:
+            if condition.type == WAITING and condition.reason not in ("NoHost", "Deleting"):
+                return Wait(condition.reason, condition.message)
+    return None
+
+
+async def _ensure_parts(tx: Transaction, vm: Resource, links: dict[str, str], assigned: VmAssigned) -> VmAssigned:
+    """Make the root volume and the ports that are missing, and return the VM with its parts' ids."""
+    desired: VmDesired = vm.desired
+    if len(assigned.volumes) == 1 + len(desired.volumes) and len(assigned.ports) == len(desired.nics):
+        return assigned
+    root = assigned.volumes[0] if assigned.volumes else await _make_root(tx, vm, assigned)
+    further = tuple(links[f"volumes.{position}.volume"] for position in range(len(desired.volumes)))
+    ports = list(assigned.ports[: len(desired.nics)])
+    for position in range(len(ports), len(desired.nics)):
+        nic = desired.nics[position]
+        network = links[f"nics.{position}.network"]
+        port = Resource(
+            id="",
+            kind="network.port",
+            name=f"{vm.name[:40]}-{vm.id[-6:]}-nic{position}",
+            desired=PortDesired(
+                network=nic.network,
+                address=nic.address,
+                extra_addresses=nic.extra_addresses,
+                rate_limit_kbps=assigned.rate_limit_kbps,
+            ),
+        )
+        ports.append((await tx.ensure_child(vm, port, {"network": network})).id)
+    return replace(assigned, volumes=(root, *further), ports=tuple(ports))
+
+
+async def _make_root(tx: Transaction, vm: Resource, assigned: VmAssigned) -> str:
+    volume = Resource(
+        id="",
+        kind="storage.volume",
+        name=f"{vm.name[:40]}-{vm.id[-6:]}-root",
+        desired=VolumeDesired(
+            size_gib=assigned.disk_gib,
+            image=vm.desired.image,
+            iops_limit=assigned.iops_limit,
+            bandwidth_limit_kbps=assigned.bandwidth_limit_kbps,
+        ),
+        assigned=VolumeAssigned(zone=assigned.zone, vdc=assigned.vdc),
+    )
+    made = await tx.ensure_child(vm, volume, {"image": assigned.image})
+    await tx.claim(attachment_space(made.id), "vm", vm.id)
+    return made.id
+
+
+async def _drop_parts(tx: Transaction, vm: Resource, children: Sequence[Resource]) -> None:
+    """Delete ports whose NIC was taken out of the wish, once the guest let go of them."""
+    assigned: VmAssigned = vm.assigned
+    observed: VmObserved | None = vm.observed
+    attached = observed.ports if observed is not None else ()
+    for child in children:
+        if child.kind == "network.port" and child.id not in assigned.ports and child.id not in attached:
+            await tx.mark_deleting(await tx.get(child.id))
+
+
+async def _release_detached(tx: Transaction, vm: Resource, children: Sequence[Resource]) -> None:
+    """Give a volume free for others once the VM neither wishes nor has it."""
+    assigned: VmAssigned = vm.assigned
+    observed: VmObserved | None = vm.observed
+    if observed is None:
+        return
+    wished = {target for field, target in (await tx.links(vm.id)).items() if field.startswith("volumes.")}
+    held = {*assigned.volumes[1:], *observed.volumes[1:]}
+    for volume in held - wished - set(observed.volumes):
+        await tx.release(vm.id, attachment_space(volume))
+        await tx.enqueue(volume)

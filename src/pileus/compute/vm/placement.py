@@ -1,0 +1,95 @@
+"""Which host a VM goes to: a filter with a reason for each refusal, then a score. Pure and deterministic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+
+class Candidate(Struct, frozen=True, kw_only=True):
+    """A host as placement sees it: what is free of its budgets, and what keeps VMs away from it (a reason, or empty)."""
+
+    host: str
+    name: str
+    zone: str
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+    refuses: str = ""
+
+
+class Need(Struct, frozen=True, kw_only=True):
+    """What a VM needs. ``only_host`` is set when a volume of it lies on a host already."""
+
+    zone: str
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+    only_host: str = ""
+
+
+class Refusal(Struct, frozen=True):
+    """Why a host does not take the VM."""
+
+    host: str
+    reason: str
+    message: str
+
+
+def refusal(candidate: Candidate, need: Need) -> Refusal | None:
+    """Return why ``candidate`` cannot take the VM; None when it can."""
+    checks = (
+        (candidate.zone != need.zone, "OtherZone", "is in another zone"),
+        (bool(candidate.refuses), candidate.refuses, "takes no VMs now"),
+        (bool(need.only_host) and candidate.host != need.only_host, "VolumeElsewhere", "a volume is on another host"),
+        (
+            candidate.memory_mib < need.memory_mib,
+            "NoMemory",
+            f"{candidate.memory_mib} MiB free, {need.memory_mib} needed",
+        ),
+        (candidate.vcpus < need.vcpus, "NoVcpus", f"{candidate.vcpus} vCPUs free, {need.vcpus} needed"),
+        (candidate.disk_gib < need.disk_gib, "NoDisk", f"{candidate.disk_gib} GiB free, {need.disk_gib} needed"),
+    )
+    for refused, reason, message in checks:
+        if refused:
+            return Refusal(candidate.name, reason, message)
+    return None
+
+
+def fits(candidate: Candidate, need: Need) -> bool:
+    """Tell whether there is no refusal; the quick form for many hosts."""
+    return (
+        candidate.memory_mib >= need.memory_mib
+        and candidate.vcpus >= need.vcpus
+        and candidate.disk_gib >= need.disk_gib
+        and candidate.zone == need.zone
+        and not candidate.refuses
+        and (not need.only_host or candidate.host == need.only_host)
+    )
+
+
+def rank(candidates: Iterable[Candidate], need: Need, limit: int = 8) -> list[Candidate]:
+    """Return the best hosts, best first: most memory free (spreads load and failures), then the lower id."""
+    fitting = [candidate for candidate in candidates if fits(candidate, need)]
+    if len(fitting) > limit * 4:
+        threshold = sorted((candidate.memory_mib for candidate in fitting), reverse=True)[limit - 1]
+        fitting = [candidate for candidate in fitting if candidate.memory_mib >= threshold]
+    return sorted(fitting, key=lambda candidate: (-candidate.memory_mib, candidate.host))[:limit]
+
+
+def explain(candidates: Sequence[Candidate], need: Need) -> list[Refusal]:
+    """Return every host's refusal."""
+    return [found for candidate in candidates if (found := refusal(candidate, need)) is not None]
+
+
+def summary(refusals: Sequence[Refusal]) -> str:
+    """Return one sentence about why no host takes the VM: the reasons with their counts, and the first example."""
+    if not refusals:
+        return "there is no host yet; `pileus get host` lists them"
+    counts: dict[str, int] = {}
+    for each in refusals:
+        counts[each.reason] = counts.get(each.reason, 0) + 1
+    reasons = ", ".join(f"{reason} on {count}" for reason, count in sorted(counts.items()))
+    first = refusals[0]
+    return f"no host takes it: {reasons} of {len(refusals)} hosts (host {first.host}: {first.message})"

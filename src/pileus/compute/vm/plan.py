@@ -1,0 +1,146 @@
+"""What a VM becomes: its size, its parts, and on its host the next step from any state to any wish. Pure."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from pileus.compute.offering.types import OfferingDesired
+from pileus.compute.vm.types import Power, VmDesired
+from pileus.kernel.errors import Invalid
+
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 10.0, 300.0
+"""Between restarts of a VM that keeps failing; the first restart is at once (reliability: monitoring defaults)."""
+STABLE_S = 60.0
+"""A VM that ran this long is no longer failing."""
+
+
+class Size(Struct, frozen=True, kw_only=True):
+    """What a VM gets."""
+
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+    iops_limit: int = 0
+    bandwidth_limit_kbps: int = 0
+    rate_limit_kbps: int = 0
+
+
+def size(desired: VmDesired, offering: OfferingDesired | None, image_gib: int) -> Size:
+    """Return the size from the offering or the explicit numbers; the disk is what was asked, offered, or the image's.
+
+    Raises: Invalid when both or half of the explicit numbers are given, or the disk is too small for the image.
+    """
+    if offering is not None and (desired.vcpus or desired.memory_mib):
+        raise Invalid("give an offering, or vcpus with memory_mib, not both", field="desired.offering")
+    if offering is None:
+        if not desired.vcpus or not desired.memory_mib:
+            raise Invalid("vcpus and memory_mib belong together; give both, or an offering", field="desired.vcpus")
+        offering = OfferingDesired(vcpus=desired.vcpus, memory_mib=desired.memory_mib, disk_gib=max(image_gib, 1))
+    disk_gib = desired.disk_gib or max(offering.disk_gib, image_gib)
+    if disk_gib < image_gib:
+        raise Invalid(f"the image needs a disk of {image_gib} GiB, {disk_gib} were asked", field="desired.disk_gib")
+    return Size(
+        vcpus=offering.vcpus,
+        memory_mib=offering.memory_mib,
+        disk_gib=disk_gib,
+        iops_limit=offering.iops_limit,
+        bandwidth_limit_kbps=offering.bandwidth_limit_kbps,
+        rate_limit_kbps=offering.rate_limit_kbps,
+    )
+
+
+class Wish(Struct, frozen=True, kw_only=True):
+    """What the host shall make true. ``missing`` says what a start still waits for; empty: nothing."""
+
+    deleting: bool
+    power: Power
+    boot_serial: int
+    restart: str
+    shutdown_timeout_s: int
+    volumes: tuple[str, ...]
+    ports: tuple[str, ...]
+    missing: str = ""
+
+
+class Fact(Struct, frozen=True, kw_only=True):
+    """What the host has, and what this agent or an earlier one noted about it (kept on disk).
+
+    ``exit_reason`` is empty unless the last process ended; ``failures`` counts ends in a row that nobody asked for.
+    """
+
+    state: str
+    volumes: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    exit_reason: str = ""
+    exit_at: float = 0.0
+    boot_serial: int = 0
+    failures: int = 0
+    shutdown_asked_at: float | None = None
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """One thing to do; ``target`` is the volume or port it is about. ``after_s`` is set for ``wait`` only."""
+
+    verb: str
+    target: str = ""
+    after_s: float = 0.0
+
+
+def plan(wish: Wish, fact: Fact, now: float) -> Step | None:
+    """Return the next step from ``fact`` to ``wish``; None when nothing is to be done until something changes."""
+    if wish.deleting:
+        return None if fact.state == "absent" else Step(verb="remove")
+    if wish.power == "stopped":
+        return _plan_stop(wish, fact, now)
+    if fact.state in ("absent", "stopped"):
+        return _plan_start(wish, fact, now)
+    if wish.power == "paused":
+        return Step(verb="pause") if fact.state == "running" else None
+    if fact.state == "paused":
+        return Step(verb="resume")
+    if wish.boot_serial > fact.boot_serial:
+        return Step(verb="reset")
+    return _plan_devices(wish, fact)
+
+
+def _plan_stop(wish: Wish, fact: Fact, now: float) -> Step | None:
+    if fact.state in ("absent", "stopped"):
+        return None
+    if fact.state == "paused" or wish.shutdown_timeout_s == 0:
+        return Step(verb="power_off")
+    if fact.shutdown_asked_at is None:
+        return Step(verb="shutdown")
+    left = fact.shutdown_asked_at + wish.shutdown_timeout_s - now
+    return Step(verb="power_off") if left <= 0 else Step(verb="wait", after_s=left)
+
+
+def _plan_start(wish: Wish, fact: Fact, now: float) -> Step | None:
+    if wish.missing:
+        return None
+    asked = wish.boot_serial > fact.boot_serial or fact.exit_reason in ("", "powered-off")
+    if asked:
+        return Step(verb="start")
+    if fact.exit_reason == "guest-shutdown":
+        return Step(verb="start") if wish.restart == "always" else None
+    if wish.restart == "never":
+        return None
+    left = fact.exit_at + backoff_s(fact.failures) - now
+    return Step(verb="start") if left <= 0 else Step(verb="wait", after_s=left)
+
+
+def backoff_s(failures: int) -> float:
+    """Return the seconds between the end of a VM and its restart: none for the first, then 10 s doubling to 5 min."""
+    return 0.0 if failures <= 1 else min(BACKOFF_FIRST_S * 2.0 ** (failures - 2), BACKOFF_MAX_S)
+
+
+def _plan_devices(wish: Wish, fact: Fact) -> Step | None:
+    if wish.missing:
+        return None
+    for verb, have, want in (("volume", fact.volumes, wish.volumes), ("port", fact.ports, wish.ports)):
+        for id in have:
+            if id not in want:
+                return Step(verb=f"detach_{verb}", target=id)
+        for id in want:
+            if id not in have:
+                return Step(verb=f"attach_{verb}", target=id)
+    return None

@@ -1,0 +1,63 @@
+"""The server half of a host: its capacity as budgets, and whether it still reports."""
+
+from __future__ import annotations
+
+from msgspec.structs import asdict, replace
+
+from pileus.infra.host.plan import Room, capacity
+from pileus.infra.host.types import SILENT_AFTER_S, HostAssigned, HostDesired, HostObserved
+from pileus.kernel.clock import iso
+from pileus.kernel.kind import Resource
+from pileus.kernel.loop import Controller
+from pileus.kernel.outcome import Done, Outcome
+from pileus.kernel.quota import remove_limits, set_limits
+from pileus.kernel.store import statements as sql
+from pileus.kernel.store.store import Store
+from pileus.kernel.transaction import Transaction
+
+
+class HostController(Controller):
+    """Keeps budgets and silence as the facts say."""
+
+    async def reconcile(self, resource: Resource, store: Store) -> Outcome:
+        """Put the reported capacity in force, and note when the host went silent or spoke again."""
+        if resource.deleting or resource.assigned is None:
+            return Done()
+        rows = await store.fetch(sql.PRESENCE, host=resource.id)
+        seen_at = rows[0][0] if rows else None
+        assigned: HostAssigned = resource.assigned
+        silent = seen_at is not None and store.clock() - seen_at > SILENT_AFTER_S
+        if silent != (assigned.silent == "yes"):
+            assigned = replace(assigned, silent="yes" if silent else "no", seen_at=iso(seen_at or 0.0))
+
+        async def apply(tx: Transaction) -> None:
+            await _set_budgets(tx, resource)
+            if assigned != resource.assigned:
+                await tx.update(resource, assigned=assigned)
+                for (id,) in await tx.statement(sql.ON_HOST, host=resource.id):
+                    await tx.enqueue(id)
+
+        return Done(apply)
+
+    async def release(self, tx: Transaction, resource: Resource) -> None:
+        """Forget the host's budgets."""
+        await remove_limits(tx, resource.id, asdict(Room(0, 0)))
+
+
+async def _set_budgets(tx: Transaction, resource: Resource) -> None:
+    observed: HostObserved | None = resource.observed
+    desired: HostDesired = resource.desired
+    if observed is not None:
+        await set_limits(tx, resource.id, asdict(capacity(desired, observed)))
+
+
+async def wake_silent(store: Store) -> None:
+    """Make due every host that is thought ready and has not reported for SILENT_AFTER_S."""
+    silent = await store.fetch(sql.SILENT, before=store.clock() - SILENT_AFTER_S)
+
+    async def enqueue(tx: Transaction) -> None:
+        for (host,) in silent:
+            await tx.enqueue(host)
+
+    if silent:
+        await store.write(enqueue)

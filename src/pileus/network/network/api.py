@@ -1,0 +1,41 @@
+"""Admission of a network: a private range that meets no other of the account in the zone; its gateway is claimed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pileus.kernel.admission import Admission, Change, only
+from pileus.kernel.errors import Conflict
+from pileus.kernel.kind import Resource
+from pileus.kernel.quota import charge
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.transaction import Transaction
+from pileus.network.network.plan import offset, parse_address, parse_range
+from pileus.network.network.types import NetworkAssigned, NetworkDesired, address_space
+
+
+class NetworkAdmission(Admission):
+    """Decides everything about a network when it is made."""
+
+    async def admit(self, tx: Transaction, change: Change) -> Resource:
+        """Return the network with its zone and gateway. Raises: Invalid, Conflict (overlap), QuotaExceeded."""
+        new = change.new
+        if change.old is not None:
+            return new
+        desired: NetworkDesired = new.desired
+        range_ = parse_range(desired.range)
+        gateway = range_.network_address + 1
+        if desired.gateway:
+            gateway = parse_address(desired.gateway, range_, "desired.gateway")
+        vdc = await tx.get(change.links.get("vdc") or (await only(tx, "tenancy.vdc", new.account_id, "vdc")).id)
+        for other in await tx.matching(Filter(kind=new.kind, account_id=new.account_id, zone=vdc.zone)):
+            if parse_range(other.desired.range).overlaps(range_):
+                raise Conflict(
+                    f"{range_} overlaps {other.desired.range} of {other}, which is in the same zone; choose another range",
+                    code="overlap",
+                    field="desired.range",
+                )
+        await charge(tx, vdc, new.id, {"networks": 1})
+        number = offset(gateway, range_)
+        await tx.claim(address_space(new.id), str(number), new.id, number)
+        return replace(new, assigned=NetworkAssigned(zone=vdc.zone, vdc=vdc.id, gateway=str(gateway)))

@@ -1,0 +1,42 @@
+"""Admission of a volume: its vdc and quota; it may only grow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pileus.kernel.admission import Admission, Change, only
+from pileus.kernel.errors import Conflict, Invalid
+from pileus.kernel.kind import Resource
+from pileus.kernel.quota import charge
+from pileus.kernel.transaction import Transaction
+from pileus.storage.volume.types import VolumeAssigned, VolumeDesired, attachment_space
+
+
+class VolumeAdmission(Admission):
+    """Checks a tenant's own volume; a VM's root volume is made and charged by its VM."""
+
+    async def admit(self, tx: Transaction, change: Change) -> Resource:
+        """Return the volume with its vdc. Raises: Invalid, QuotaExceeded."""
+        new, old = change.new, change.old
+        desired: VolumeDesired = new.desired
+        if old is None:
+            vdc = await tx.get(change.links.get("vdc") or (await only(tx, "tenancy.vdc", new.account_id, "vdc")).id)
+            new = replace(new, assigned=VolumeAssigned(zone=vdc.zone, vdc=vdc.id))
+        else:
+            vdc = await tx.get(old.vdc)
+            if old.owner != old.account_id:
+                owner = await tx.get(old.owner)
+                raise Conflict(f"{old} belongs to {owner}; change that instead", code="in-use")
+            if desired.size_gib < old.desired.size_gib:
+                raise Invalid(
+                    f"{old} has {old.desired.size_gib} GiB and may only grow; make a smaller one and copy",
+                    field="desired.size_gib",
+                )
+        await charge(tx, vdc, new.id, {"volumes": 1, "disk_gib": desired.size_gib})
+        return new
+
+    async def may_delete(self, tx: Transaction, resource: Resource) -> None:
+        """Raises: Conflict while a VM has it."""
+        holder = await tx.holder(attachment_space(resource.id), "vm")
+        if holder is not None:
+            raise Conflict(f"{resource} is attached to {await tx.get(holder)}; detach it first", code="in-use")

@@ -1,0 +1,79 @@
+"""The server half of a volume: it goes to the host of the VM that has it, once, and stays there."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from pileus.kernel.kind import Resource
+from pileus.kernel.loop import Controller
+from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
+from pileus.kernel.quota import space
+from pileus.kernel.store import statements as sql
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.store import Store
+from pileus.kernel.transaction import Exhausted, Transaction
+from pileus.storage.image.types import ImageObserved
+from pileus.storage.volume.types import ImageSource, VolumeAssigned, VolumeDesired, VolumeObserved, attachment_space
+
+
+class VolumeController(Controller):
+    """Binds a volume to the pool of its first VM's host."""
+
+    async def reconcile(self, resource: Resource, store: Store) -> Outcome:
+        """Decide where the volume is; it is gone when its host says so."""
+        assigned: VolumeAssigned = resource.assigned
+        observed: VolumeObserved | None = resource.observed
+        if resource.deleting:
+            if not assigned.host or observed is None or observed.state == "absent":
+                return Done()
+            return Wait("Deleting", "its host still has the disk", after_s=30.0)
+        if assigned.host:
+            return Done(lambda tx: _charge_pool(tx, resource, assigned.pool))
+        holders = await store.fetch(sql.CLAIM_OWNER, space=attachment_space(resource.id), value="vm")
+        if not holders:
+            return Done()
+        vm = await store.get(holders[0][0])
+        if not vm.host:
+            return Wait("NoHost", f"{vm} has no host yet", after_s=10.0)
+        pools = await store.list(Filter(kind="storage.pool", host=vm.host), limit=1)
+        if not pools:
+            return Wait("NoPool", "the host of its VM has no pool", after_s=10.0)
+        source = await self._source(resource, store)
+        if isinstance(source, Wait):
+            return source
+        placed = replace(assigned, host=vm.host, pool=pools[0].id, image=source)
+
+        async def apply(tx: Transaction) -> None:
+            await _charge_pool(tx, resource, placed.pool)
+            await tx.update(resource, assigned=placed)
+
+        return Done(apply)
+
+    async def _source(self, resource: Resource, store: Store) -> ImageSource | Wait | None:
+        image_id = (await store.links(resource.id)).get("image")
+        if image_id is None:
+            return None
+        image = await store.get(image_id)
+        observed: ImageObserved | None = image.observed
+        if observed is None or observed.state != "available":
+            state = observed.state if observed else "awaiting-upload"
+            return Wait("ImageNotReady", f"{image} is {state}; see `pileus describe image {image.name}`", after_s=5.0)
+        return ImageSource(
+            id=image.id,
+            sha256=observed.sha256,
+            size_bytes=observed.size_bytes,
+            kernel_sha256=observed.kernel_sha256 if image.desired.append else "",
+            initrd_sha256=observed.initrd_sha256 if image.desired.append else "",
+        )
+
+
+async def _charge_pool(tx: Transaction, volume: Resource, pool: str) -> None:
+    desired: VolumeDesired = volume.desired
+    try:
+        await tx.charge(space(pool, "disk_gib"), volume.id, desired.size_gib)
+    except Exhausted as error:
+        raise Waiting(
+            "PoolFull",
+            f"its pool has given out {error.used} of {error.capacity} GiB, {error.asked} more are needed",
+            30.0,
+        ) from None
