@@ -1,0 +1,42 @@
+"""What the HTTP server and the part that talks to agents know of each other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol
+
+
+class Channel(Protocol):
+    """An agent's connection: whole binary messages both ways."""
+
+    async def receive(self) -> bytes | None:
+        """Return the next message; None once the connection is closed."""
+
+    async def send(self, message: bytes) -> None:
+        """Send a message. Raises: Transient when the connection is closed."""
+
+
+class Duplex(Protocol):
+    """A byte stream both ways, such as a serial console."""
+
+    async def read(self) -> bytes:
+        """Return what arrived; empty at the end."""
+
+    async def write(self, content: bytes) -> None:
+        """Send bytes. Raises: Transient when the other end is gone."""
+
+    async def close(self) -> None:
+        """End it; ended already: nothing."""
+
+
+class AgentLinks(Protocol):
+    """The agents of this server."""
+
+    async def serve(self, host_id: str, channel: Channel) -> None:
+        """Speak with the agent of ``host_id`` until its connection closes."""
+
+    def call(self, host_id: str, verb: str, id: str, arguments: Mapping[str, Any]) -> AsyncIterator[bytes]:
+        """Ask the agent and yield its answer's parts. Raises: Transient when it is not connected."""
+
+    async def console(self, host_id: str, vm_id: str) -> Duplex:
+        """Open a VM's serial console. Raises: Transient when the agent is not connected."""
