@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 
@@ -53,5 +54,11 @@ async def run(argv: Sequence[str], *, text: str = "", environment: Mapping[str, 
             child.kill()
             await child.wait()
     if child.returncode != 0:
-        raise OvsdbError(f"{argv[0]} failed: {err.decode(errors='replace').strip()[-300:]}")
+        raise OvsdbError(f"{os.path.basename(argv[0])} failed: {last_words(err.decode(errors='replace'))}")
     return out.decode(errors="replace")
+
+
+def last_words(text: str) -> str:
+    """Return the last line of what a program complained, without paths: errors are shown to users."""
+    lines = text.strip().splitlines() or ["it said nothing"]
+    return re.sub(r"(?<![\w/])(unix:)?/\S+", "(path)", lines[-1])[-300:]

@@ -66,7 +66,8 @@ async def start_database(files: SwitchFiles, namespace: str) -> None:
 
 async def start_switch(files: SwitchFiles, namespace: str) -> None:
     """Start ovs-vswitchd; it has read its configuration when this returns."""
-    await _start(files, namespace, "ovs-vswitchd", [f"unix:{files.database_socket}"])
+    # connmgr would log a line for every change of flows.
+    await _start(files, namespace, "ovs-vswitchd", [f"unix:{files.database_socket}", "-vconnmgr:file:warn"])
 
 
 def running(files: SwitchFiles, daemon: str) -> int | None:
@@ -127,7 +128,6 @@ async def _start(files: SwitchFiles, namespace: str, daemon: str, arguments: lis
         f"--log-file={files.log(daemon)}",
         "-vconsole:off",
         "-vsyslog:off",
-        "-vconnmgr:file:warn",  # else a line for every change of flows
         "--detach",
     ]
     environment = {"OVS_RUNDIR": str(files.run), "OVS_LOGDIR": str(files.state), "OVS_DBDIR": str(files.state)}

@@ -12,7 +12,7 @@ import hashlib
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
 
 import msgspec
@@ -195,6 +195,15 @@ def flood_lines(vlan: int, ofports: Collection[int]) -> list[str]:
     actions = ",".join(f"load:{port}->NXM_NX_REG1[],resubmit(,{DELIVERY})" for port in sorted(ofports))
     flow = Flow(table=VLAN, priority=100, role=Role.flood, match=match, actions=actions)
     return [_add(flow, SHARED_MARK << 48 | vlan << 32 | Role.flood)]
+
+
+def all_flood_lines(ofports_by_vlan: Mapping[int, Collection[int]]) -> list[str]:
+    """Return the bundle lines that leave exactly these floods, whatever a change that was cut short left behind."""
+    cookie = f"cookie={SHARED_MARK << 48 | Role.flood:#x}/{0xFFFF << 48 | 0xFF:#x}"
+    lines = [f"flow delete {cookie}"]
+    for vlan, ofports in ofports_by_vlan.items():
+        lines += flood_lines(vlan, ofports) if ofports else []
+    return lines
 
 
 def base_lines() -> list[str]:

@@ -179,22 +179,28 @@ class OpenVSwitch:
         if not is_new and _delivers_alike(row.spec, spec):
             stats = flows.parse_dump(await self._ofctl("dump-flows", flows.any_port_cookie(row.ofport)))
             in_force = row.spec if flows.is_in_force(row.spec, row.ofport, stats) else None
-        before = row.delivered_before
+        is_cleared = not is_new and in_force is None
         if in_force is None:
-            # Delivery counts from here: the port stands still while its tap's counter is read.
-            if not is_new:
-                await self._bundle(flows.delete_lines(row.ofport), forget_cache=True)
-            before = (await namespace.counters(self._paths.namespace))[row.tap].tx_packets
+            await self._start_count(spec, row, is_cleared=is_cleared)
         await self._set_meters(spec, row.ofport)
         lines = flows.put_lines(spec, row.ofport, in_force)
-        lines += flows.flood_lines(spec.vlan, [*_ofports(rows, spec.vlan, without=spec.id), row.ofport])
-        if row.spec.vlan != spec.vlan:
-            lines += flows.flood_lines(row.spec.vlan, _ofports(rows, row.spec.vlan, without=spec.id))
-        await self._bundle(lines, forget_cache=in_force is not None and in_force != spec)
-        if is_new or row.spec != spec or row.delivered_before != before:
-            await self._database.save_spec(row.tap, spec, before)
-        if row.spec.rate_limit_kbps and not spec.rate_limit_kbps:
+        members = {vlan: _ofports(rows, vlan, without=spec.id) for vlan in {port.spec.vlan for port in rows.values()}}
+        members[spec.vlan] = [*members.get(spec.vlan, []), row.ofport]
+        # Flows that are not those of the row may come from a change that was cut short: its floods and meters go too.
+        lines += flows.all_flood_lines(members) if is_cleared else flows.flood_lines(spec.vlan, members[spec.vlan])
+        await self._bundle(lines, forget_cache=in_force not in (None, spec))
+        if in_force not in (None, spec):
+            await self._database.save_spec(row.tap, spec, row.delivered_before)
+        if not spec.rate_limit_kbps and is_cleared:
             await self._delete_meters(row.ofport)
+
+    async def _start_count(self, spec: PortSpec, row: PortRow, *, is_cleared: bool) -> None:
+        """Block a port that was there, and save what its tap has received before its new flows begin to count."""
+        if is_cleared:
+            await self._bundle(flows.delete_lines(row.ofport), forget_cache=True)
+        before = (await namespace.counters(self._paths.namespace))[row.tap].tx_packets
+        if (row.spec, row.delivered_before) != (spec, before):
+            await self._database.save_spec(row.tap, spec, before)
 
     async def _take_down(self, row: PortRow, rows: Mapping[str, PortRow]) -> None:
         """Remove flows, meters and bridge port; without a running switch only the row is there to remove."""
