@@ -1,5 +1,7 @@
-"""Runs inside the new namespaces: builds a root folder that holds only what it was told, drops every right, and becomes
-the command. It knows no image. Standard library only, started with ``python -I -S``; one JSON argument (``Plan``).
+"""Goes into new namespaces, builds a root folder that holds only what it was told, drops every right, runs the command.
+
+It knows no image. Standard library only, started with ``python -I -S`` and one JSON argument (``Plan``). Not
+unshare(1): that of util-linux 2.38 loses how a killed command ended.
 """
 
 from __future__ import annotations
@@ -17,13 +19,23 @@ SYSTEM_FOLDERS = ("usr", "lib", "lib64", "bin")
 
 DEVICES = ("null", "urandom")
 
-# <sys/mount.h>, <linux/prctl.h>
+# <sys/mount.h>, <linux/prctl.h>, <linux/sched.h>
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
+MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
 MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
 
 CAPABILITY_MAX = 64
 """Capability sets are 64 bits wide (capabilities(7))."""
+
+NAMESPACES = {
+    "mount": 0x0002_0000,
+    "cgroup": 0x0200_0000,
+    "uts": 0x0400_0000,
+    "ipc": 0x0800_0000,
+    "pid": 0x2000_0000,
+    "net": 0x4000_0000,
+}
 
 LIMITS = {
     "memory_bytes": resource.RLIMIT_AS,
@@ -107,13 +119,18 @@ def _drop(user: int, limits: dict[str, int]) -> None:
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
     _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # After the change of user, which would clear it: the command dies with the program that made the namespaces.
+    # Once more: the change of user cleared it (prctl(2)).
+    _die_with_parent()
+
+
+def _die_with_parent() -> None:
     _call("prctl", PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
-def main() -> None:
-    """Become the command of the plan. Raises OSError."""
-    plan: Plan = json.loads(sys.argv[1])
+def _become(plan: Plan) -> None:
+    """Become the command, as the first process of the PID namespace. Raises OSError."""
+    _die_with_parent()
+    _call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
     _build(plan)
     _enter(plan["root"])
     _drop(plan["user"], plan["limits"])
@@ -121,5 +138,18 @@ def main() -> None:
     os.execvpe(plan["command"][0], plan["command"], environment)  # noqa: S606 (no shell is what is wanted)
 
 
+def main() -> int:
+    """Return the command's exit code, or 128 and the signal that killed it, as a shell would. Raises OSError."""
+    plan: Plan = json.loads(sys.argv[1])
+    _call("unshare", sum(NAMESPACES.values()))
+    child = os.fork()
+    if child == 0:
+        _become(plan)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:
+        sys.stderr.write(f"ended by signal {-code}\n")
+    return code if code >= 0 else 128 - code
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

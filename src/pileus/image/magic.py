@@ -48,7 +48,7 @@ VMDK_TEXT = re.compile(rb"\A(?:[ \t]*(?:#[^\n]*)?\r?\n)*(?:# Disk DescriptorFile
 
 
 def formats(file: int, size_bytes: int) -> list[str]:
-    """Return every format that the open ``file`` could be taken for, the likeliest first; empty for a plain raw disk."""
+    """Return every format the open ``file`` could be taken for, the likeliest first; empty for a plain raw disk."""
     head = os.pread(file, HEAD_BYTES, 0)
     found = [name for offset, magic, name in MAGIC if head.startswith(magic, offset)]
     if VMDK_TEXT.match(head):

@@ -15,7 +15,7 @@ from pileus.drivers.host.errors import DriverError, MissingTool
 KEPT_BYTES = 65_536
 """How much of each output is kept (its end): programs that read untrusted files may print without bound."""
 
-PACKAGES = {"qemu-img": "qemu-utils", "setpriv": "util-linux", "unshare": "util-linux"}
+PACKAGES = {"qemu-img": "qemu-utils", "setpriv": "util-linux"}
 """The Debian package of each program that a driver runs."""
 
 DIE_WITH_AGENT = ("setpriv", "--pdeathsig", "KILL", "--")
