@@ -89,7 +89,7 @@ async def convert(
     """Make ``target`` a clean, flat qcow2 of the inspected ``source`` and return its facts with its SHA-256.
 
     ``source`` is a file of ours: its group becomes the jail's, so that its folder must keep others out. ``progress``
-    hears fractions from 0 to 1. An interrupted call leaves nothing that the next one for ``target`` does not clear.
+    hears fractions from 0 to 1. What an interrupted call leaves, the next one for ``target`` clears; one at a time.
     Raises: ImageRefused (those of ``inspect``; ConversionFailed), DiskFull, MissingTool,
     DriverError (NoJail, TimedOut).
     """

@@ -58,9 +58,10 @@ class QemuImgPool:
 
     def __init__(self, paths: HostPaths, name: str = "local pool") -> None:
         self._name = name
-        self._folder = paths.pool
-        self._volumes = paths.pool / "volumes"
-        self._cache = ImageCache(paths.pool / "images", name)
+        # Absolute: a relative name of a backing file would be looked for beside the volume.
+        self._folder = paths.pool.absolute()
+        self._volumes = self._folder / "volumes"
+        self._cache = ImageCache(self._folder / "images", name)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Held while a volume is bound to an image and while an image goes: neither sees the other half-done.
         self._binding = asyncio.Lock()
