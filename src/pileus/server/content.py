@@ -1,0 +1,131 @@
+"""Routes that carry what is not JSON: uploads to images, logs and consoles of VMs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.websockets import WebSocket
+
+from pileus.kernel.errors import Conflict, Denied, NotFound, Transient
+from pileus.kernel.kind import Resource
+from pileus.kernel.surface import Call
+from pileus.kernel.transaction import Transaction
+from pileus.server import bodies, streams
+from pileus.server.images import UPLOADS
+from pileus.server.parts import Parts
+from pileus.server.query import COMMON, Query, call, ident
+from pileus.storage.image.types import ImageDesired, ImageObserved
+
+IMAGE, VM = "storage.image", "compute.vm"
+TAIL_BYTES, TAIL_BYTES_MAX = 65_536, 16_777_216
+HOST_ANSWERS_S = 10.0
+
+
+class Content:
+    """Routes below ``/v1/storage.image/{ident}`` and ``/v1/compute.vm/{ident}``."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def upload(self, request: Request) -> Response:
+        """``PUT /v1/storage.image/{ident}/{part}``: the body is the file."""
+        part = request.path_params["part"]
+        if part not in UPLOADS:
+            raise NotFound(f"an image has no part {part!r}; it has {', '.join(UPLOADS)}")
+        await self._parts.principal(request)
+        asked = call(request, Query(request, COMMON))
+        image = await self._parts.surface.row(asked, IMAGE, ident(request), "update")
+        _may_upload(asked, image, part)
+        desired: ImageDesired = image.desired
+        limit = self._parts.image_bytes_max if part == "disk" else self._parts.boot_bytes_max
+        try:
+            received = await self._parts.images.receive(
+                image.id,
+                part,
+                bodies.stream(request, limit),
+                announced=bodies.length(request),
+                digests=(request.headers.get("x-content-sha256", ""), desired.sha256 if part == "disk" else ""),
+            )
+            image = await self._parts.store.get(image.id)
+        except (NotFound, FileNotFoundError) as error:
+            self._parts.images.remove(image.id)
+            raise NotFound(f"{image} was deleted during the upload") from error
+        await self._parts.store.write(lambda tx: _note(tx, asked, "upload", image))
+        await self._parts.uploaded(image, part, received.sha256, received.size_bytes)
+        answer = await self._parts.surface.get(asked, IMAGE, image.id)
+        return Response(answer.body.encode(), media_type="application/json")
+
+    async def log(self, request: Request) -> Response:
+        """``GET /v1/compute.vm/{ident}/log``: the end of what the VM wrote to its console."""
+        await self._parts.principal(request)
+        query = Query(request, (*COMMON, "tail_bytes"))
+        vm = await self._parts.surface.row(call(request, query), VM, ident(request), "console")
+        tail_bytes = query.number("tail_bytes", TAIL_BYTES, TAIL_BYTES_MAX)
+        answer = self._parts.agents.call(_host(vm), "log", vm.id, {"tail_bytes": tail_bytes})
+        try:
+            async with asyncio.timeout(HOST_ANSWERS_S):
+                first = await anext(answer, b"")  # before the answer begins: a host that is away is an error
+        except TimeoutError:
+            raise Transient(f"the host of {vm} did not answer within {HOST_ANSWERS_S:.0f} s") from None
+        return StreamingResponse(_rest(first, answer), media_type="text/plain; charset=utf-8")
+
+    async def console(self, websocket: WebSocket) -> None:
+        """``GET /v1/compute.vm/{ident}/console``: a WebSocket, bytes both ways."""
+        principal = await self._parts.principal(websocket)
+        asked = call(websocket, Query(websocket, COMMON))
+        vm = await self._parts.surface.row(asked, VM, ident(websocket), "console")
+        with self._parts.streams.one_of(principal.user_id):
+            console = await self._parts.agents.console(_host(vm), vm.id)
+            try:
+                await self._parts.store.write(lambda tx: _note(tx, asked, "console", vm))
+                await websocket.accept()
+                await streams.first_of(
+                    streams.pump_console(websocket, console),
+                    self._parts.auth.until_changed(websocket.headers["authorization"], principal),
+                    self._parts.streams.closed(),
+                )
+            finally:
+                await console.close()
+        await streams.close(websocket, streams.GOING_AWAY, "the console ended; open it again")
+
+
+def _may_upload(asked: Call, image: Resource, part: str) -> None:
+    if not asked.principal.operator and image.account_id != asked.principal.account_id:
+        raise Denied(f"{image} is the cloud's own; only its operator may change it")
+    if image.deleting:
+        raise Conflict(f"{image} is being deleted and cannot be changed", code="deleting")
+    observed: ImageObserved | None = image.observed
+    if observed is not None and observed.state in ("inspecting", "available"):
+        what = "has its content already" if observed.state == "available" else "is being inspected"
+        raise Conflict(f"{image} {what}; make another image for another {part}", code="already-uploaded")
+
+
+def _host(vm: Resource) -> str:
+    if not vm.host:
+        raise Conflict(f"{vm} is on no host yet; `pileus describe vm {vm.name}` says why", code="no-host")
+    return vm.host
+
+
+async def _rest(first: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for part in parts:
+        yield part
+
+
+async def _note(tx: Transaction, asked: Call, verb: str, resource: Resource) -> None:
+    await tx.audit(
+        {
+            "actor": asked.principal.user,
+            "account_id": resource.account_id,
+            "verb": verb,
+            "kind": resource.kind,
+            "id": resource.id,
+            "name": resource.name,
+            "outcome": "ok",
+            "address": asked.principal.address,
+            "request": asked.request_id,
+        }
+    )
