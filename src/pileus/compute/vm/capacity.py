@@ -101,7 +101,7 @@ class HostTable:
         if not 0 <= now - self._read_at < self.MAX_AGE_S:
             hosts = await self._all("infra.host")
             pools = await self._all("storage.pool")
-            free = dict(await self._store.fetch(ALL_FREE))
+            free: dict[str, Any] = dict(await self._store.fetch(ALL_FREE))
             self._hosts = {candidate.host: candidate for candidate in seen(hosts, pools, free)}
             self._read_at = now
         return list(self._hosts.values())

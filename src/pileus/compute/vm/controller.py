@@ -13,6 +13,7 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
 from pileus.kernel.quota import space
+from pileus.kernel.store import statements as sql
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import WAITING, Exhausted, Transaction
@@ -49,7 +50,7 @@ class VmController(Controller):
             await _charge_host(tx, resource, assigned)
             await _drop_parts(tx, resource, children)
             parts = await _ensure_parts(tx, resource, links, assigned)
-            await _release_detached(tx, resource, children)
+            await _release_detached(tx, resource)
             if parts != assigned:
                 await tx.update(resource, assigned=parts)
 
@@ -121,8 +122,6 @@ def _part_waiting(children: Sequence[Resource]) -> Wait | None:
 async def _ensure_parts(tx: Transaction, vm: Resource, links: dict[str, str], assigned: VmAssigned) -> VmAssigned:
     """Make the root volume and the ports that are missing, and return the VM with its parts' ids."""
     desired: VmDesired = vm.desired
-    if len(assigned.volumes) == 1 + len(desired.volumes) and len(assigned.ports) == len(desired.nics):
-        return assigned
     root = assigned.volumes[0] if assigned.volumes else await _make_root(tx, vm, assigned)
     further = tuple(links[f"volumes.{position}.volume"] for position in range(len(desired.volumes)))
     ports = list(assigned.ports[: len(desired.nics)])
@@ -172,14 +171,14 @@ async def _drop_parts(tx: Transaction, vm: Resource, children: Sequence[Resource
             await tx.mark_deleting(await tx.get(child.id))
 
 
-async def _release_detached(tx: Transaction, vm: Resource, children: Sequence[Resource]) -> None:
-    """Give a volume free for others once the VM neither wishes nor has it."""
+async def _release_detached(tx: Transaction, vm: Resource) -> None:
+    """Give volumes free for others that the VM neither wishes nor has."""
     assigned: VmAssigned = vm.assigned
     observed: VmObserved | None = vm.observed
-    if observed is None:
-        return
     wished = {target for field, target in (await tx.links(vm.id)).items() if field.startswith("volumes.")}
-    held = {*assigned.volumes[1:], *observed.volumes[1:]}
-    for volume in held - wished - set(observed.volumes):
-        await tx.release(vm.id, attachment_space(volume))
-        await tx.enqueue(volume)
+    kept = {*assigned.volumes[:1], *wished, *(observed.volumes if observed is not None else ())}
+    for (claimed,) in await tx.statement(sql.SPACES_OF, owner=vm.id):
+        volume = claimed.removeprefix(attachment_space(""))
+        if volume != claimed and volume not in kept:
+            await tx.release(vm.id, claimed)
+            await tx.enqueue(volume)

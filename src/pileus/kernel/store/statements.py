@@ -91,6 +91,7 @@ TENANTS_ON_HOST = (
 
 CLAIM_OWNER = sa.select(claim.c.owner).where(claim.c.space == _p("space"), claim.c.value == _p("value"))
 CLAIMED = sa.select(claim.c.value, claim.c.number).where(claim.c.owner == _p("owner"), claim.c.space == _p("space"))
+SPACES_OF = sa.select(claim.c.space).where(claim.c.owner == _p("owner"))
 CLAIM_RELEASE = sa.delete(claim).where(claim.c.owner == _p("owner"))
 CLAIM_RELEASE_SPACE = sa.delete(claim).where(claim.c.owner == _p("owner"), claim.c.space == _p("space"))
 CLAIM_RELEASE_VALUE = sa.delete(claim).where(

@@ -32,7 +32,9 @@ class ImageObserved(Struct, frozen=True, kw_only=True):
     virtual_size_bytes: int = 0
     sha256: str = ""
     kernel_sha256: str = ""
+    kernel_size_bytes: int = 0
     initrd_sha256: str = ""
+    initrd_size_bytes: int = 0
     problem: Problem | None = None
 
 

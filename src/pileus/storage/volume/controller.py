@@ -58,12 +58,16 @@ class VolumeController(Controller):
         if observed is None or observed.state != "available":
             state = observed.state if observed else "awaiting-upload"
             return Wait("ImageNotReady", f"{image} is {state}; see `pileus describe image {image.name}`", after_s=5.0)
+        direct = bool(image.desired.append)
         return ImageSource(
             id=image.id,
             sha256=observed.sha256,
             size_bytes=observed.size_bytes,
-            kernel_sha256=observed.kernel_sha256 if image.desired.append else "",
-            initrd_sha256=observed.initrd_sha256 if image.desired.append else "",
+            virtual_size_bytes=observed.virtual_size_bytes,
+            kernel_sha256=observed.kernel_sha256 if direct else "",
+            kernel_size_bytes=observed.kernel_size_bytes if direct else 0,
+            initrd_sha256=observed.initrd_sha256 if direct else "",
+            initrd_size_bytes=observed.initrd_size_bytes if direct else 0,
         )
 
 

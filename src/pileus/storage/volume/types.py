@@ -29,8 +29,11 @@ class ImageSource(Struct, frozen=True, kw_only=True):
     id: str
     sha256: str
     size_bytes: int
+    virtual_size_bytes: int
     kernel_sha256: str = ""
+    kernel_size_bytes: int = 0
     initrd_sha256: str = ""
+    initrd_size_bytes: int = 0
 
 
 class VolumeAssigned(Struct, frozen=True, kw_only=True):
@@ -44,11 +47,10 @@ class VolumeAssigned(Struct, frozen=True, kw_only=True):
 
 
 class VolumeObserved(Struct, frozen=True, kw_only=True):
-    """What the host has. ``used_bytes``: room taken on its disk."""
+    """What the host has."""
 
     state: Literal["absent", "present"]
     size_gib: int = 0
-    used_bytes: int = 0
     problem: Problem | None = None
 
 
@@ -85,7 +87,6 @@ KIND = Kind(
     columns=(
         Column("SIZE_GIB", "desired.size_gib"),
         Column("STATE", "observed.state"),
-        Column("USED", "observed.used_bytes", wide=True),
         Column("VM", "owner", wide=True, ref="compute.vm"),
         Column("HOST", "host", wide=True, ref="infra.host"),
     ),

@@ -1,0 +1,42 @@
+"""The drivers of a host and the host halves of the kinds on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from pileus.compute.vm.host import VmHalf
+from pileus.drivers.host.disk.base import DiskPool
+from pileus.drivers.host.guest.base import Guest
+from pileus.drivers.host.notes import Notes
+from pileus.drivers.host.ovs.base import Switch
+from pileus.drivers.host.qemu.base import Hypervisor
+from pileus.drivers.host.system.base import System
+from pileus.infra.host.host import HostHalf
+from pileus.kernel.half import Half
+from pileus.network.port.host import PortHalf
+from pileus.storage.pool.host import PoolHalf
+from pileus.storage.volume.host import VolumeHalf
+
+
+class Drivers(Struct, frozen=True, kw_only=True):
+    """Everything an agent drives."""
+
+    hypervisor: Hypervisor
+    switch: Switch
+    disks: DiskPool
+    guest: Guest
+    system: System
+    notes: Notes
+
+
+def halves(drivers: Drivers) -> list[Half[Any, Any]]:
+    """Return the host halves, one per host-bound kind."""
+    return [
+        HostHalf(drivers.system, drivers.hypervisor),
+        PoolHalf(drivers.disks),
+        VolumeHalf(drivers.disks),
+        PortHalf(drivers.switch),
+        VmHalf(drivers.hypervisor, drivers.guest, drivers.disks, drivers.switch, drivers.notes),
+    ]

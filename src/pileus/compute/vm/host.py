@@ -1,0 +1,306 @@
+"""The host half of a VM: QEMU follows the wish; what must be remembered is kept beside the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+
+from pileus.compute.vm.plan import STABLE_S, Fact, Step, Wish, plan
+from pileus.compute.vm.types import VmAssigned, VmDesired, VmExit, VmObserved
+from pileus.drivers.host.disk.base import DiskPool, ImageFile, VolumeFact
+from pileus.drivers.host.errors import DriverError
+from pileus.drivers.host.guest.base import Guest, Seed, SeedNic
+from pileus.drivers.host.notes import Notes
+from pileus.drivers.host.ovs.base import Switch
+from pileus.drivers.host.qemu.base import (
+    BackingFile,
+    DirectBoot,
+    DiskAttachment,
+    Hypervisor,
+    MachineFact,
+    MachineSpec,
+    NicAttachment,
+    Throttle,
+)
+from pileus.drivers.host.snapshot import Snapshot
+from pileus.kernel.clock import iso
+from pileus.kernel.fields import Problem
+from pileus.kernel.half import Half, Peers
+from pileus.kernel.kind import Resource
+from pileus.network.port.types import PortAssigned
+from pileus.storage.volume.types import VolumeDesired
+
+
+class Note(Struct, frozen=True, kw_only=True):
+    """What must survive the agent: the last boot asked for, ends in a row, and when the guest was asked to power off."""
+
+    boot_serial: int = 0
+    failures: int = 0
+    counted_exit_at: float = 0.0
+    shutdown_asked_at: float | None = None
+
+
+class Seen(Struct, frozen=True):
+    """A machine as found, and what is noted about it."""
+
+    machine: MachineFact | None
+    note: Note
+    addresses: tuple[str, ...] = ()
+
+
+class VmHalf(Half[Seen, Step]):
+    """Drives one hypervisor for all VMs of the host."""
+
+    kind = "compute.vm"
+
+    def __init__(self, hypervisor: Hypervisor, guest: Guest, disks: DiskPool, switch: Switch, notes: Notes) -> None:
+        self._hypervisor = hypervisor
+        self._guest = guest
+        self._disks = disks
+        self._switch = switch
+        self._notes = notes
+        self._machines = Snapshot(hypervisor.observe)
+
+    async def observe(self, resource: Resource, peers: Peers) -> Seen:
+        """Find the machine, and count an end that nobody asked for once."""
+        machine = (await self._machines.get()).get(resource.id)
+        note = self._note(resource.id)
+        counted = _count_exit(machine, note)
+        if counted != note:
+            self._save(resource.id, counted)
+        return Seen(machine, counted, _addresses(resource, peers))
+
+    def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
+        """Return the next step of the VM."""
+        desired: VmDesired = resource.desired
+        assigned: VmAssigned = resource.assigned
+        wish = Wish(
+            deleting=resource.deleting,
+            power=desired.power,
+            boot_serial=desired.boot_serial,
+            restart=desired.restart,
+            shutdown_timeout_s=desired.shutdown_timeout_s,
+            volumes=assigned.volumes,
+            ports=assigned.ports,
+            missing=_missing(resource, peers),
+        )
+        return plan(wish, _fact(fact), peers.now())
+
+    async def do(self, step: Step, resource: Resource, peers: Peers) -> None:
+        """Do one step with the hypervisor."""
+        note = self._note(resource.id)
+        try:
+            match step.verb:
+                case "start":
+                    await self._start(resource, peers)
+                    self._save(resource.id, replace(note, boot_serial=_serial(resource), shutdown_asked_at=None))
+                case "reset":
+                    await self._hypervisor.reset(resource.id)
+                    self._save(resource.id, replace(note, boot_serial=_serial(resource)))
+                case "shutdown":
+                    self._save(resource.id, replace(note, shutdown_asked_at=peers.now()))
+                    await self._hypervisor.shutdown(resource.id)
+                case "power_off":
+                    await self._hypervisor.power_off(resource.id)
+                case "pause":
+                    await self._hypervisor.pause(resource.id)
+                case "resume":
+                    await self._hypervisor.resume(resource.id)
+                case "remove":
+                    await self.remove(resource.id)
+                case _:
+                    await self._plug(step, resource, peers)
+        finally:
+            self._machines.changed()
+
+    async def _plug(self, step: Step, resource: Resource, peers: Peers) -> None:
+        match step.verb:
+            case "attach_volume":
+                await self._hypervisor.attach_disk(resource.id, await self._disk(step.target, resource, peers))
+            case "detach_volume":
+                await self._hypervisor.detach_disk(resource.id, step.target)
+            case "attach_port":
+                await self._hypervisor.attach_nic(resource.id, await self._nic(step.target, peers))
+            case "detach_port":
+                await self._hypervisor.detach_nic(resource.id, step.target)
+
+    async def _start(self, resource: Resource, peers: Peers) -> None:
+        assigned: VmAssigned = resource.assigned
+        disks = tuple([await self._disk(id, resource, peers) for id in assigned.volumes])
+        nics = tuple([await self._nic(id, peers) for id in assigned.ports])
+        seed = await self._guest.write_seed(resource.id, _seed(resource, peers))
+        await self._hypervisor.start(
+            MachineSpec(
+                id=resource.id,
+                name=resource.name,
+                vcpus=assigned.vcpus,
+                memory_mib=assigned.memory_mib,
+                disks=disks,
+                nics=nics,
+                boot=await self._boot(assigned),
+                seed=seed,
+            )
+        )
+
+    async def _boot(self, assigned: VmAssigned) -> DirectBoot | None:
+        if not assigned.append:
+            return None
+        image = (await self._disks.images()).get(assigned.image)
+        if image is None or image.kernel is None or image.initrd is None:
+            return None
+        return DirectBoot(kernel=image.kernel, initrd=image.initrd, append=assigned.append)
+
+    async def _disk(self, id: str, resource: Resource, peers: Peers) -> DiskAttachment:
+        fact: VolumeFact | None = (await self._disks.volumes()).get(id)
+        if fact is None:
+            raise DriverError("VolumeMissing", "a volume of the VM is not on its host yet")
+        backing: ImageFile | None = (await self._disks.images()).get(fact.image) if fact.image else None
+        if fact.image and backing is None:
+            raise DriverError("ImageMissing", "the image below a volume is not on the host")
+        return DiskAttachment(
+            id=id,
+            path=fact.path,
+            format=fact.format,
+            throttle=_throttle(peers.peer(id)),
+            backing=(BackingFile(path=backing.path, format=backing.format),) if backing else (),
+        )
+
+    async def _nic(self, id: str, peers: Peers) -> NicAttachment:
+        fact = (await self._switch.observe()).get(id)
+        if fact is None:
+            raise DriverError("PortMissing", "a port of the VM is not plugged yet")
+        return NicAttachment(id=id, mac=fact.mac, tap=fact.tap)
+
+    def report(self, resource: Resource, fact: Seen | None, problem: Problem | None) -> Struct:
+        """Return the VM's observed section."""
+        machine = fact.machine if fact is not None else None
+        previous: VmObserved | None = resource.observed
+        if fact is None:
+            return replace(previous or VmObserved(power="absent"), problem=problem)
+        if machine is None:
+            absent = resource.deleting or resource.desired.power != "stopped"
+            return VmObserved(power="absent" if absent else "stopped", failures=fact.note.failures, problem=problem)
+        live = machine.state in ("running", "paused")
+        return VmObserved(
+            power=machine.state,
+            vcpus=machine.vcpus,
+            memory_mib=machine.memory_mib,
+            boots=machine.boots,
+            boot_serial=fact.note.boot_serial,
+            failures=fact.note.failures,
+            started_at=iso(machine.started_at) if machine.started_at else "",
+            addresses=fact.addresses,
+            exit=_exit(machine),
+            volumes=machine.disks if live else (),
+            ports=machine.nics if live else (),
+            problem=problem,
+        )
+
+    async def inventory(self) -> Collection[str]:
+        """Return every machine on the host."""
+        return (await self._hypervisor.observe()).keys()
+
+    async def remove(self, id: str) -> None:
+        """Remove the machine, its seed, log and note."""
+        await self._hypervisor.remove(id)
+        await self._guest.remove(id)
+        self._notes.remove(id)
+
+    async def counters(self) -> dict[str, dict[str, Any]]:
+        """Return CPU, memory and disk counters of every running VM."""
+        return {id: asdict(counters) for id, counters in (await self._hypervisor.counters()).items()}
+
+    def _note(self, id: str) -> Note:
+        text = self._notes.get(id)
+        return msgspec.json.decode(text, type=Note) if text else Note()
+
+    def _save(self, id: str, note: Note) -> None:
+        self._notes.put(id, msgspec.json.encode(note))
+
+
+def _addresses(resource: Resource, peers: Peers) -> tuple[str, ...]:
+    ports = [peers.peer(id) for id in resource.assigned.ports]
+    return tuple(port.assigned.address for port in ports if port is not None and port.assigned is not None)
+
+
+def _serial(resource: Resource) -> int:
+    desired: VmDesired = resource.desired
+    return desired.boot_serial
+
+
+def _fact(seen: Seen) -> Fact:
+    machine, note = seen.machine, seen.note
+    if machine is None:
+        return Fact(state="absent", boot_serial=note.boot_serial, failures=note.failures)
+    live = machine.state in ("running", "paused")
+    return Fact(
+        state=machine.state,
+        volumes=machine.disks if live else (),
+        ports=machine.nics if live else (),
+        exit_reason=machine.exit.reason if machine.exit else "",
+        exit_at=machine.exit.at if machine.exit else 0.0,
+        boot_serial=note.boot_serial,
+        failures=note.failures,
+        shutdown_asked_at=note.shutdown_asked_at,
+    )
+
+
+def _count_exit(machine: MachineFact | None, note: Note) -> Note:
+    """Return the note with the machine's end counted; one that ran long enough starts the count anew."""
+    if machine is None or machine.state != "stopped" or machine.exit is None or machine.exit.at <= note.counted_exit_at:
+        return note
+    if machine.exit.reason in ("powered-off", "guest-shutdown"):
+        return replace(note, failures=0, counted_exit_at=machine.exit.at, shutdown_asked_at=None)
+    ran_s = machine.exit.at - (machine.started_at or machine.exit.at)
+    failures = 1 if ran_s >= STABLE_S else note.failures + 1
+    return replace(note, failures=failures, counted_exit_at=machine.exit.at, shutdown_asked_at=None)
+
+
+def _missing(resource: Resource, peers: Peers) -> str:
+    """Return what a start still waits for, or an empty text."""
+    assigned: VmAssigned = resource.assigned
+    if not assigned.volumes or len(assigned.ports) != len(resource.desired.nics):
+        return "parts"
+    for id in (*assigned.volumes, *assigned.ports):
+        peer = peers.peer(id)
+        ready = peer.ready if peer is not None else None
+        if ready is None or ready.status != "true":
+            return id
+    return ""
+
+
+def _seed(resource: Resource, peers: Peers) -> Seed:
+    desired: VmDesired = resource.desired
+    nics: list[SeedNic] = []
+    for id in resource.assigned.ports:
+        port = peers.peer(id)
+        if port is None:
+            continue
+        decided: PortAssigned = port.assigned
+        addresses = tuple(f"{each}/{decided.prefix_length}" for each in (decided.address, *decided.extra_addresses))
+        gateway = decided.gateway if not nics else None  # one default route, by the first NIC
+        nics.append(SeedNic(mac=decided.mac, addresses=addresses, gateway=gateway, dns=decided.dns))
+    return Seed(
+        instance_id=resource.id,
+        hostname=resource.name,
+        ssh_keys=desired.ssh_keys,
+        user_data=desired.user_data,
+        nics=tuple(nics),
+    )
+
+
+def _throttle(volume: Resource | None) -> Throttle:
+    if volume is None:
+        return Throttle()
+    desired: VolumeDesired = volume.desired
+    return Throttle(iops=desired.iops_limit, bytes_per_s=desired.bandwidth_limit_kbps * 1000)
+
+
+def _exit(machine: MachineFact) -> VmExit | None:
+    if machine.exit is None or machine.state != "stopped":
+        return None
+    return VmExit(reason=machine.exit.reason, at=iso(machine.exit.at), message=machine.exit.message)

@@ -1,0 +1,102 @@
+"""The host half of a port: tap, VLAN tag and flows on the switch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
+
+from pileus.drivers.host.ovs.base import PortFact, PortSpec, Switch
+from pileus.drivers.host.snapshot import Snapshot
+from pileus.kernel.fields import Problem
+from pileus.kernel.half import Half, Peers
+from pileus.kernel.kind import Resource
+from pileus.network.port.types import PortAssigned, PortDesired, PortObserved
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """Plug or unplug."""
+
+    verb: str
+    after_s: float = 0.0
+
+
+class Seen(Struct, frozen=True):
+    """The port as found on the switch, if it is there."""
+
+    port: PortFact | None
+
+
+def spec_of(resource: Resource) -> PortSpec:
+    """Return what the switch shall have."""
+    assigned: PortAssigned = resource.assigned
+    desired: PortDesired = resource.desired
+    return PortSpec(
+        id=resource.id,
+        mac=assigned.mac,
+        addresses=(assigned.address, *assigned.extra_addresses),
+        vlan=assigned.vlan,
+        rate_limit_kbps=desired.rate_limit_kbps,
+    )
+
+
+def plan(deleting: bool, wanted: PortSpec, fact: PortFact | None) -> Step | None:
+    """Return the next step: plug until spec and switch agree and nothing is blocked; unplug when deleting."""
+    if deleting:
+        return None if fact is None else Step(verb="unplug")
+    if fact is None or fact.blocked:
+        return Step(verb="plug")
+    found = PortSpec(
+        id=fact.id, mac=fact.mac, addresses=fact.addresses, vlan=fact.vlan, rate_limit_kbps=fact.rate_limit_kbps
+    )
+    return None if found == wanted else Step(verb="plug")
+
+
+class PortHalf(Half[Seen, Step]):
+    """Drives the switch for all ports of the host."""
+
+    kind = "network.port"
+
+    def __init__(self, switch: Switch) -> None:
+        self._switch = switch
+        self._ports = Snapshot(switch.observe)
+
+    async def observe(self, resource: Resource, peers: Peers) -> Seen:
+        """Find the port on the switch."""
+        return Seen((await self._ports.get()).get(resource.id))
+
+    def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
+        """Return the next step of the port."""
+        return plan(resource.deleting, spec_of(resource), fact.port)
+
+    async def do(self, step: Step, resource: Resource, peers: Peers) -> None:
+        """Do one step with the switch."""
+        try:
+            if step.verb == "plug":
+                await self._switch.plug(spec_of(resource))
+            else:
+                await self._switch.unplug(resource.id)
+        finally:
+            self._ports.changed()
+
+    def report(self, resource: Resource, fact: Seen | None, problem: Problem | None) -> Struct:
+        """Return the port's observed section."""
+        port = fact.port if fact else None
+        if port is None or port.blocked:
+            return PortObserved(state="absent", problem=problem)
+        return PortObserved(state="plugged", tap=port.tap, problem=problem)
+
+    async def inventory(self) -> Collection[str]:
+        """Return every port on the switch."""
+        return (await self._switch.observe()).keys()
+
+    async def remove(self, id: str) -> None:
+        """Remove a port that no resource stands for."""
+        await self._switch.unplug(id)
+        self._ports.changed()
+
+    async def counters(self) -> dict[str, dict[str, Any]]:
+        """Return the traffic of every port."""
+        return {id: asdict(counters) for id, counters in (await self._switch.counters()).items()}

@@ -1,0 +1,331 @@
+"""The server's side of the agents' connections: slices out, facts in, calls both ways.
+
+An agent sees and writes the rows of its own host only; what it says is checked against that at every report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+import structlog
+
+from pileus.kernel.errors import NotFound, Transient
+from pileus.kernel.hub import Hub
+from pileus.kernel.kind import Resource
+from pileus.kernel.store.engine import Row
+from pileus.kernel.store.store import Store
+from pileus.kernel.store.tables import gone, resource
+from pileus.kernel.stream import (
+    Acknowledge,
+    Body,
+    Call,
+    Chunk,
+    Delta,
+    End,
+    Fact,
+    Frame,
+    Hello,
+    Report,
+    Samples,
+    Slice,
+    decode,
+    encode,
+)
+from pileus.kernel.transaction import Transaction
+from pileus.server.links import Channel
+
+log = structlog.get_logger()
+
+PRESENCE_EVERY_S = 1.0
+FACTS_MAX = 1024
+"""Facts in one report; an agent that sends more is broken."""
+CALL_TIMEOUT_S = 30.0
+
+_c = resource.c
+_BODY = sa.select(
+    _c.id, _c.kind, _c.name, _c.account_id, _c.account, _c.owner, _c.generation, _c.revision, _c.deleting_at, _c.desired,
+    _c.assigned,
+).where(_c.host == sa.bindparam("host"), _c.host != sa.literal_column("''"))  # fmt: skip
+SLICE = _BODY.order_by(_c.id)
+SLICE_CHANGED = _BODY.where(_c.revision > sa.bindparam("after")).order_by(_c.revision)
+LEFT = sa.select(gone.c.id).where(gone.c.host == sa.bindparam("host"), gone.c.revision > sa.bindparam("after"))
+
+
+class Session:
+    """One agent's connection."""
+
+    def __init__(self, host_id: str, channel: Channel) -> None:
+        self.host_id = host_id
+        self.channel = channel
+        self.calls: dict[int, asyncio.Queue[Chunk | End]] = {}
+        self.task: asyncio.Task[None] | None = None
+        self._numbers = itertools.count(1)
+        self.told: dict[str, tuple[int, str | None]] = {}
+        """Generation and assignment of each resource as the agent knows it: what it need not be told again."""
+
+    def open_call(self) -> int:
+        """Return the number of a new call."""
+        number = next(self._numbers)
+        self.calls[number] = asyncio.Queue(maxsize=1024)
+        return number
+
+    def end(self) -> None:
+        """End every call: the connection is gone."""
+        for number, queue in self.calls.items():
+            with contextlib.suppress(asyncio.QueueFull):
+                queue.put_nowait(End(number=number, code="disconnected", error="the host's agent went away"))
+
+
+class Agents:
+    """All agents connected to this server."""
+
+    def __init__(self, store: Store, hub: Hub) -> None:
+        self._store = store
+        self._hub = hub
+        self._sessions: dict[str, Session] = {}
+        self._seen: dict[str, float] = {}
+        self._samples: dict[str, tuple[str, str]] = {}
+        self._flusher: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Start writing presence and samples, a second's worth at a time."""
+        self._flusher = asyncio.create_task(self._flush_for_ever(), name="presence")
+
+    async def close(self) -> None:
+        """Stop; connections are closed by whoever serves them."""
+        if self._flusher is not None:
+            self._flusher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._flusher
+
+    @property
+    def connected(self) -> int:
+        """How many agents are connected."""
+        return len(self._sessions)
+
+    async def serve(self, host_id: str, channel: Channel) -> None:
+        """Speak with the agent of ``host_id`` until its connection closes; an older connection of it is ended."""
+        older = self._sessions.get(host_id)
+        if older is not None and older.task is not None:
+            older.task.cancel()
+        session = Session(host_id, channel)
+        session.task = asyncio.current_task()
+        self._sessions[host_id] = session
+        try:
+            await self._speak(session)
+        except (Transient, msgspec.DecodeError) as error:
+            log.info("agent's connection ended", host=host_id, error=str(error))
+        finally:
+            session.end()
+            if self._sessions.get(host_id) is session:
+                del self._sessions[host_id]
+
+    async def _speak(self, session: Session) -> None:
+        first = await session.channel.receive()
+        hello = decode(first) if first is not None else None
+        if not isinstance(hello, Hello):
+            return
+        await self._arrived(session.host_id)
+        pusher = asyncio.create_task(self._push(session, hello.revision), name=f"push {session.host_id}")
+        try:
+            while (frame := await session.channel.receive()) is not None:
+                self._seen[session.host_id] = self._store.clock()
+                await self._take(session, decode(frame))
+                if pusher.done():
+                    await pusher
+        finally:
+            pusher.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Transient):
+                await pusher
+
+    async def _arrived(self, host_id: str) -> None:
+        now = self._store.clock()
+        self._seen.pop(host_id, None)
+
+        async def arrive(tx: Transaction) -> None:
+            await tx.change(tx.insert.presence, host=host_id, seen_at=now, server=self._store.server)
+            await tx.enqueue(host_id)
+
+        await self._store.write(arrive)
+
+    # slices out
+
+    async def _push(self, session: Session, known: int) -> None:
+        with self._hub.watch(("host", session.host_id)) as changes:
+            revision = self._hub.revision
+            rows = await self._store.fetch(SLICE, host=session.host_id)
+            bodies = tuple(_body(row) for row in rows if row[7] > known or known > revision)
+            session.told = {row[0]: (row[6], row[10]) for row in rows}
+            ids = tuple(row[0] for row in rows)
+            await session.channel.send(encode(Slice(revision=revision, ids=ids, bodies=bodies)))
+            while True:
+                await changes.wait(60.0)
+                newest = self._hub.revision
+                delta = await self._delta(session, revision, newest)
+                revision = newest
+                if delta is not None:
+                    await session.channel.send(encode(delta))
+
+    async def _delta(self, session: Session, after: int, newest: int) -> Delta | None:
+        changed = await self._store.fetch(SLICE_CHANGED, host=session.host_id, after=after)
+        left = await self._store.fetch(LEFT, host=session.host_id, after=after)
+        bodies = []
+        for row in changed:
+            if session.told.get(row[0]) != (row[6], row[10]):
+                session.told[row[0]] = (row[6], row[10])
+                bodies.append(_body(row))
+        back = {row[0] for row in changed}
+        gone_ids = tuple(row[0] for row in left if row[0] not in back)
+        for id in gone_ids:
+            session.told.pop(id, None)
+        return Delta(revision=newest, bodies=tuple(bodies), gone=gone_ids) if bodies or gone_ids else None
+
+    # facts in
+
+    async def _take(self, session: Session, frame: Frame) -> None:
+        match frame:
+            case Report():
+                await self._report(session, frame)
+            case Samples():
+                for id, counters in frame.counters.items():
+                    self._samples[id] = (session.host_id, counters)
+            case Chunk() | End():
+                queue = session.calls.get(frame.number)
+                if queue is not None:
+                    await queue.put(frame)
+            case _:
+                pass  # a heartbeat: being heard is all
+
+    async def _report(self, session: Session, report: Report) -> None:
+        facts = report.facts[:FACTS_MAX]
+
+        async def write(tx: Transaction) -> None:
+            for fact in facts:
+                await self._write_fact(tx, session.host_id, fact)
+
+        await self._store.write(write)
+        await session.channel.send(encode(Acknowledge(number=report.number)))
+
+    async def _write_fact(self, tx: Transaction, host_id: str, fact: Fact) -> None:
+        try:
+            current = await tx.get(fact.id)
+            observed = self._store.registry.decode(self._store.registry[current.kind].observed, fact.observed)
+        except (NotFound, msgspec.DecodeError):
+            return  # gone meanwhile, or nonsense: the row stays as it was
+        if current.host != host_id or not self._store.registry[current.kind].host_bound:
+            return
+        generation = max(current.observed_generation, min(fact.generation, current.generation))
+        await tx.update(current, observed=observed, observed_generation=generation)
+
+    async def _flush_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(PRESENCE_EVERY_S)
+            with contextlib.suppress(Transient):
+                await self._flush()
+
+    async def _flush(self) -> None:
+        seen, self._seen = self._seen, {}
+        samples, self._samples = self._samples, {}
+        if not seen and not samples:
+            return
+
+        async def write(tx: Transaction) -> None:
+            for host, at in seen.items():
+                await tx.change(tx.insert.presence, host=host, seen_at=at, server=self._store.server)
+            for id, (host, counters) in samples.items():
+                if await _is_on(tx, id, host):
+                    await tx.change(tx.insert.sample, id=id, at=tx.now, body=counters)
+
+        await self._store.write(write)
+
+    # calls
+
+    def _session(self, host_id: str) -> Session:
+        session = self._sessions.get(host_id)
+        if session is None:
+            raise Transient(
+                "the agent of its host is not connected; try again, or see `pileus get host`", code="no-agent"
+            )
+        return session
+
+    async def call(self, host_id: str, verb: str, id: str, arguments: Mapping[str, Any]) -> AsyncIterator[bytes]:
+        """Ask the agent and yield its answer's parts. Raises: Transient when it is not connected or refuses."""
+        session = self._session(host_id)
+        number = session.open_call()
+        try:
+            await session.channel.send(encode(Call(number=number, verb=verb, id=id, arguments=dict(arguments))))
+            while True:
+                try:
+                    async with asyncio.timeout(CALL_TIMEOUT_S):
+                        frame = await session.calls[number].get()
+                except TimeoutError:
+                    raise Transient(
+                        "the agent of its host did not answer in time; try again", code="no-answer"
+                    ) from None
+                if isinstance(frame, Chunk):
+                    yield frame.part
+                    continue
+                if frame.code:
+                    raise Transient(frame.error, code="host-refused")
+                return
+        finally:
+            session.calls.pop(number, None)
+
+    async def console(self, host_id: str, vm_id: str) -> CallStream:
+        """Open a VM's serial console. Raises: Transient when the agent is not connected."""
+        session = self._session(host_id)
+        number = session.open_call()
+        await session.channel.send(encode(Call(number=number, verb="console", id=vm_id)))
+        return CallStream(session, number)
+
+
+class CallStream:
+    """A call that is a stream of bytes both ways."""
+
+    def __init__(self, session: Session, number: int) -> None:
+        self._session = session
+        self._number = number
+        self._ended = False
+
+    async def read(self) -> bytes:
+        """Return what arrived; empty at the end. Raises: Transient when the host refused."""
+        if self._ended:
+            return b""
+        frame = await self._session.calls[self._number].get()
+        if isinstance(frame, Chunk):
+            return frame.part
+        self._ended = True
+        if frame.code not in ("", "disconnected"):
+            raise Transient(frame.error, code="host-refused")
+        return b""
+
+    async def write(self, content: bytes) -> None:
+        """Send bytes."""
+        if not self._ended:
+            await self._session.channel.send(encode(Chunk(number=self._number, part=content)))
+
+    async def close(self) -> None:
+        """End it; ended already: nothing."""
+        if not self._ended:
+            self._ended = True
+            with contextlib.suppress(Transient):
+                await self._session.channel.send(encode(End(number=self._number)))
+        self._session.calls.pop(self._number, None)
+
+
+async def _is_on(tx: Transaction, id: str, host: str) -> bool:
+    try:
+        found: Resource = await tx.get(id)
+    except NotFound:
+        return False
+    return found.host == host
+
+
+def _body(row: Row) -> Body:
+    return Body(*row)

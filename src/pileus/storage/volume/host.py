@@ -1,0 +1,103 @@
+"""The host half of a volume: a file of the pool, made from a cached image or empty."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from typing import Any
+
+from msgspec import Struct
+
+from pileus.drivers.host.disk.base import DiskPool, ImagePart, ImageSpec, PartName, VolumeFact, VolumeSpec
+from pileus.drivers.host.snapshot import Snapshot
+from pileus.kernel.fields import Problem
+from pileus.kernel.half import Half, Peers
+from pileus.kernel.kind import Resource
+from pileus.storage.volume.plan import GIB, Fact, Step, Wish, plan
+from pileus.storage.volume.types import ImageSource, VolumeAssigned, VolumeObserved
+
+
+class Seen(Struct, frozen=True):
+    """The file as found, and whether its image is cached."""
+
+    volume: VolumeFact | None
+    image_cached: bool
+
+
+class VolumeHalf(Half[Seen, Step]):
+    """Drives the local pool for all volumes of the host."""
+
+    kind = "storage.volume"
+
+    def __init__(self, disks: DiskPool) -> None:
+        self._disks = disks
+        self._volumes = Snapshot(disks.volumes)
+        self._images = Snapshot(disks.images)
+
+    async def observe(self, resource: Resource, peers: Peers) -> Seen:
+        """Find the file, and its image in the cache."""
+        assigned: VolumeAssigned = resource.assigned
+        cached = assigned.image is None or assigned.image.id in await self._images.get()
+        return Seen((await self._volumes.get()).get(resource.id), cached)
+
+    def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
+        """Return the next step of the volume."""
+        wish = Wish(
+            deleting=resource.deleting,
+            size_bytes=resource.desired.size_gib * GIB,
+            used=any(
+                vm.observed is not None and resource.id in vm.observed.volumes for vm in peers.peers("compute.vm")
+            ),
+            image_needed=not fact.image_cached,
+        )
+        return plan(wish, Fact(size_bytes=fact.volume.size_bytes if fact.volume else None))
+
+    async def do(self, step: Step, resource: Resource, peers: Peers) -> None:
+        """Do one step with the pool."""
+        assigned: VolumeAssigned = resource.assigned
+        size_bytes = resource.desired.size_gib * GIB
+        try:
+            match step.verb:
+                case "fetch_image" if assigned.image is not None:
+                    await self._fetch(assigned.image, peers)
+                case "create":
+                    image = assigned.image.id if assigned.image else None
+                    await self._disks.create(VolumeSpec(id=resource.id, size_bytes=size_bytes, image=image))
+                case "resize":
+                    await self._disks.resize(resource.id, size_bytes)
+                case "delete":
+                    await self._disks.delete(resource.id)
+        finally:
+            self._volumes.changed()
+            self._images.changed()
+
+    async def _fetch(self, source: ImageSource, peers: Peers) -> None:
+        parts: dict[PartName, ImagePart] = {"disk": ImagePart(size_bytes=source.size_bytes, sha256=source.sha256)}
+        if source.kernel_sha256 and source.initrd_sha256:
+            parts["kernel"] = ImagePart(size_bytes=source.kernel_size_bytes, sha256=source.kernel_sha256)
+            parts["initrd"] = ImagePart(size_bytes=source.initrd_size_bytes, sha256=source.initrd_sha256)
+
+        def fetch(part: PartName) -> AsyncIterator[bytes]:
+            return peers.image(source.id, part)
+
+        spec = ImageSpec(id=source.id, format="qcow2", virtual_size_bytes=source.virtual_size_bytes, parts=parts)
+        await self._disks.put_image(spec, fetch)
+
+    def report(self, resource: Resource, fact: Seen | None, problem: Problem | None) -> Struct:
+        """Return the volume's observed section."""
+        volume = fact.volume if fact else None
+        if volume is None:
+            return VolumeObserved(state="absent", problem=problem)
+        return VolumeObserved(state="present", size_gib=volume.size_bytes // GIB, problem=problem)
+
+    async def inventory(self) -> Collection[str]:
+        """Return every volume file of the pool."""
+        return (await self._disks.volumes()).keys()
+
+    async def remove(self, id: str) -> None:
+        """Remove a file that no resource stands for."""
+        await self._disks.delete(id)
+        self._volumes.changed()
+
+    async def counters(self) -> dict[str, dict[str, Any]]:
+        """Return the room each volume takes."""
+        return {id: {"used_bytes": fact.used_bytes} for id, fact in (await self._disks.volumes()).items()}

@@ -1,0 +1,42 @@
+"""The next step of a volume on its host. Pure."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+GIB = 2**30
+
+
+class Wish(Struct, frozen=True, kw_only=True):
+    """What the host shall make true. ``used``: a running VM has the file open. ``image_needed``: not cached yet."""
+
+    deleting: bool
+    size_bytes: int
+    used: bool = False
+    image_needed: bool = False
+
+
+class Fact(Struct, frozen=True, kw_only=True):
+    """What the host has; None: no such file."""
+
+    size_bytes: int | None = None
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """One thing to do."""
+
+    verb: str
+    after_s: float = 0.0
+
+
+def plan(wish: Wish, fact: Fact) -> Step | None:
+    """Return the next step from ``fact`` to ``wish``; None when nothing is to be done until something changes."""
+    if wish.deleting:
+        if fact.size_bytes is None:
+            return None
+        return Step(verb="wait", after_s=1.0) if wish.used else Step(verb="delete")
+    if fact.size_bytes is None:
+        return Step(verb="fetch_image") if wish.image_needed else Step(verb="create")
+    if fact.size_bytes < wish.size_bytes and not wish.used:
+        return Step(verb="resize")
+    return None
