@@ -46,9 +46,11 @@ class SqliteSession:
 class SqliteEngine(Engine):
     """A database file of one server process (WAL, synchronous=FULL)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, commit_inline: bool = False) -> None:
+        """``commit_inline`` commits in the loop's thread: simulations, whose time stands still meanwhile."""
         super().__init__(dialect.dialect(paramstyle="qmark"), insert)
         self._path = path
+        self._commit_inline = commit_inline
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._write: sqlite3.Connection
         self._read: sqlite3.Connection
@@ -92,7 +94,10 @@ class SqliteEngine(Engine):
             session = SqliteSession(self._write, self, self._revision)
             yield session
             self._write.execute("UPDATE counter SET value=? WHERE name='revision'", (session.revision,))
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._write.execute, "COMMIT")
+            if self._commit_inline:
+                self._write.execute("COMMIT")
+            else:
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._write.execute, "COMMIT")
         except sqlite3.OperationalError as error:
             with contextlib.suppress(sqlite3.OperationalError):
                 self._write.execute("ROLLBACK")

@@ -1,0 +1,62 @@
+"""Hosts that exist only in memory, with the real agent: worlds outlive agents, as a machine outlives its processes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from pileus.agent.agent import Agent
+from pileus.agent.calls import Calls
+from pileus.agent.channel import Connect, FetchImage
+from pileus.agent.converge import Converger
+from pileus.agent.slice import MemorySlice
+from pileus.agent.wiring import Drivers, halves
+from pileus.drivers.host.disk.fake import FakePool, FakePoolWorld
+from pileus.drivers.host.guest.fake import FakeGuest, GuestWorld
+from pileus.drivers.host.notes import MemoryNotes
+from pileus.drivers.host.ovs.fake import FakeSwitch, FakeSwitchWorld
+from pileus.drivers.host.qemu.fake import FakeHost, FakeHypervisor
+from pileus.drivers.host.system.fake import FakeSystem
+from pileus.kernel.clock import Clock
+from pileus.registry import KINDS
+
+DISK_BYTES = 10 * 2**40
+
+
+IMAGE = b"a simulated disk"
+"""Content of the only image that simulated hosts know."""
+
+
+async def simulated_image(id: str, part: str) -> AsyncIterator[bytes]:
+    """Yield the content of any image: simulated pools read and check it, and keep nothing."""
+    yield IMAGE
+
+
+class SimulatedHost:
+    """One simulated machine."""
+
+    def __init__(self, clock: Clock, *, seed: int = 0, cpus: int = 32, memory_mib: int = 262_144) -> None:
+        self._clock = clock
+        self.machines = FakeHost(seed=seed, clock=clock, memory_mib=memory_mib)
+        self.switch = FakeSwitchWorld()
+        self.pool = FakePoolWorld()
+        self.guests = GuestWorld()
+        self.notes = MemoryNotes()
+        self.slice = MemorySlice()
+        self.system = FakeSystem(cpus, memory_mib)
+
+    async def start_agent(self, connect: Connect, fetch_image: FetchImage = simulated_image) -> Agent:
+        """Return a new agent process on this machine; run it with ``run``."""
+        drivers = Drivers(
+            hypervisor=FakeHypervisor(self.machines),
+            switch=FakeSwitch(self.switch),
+            disks=FakePool(self.pool, DISK_BYTES),
+            guest=FakeGuest(self.guests),
+            system=self.system,
+            notes=self.notes,
+        )
+        await drivers.hypervisor.open()
+        await drivers.switch.open()
+        await drivers.disks.open()
+        converger = Converger(KINDS, halves(drivers), self._clock, fetch_image)
+        drivers.hypervisor.on_change(converger.wake)
+        return Agent(converger, self.slice, connect, Calls(drivers.guest))

@@ -1,0 +1,312 @@
+"""A whole cloud in one process: real store, controllers and agents, simulated hosts, virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pileus.agent.agent import Agent
+from pileus.kernel.access import Principal, Rule
+from pileus.kernel.errors import NotFound, Transient
+from pileus.kernel.hub import Hub
+from pileus.kernel.kind import Resource
+from pileus.kernel.loop import Loop
+from pileus.kernel.store import statements as sql
+from pileus.kernel.store.engine import Engine
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.sqlite import SqliteEngine
+from pileus.kernel.store.store import Store
+from pileus.kernel.surface import Call, ListQuery, Surface
+from pileus.kernel.transaction import Transaction
+from pileus.infra.host.controller import wake_silent
+from pileus.lab.simulated import IMAGE, SimulatedHost
+from pileus.registry import KINDS
+from pileus.server.agents import Agents
+from pileus.server.wiring import admissions, controllers
+from pileus.storage.image.types import ImageObserved
+from pileus.tenancy.role.types import BUILTIN as ROLES
+from pileus.compute.offering.types import BUILTIN as OFFERINGS
+from tests.virtual_time import clock
+
+OPERATOR = Principal(
+    user_id="operator",
+    user="admin",
+    account_id="",
+    account="",
+    role="operator",
+    rules=(Rule(kinds=("*",), verbs=("get", "create", "update", "delete", "console")),),
+)
+GIB = 2**30
+
+
+class Pipe:
+    """Half of an in-process connection."""
+
+    def __init__(self, inbox: asyncio.Queue[bytes | None], outbox: asyncio.Queue[bytes | None]) -> None:
+        self._inbox, self._outbox = inbox, outbox
+        self.lost = asyncio.Event()
+
+    async def receive(self) -> bytes | None:
+        if self.lost.is_set():
+            return None
+        return await self._inbox.get()
+
+    async def send(self, message: bytes) -> None:
+        if self.lost.is_set():
+            raise Transient("the connection is closed")
+        self._outbox.put_nowait(message)
+
+    async def close(self) -> None:
+        self.lost.set()
+        self._outbox.put_nowait(None)
+        self._inbox.put_nowait(None)
+
+
+class NoFiles:
+    """Images of a simulated cloud have no files."""
+
+    def present(self, image_id: str, file: str) -> Path | None:
+        return None
+
+    def remove(self, image_id: str) -> None:
+        return
+
+
+@dataclass
+class Server:
+    """One running server."""
+
+    store: Store
+    hub: Hub
+    loop: Loop
+    agents: Agents
+    surface: Surface
+    tasks: list[asyncio.Task[Any]]
+    pipes: list[Pipe]
+
+
+class Cloud:
+    """Starts with zone, pod and one host; ``settle`` lets time pass until nothing more is due."""
+
+    def __init__(self, engine: Callable[[], Engine], *, seed: int = 0) -> None:
+        self._engine = engine
+        self.seed = seed
+        self.server: Server | None = None
+        self.hosts: dict[str, SimulatedHost] = {}
+        self.agents: dict[str, asyncio.Task[None]] = {}
+        self.cut: set[str] = set()
+        """Hosts whose agents cannot reach any server."""
+
+    # servers and agents
+
+    async def start_server(self) -> Server:
+        engine = self._engine()
+        await engine.open()
+        store = Store(engine, KINDS, clock, "server")
+        hub = Hub(store)
+        await hub.open()
+        loop = Loop(store, hub, controllers(store, NoFiles()), seed=self.seed)
+        await loop.open()
+        agents = Agents(store, hub)
+        await agents.open()
+        surface = Surface(store, hub, KINDS, admissions())
+        self.server = Server(store, hub, loop, agents, surface, [], [])
+        self.server.tasks.append(asyncio.create_task(self._watch_silence(store)))
+        return self.server
+
+    async def _watch_silence(self, store: Store) -> None:
+        while True:
+            await asyncio.sleep(5.0)
+            await wake_silent(store)
+
+    async def stop_server(self) -> None:
+        """End the server as a kill would: nothing is handed over."""
+        server = self._server
+        self.server = None
+        for pipe in server.pipes:
+            await pipe.close()
+        for task in server.tasks:
+            task.cancel()
+        await asyncio.gather(*server.tasks, return_exceptions=True)
+        await server.agents.close()
+        await server.loop.close()
+        await server.hub.close()
+        await server.store.engine.close()
+
+    @property
+    def _server(self) -> Server:
+        assert self.server is not None
+        return self.server
+
+    @property
+    def store(self) -> Store:
+        return self._server.store
+
+    async def start_agent(self, host: str) -> Agent:
+        agent = await self.hosts[host].start_agent(lambda: self._connect(host))
+        self.agents[host] = asyncio.create_task(agent.run(), name=f"agent {host}")
+        return agent
+
+    async def stop_agent(self, host: str) -> None:
+        """End the agent as a kill would; its machines go on."""
+        task = self.agents.pop(host)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    async def _connect(self, host: str) -> Pipe:
+        await asyncio.sleep(0.01)
+        if self.server is None or host in self.cut:
+            raise Transient("no server answers")
+        here: asyncio.Queue[bytes | None] = asyncio.Queue()
+        there: asyncio.Queue[bytes | None] = asyncio.Queue()
+        mine, theirs = Pipe(here, there), Pipe(there, here)
+        self.server.pipes.append(theirs)
+        self.server.tasks.append(asyncio.create_task(self.server.agents.serve(host, theirs)))
+        return mine
+
+    # the operator's and tenants' hands
+
+    def call(self, account: str = "", principal: Principal = OPERATOR, **more: Any) -> Call:
+        return Call(principal=principal, account=account, **more)
+
+    async def create(self, kind: str, name: str, account: str = "", **desired: Any) -> dict[str, Any]:
+        body = msgspec.json.encode({"name": name, "desired": desired})
+        answer = await self._server.surface.create(self.call(account), kind, body)
+        result: dict[str, Any] = msgspec.json.decode(answer.body)
+        return result
+
+    async def get(self, kind: str, name: str, account: str = "") -> dict[str, Any]:
+        answer = await self._server.surface.get(self.call(account), kind, name)
+        result: dict[str, Any] = msgspec.json.decode(answer.body)
+        return result
+
+    async def exists(self, kind: str, name: str, account: str = "") -> bool:
+        try:
+            await self.get(kind, name, account)
+        except NotFound:
+            return False
+        return True
+
+    async def patch(self, kind: str, name: str, account: str = "", **desired: Any) -> dict[str, Any]:
+        body = msgspec.json.encode({"desired": desired})
+        answer = await self._server.surface.patch(self.call(account), kind, name, body)
+        result: dict[str, Any] = msgspec.json.decode(answer.body)
+        return result
+
+    async def delete(self, kind: str, name: str, account: str = "") -> None:
+        await self._server.surface.delete(self.call(account), kind, name)
+
+    async def list(self, kind: str, **query: Any) -> list[dict[str, Any]]:
+        call = Call(principal=OPERATOR, all_accounts=True)
+        answer = await self._server.surface.list(call, kind, ListQuery(limit=1000, **query))
+        items: list[dict[str, Any]] = msgspec.json.decode(answer.body)["items"]
+        return items
+
+    async def resource(self, kind: str, name: str, account: str = "") -> Resource:
+        return await self.store.get((await self.get(kind, name, account))["id"])
+
+    async def settle(self, limit_s: float = 120.0) -> None:
+        """Let virtual time pass until no work is due within the next seconds and every agent has told its facts."""
+        end = clock() + limit_s
+        quiet = 0
+        while clock() < end:
+            await asyncio.sleep(0.25)
+            due = await self.store.fetch(sql.WORK_DUE, now=clock() + 1.0, n=1)
+            busy = bool(due) or not self._server.loop.idle
+            quiet = 0 if busy else quiet + 1
+            if quiet >= 4:
+                return
+
+    async def until(self, true: Callable[[], Any], limit_s: float = 120.0) -> None:
+        """Let time pass until ``true`` (a coroutine function) holds."""
+        end = clock() + limit_s
+        while not await true():
+            assert clock() < end, f"not so within {limit_s} s"
+            await asyncio.sleep(0.1)
+
+    async def is_ready(self, kind: str, name: str, account: str = "") -> bool:
+        return bool((await self.get(kind, name, account))["conditions"][0]["status"] == "true")
+
+    # building
+
+    async def add_host(self, name: str, **sizes: Any) -> str:
+        host = await self.create("infra.host", name)
+        self.hosts[host["id"]] = SimulatedHost(clock, seed=self.seed, **sizes)
+        await self.start_agent(host["id"])
+        return str(host["id"])
+
+    async def furnish(self, hosts: int = 1, **zone: Any) -> None:
+        """Make zone, pod, hosts, offerings, roles and the image tiny."""
+        await self.create("infra.zone", "local", **zone)
+        await self.create("infra.pod", "local")
+        for position in range(hosts):
+            await self.add_host(f"host{position}")
+        for kind, builtin in (("compute.offering", OFFERINGS), ("tenancy.role", ROLES)):
+            for name, desired in builtin.items():
+                await self.create(kind, name, **msgspec.to_builtins(desired))
+        await self.create("storage.image", "tiny", append="quiet")
+        image = await self.resource("storage.image", "tiny")
+        digest = hashlib.sha256(IMAGE).hexdigest()
+        facts = ImageObserved(
+            state="available",
+            size_bytes=len(IMAGE),
+            virtual_size_bytes=GIB,
+            sha256=digest,
+            kernel_sha256=digest,
+            kernel_size_bytes=len(IMAGE),
+            initrd_sha256=digest,
+            initrd_size_bytes=len(IMAGE),
+        )
+
+        async def available(tx: Transaction) -> None:
+            await tx.update(image, observed=facts)
+
+        await self.store.write(available)
+        await self.settle()
+
+    async def close(self) -> None:
+        for host in list(self.agents):
+            await self.stop_agent(host)
+        if self.server is not None:
+            await self.stop_server()
+
+
+@contextlib.asynccontextmanager
+async def cloud(hosts: int = 1, *, seed: int = 0, **zone: Any) -> AsyncIterator[Cloud]:
+    """Give a furnished cloud on SQLite until the block ends."""
+    with tempfile.TemporaryDirectory(prefix="pileus-", dir="/dev/shm") as folder:
+        made = Cloud(lambda: SqliteEngine(Path(folder) / "db", commit_inline=True), seed=seed)
+        await made.start_server()
+        try:
+            await made.furnish(hosts, **zone)
+            yield made
+        finally:
+            await made.close()
+
+
+async def leftovers(world: Cloud) -> dict[str, Any]:
+    """Return what hosts and tables still hold that belongs to an account; empty: nothing was left behind."""
+    found: dict[str, Any] = {}
+    for id, host in world.hosts.items():
+        things = {
+            "machines": list(host.machines.machines),
+            "ports": list(host.switch.ports),
+            "volumes": list(host.pool.volumes),
+            "seeds": list(host.guests.seeds),
+            "notes": host.notes.ids(),
+        }
+        found.update({f"{id}/{word}": held for word, held in things.items() if held})
+    for kind in ("compute.vm", "storage.volume", "network.port"):
+        rows = await world.store.list(Filter(kind=kind))
+        if rows:
+            found[kind] = [row.name for row in rows]
+    return found
