@@ -7,6 +7,7 @@ are needed, one after the other: the switch takes frames in batches and keeps th
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
 import struct
@@ -30,6 +31,7 @@ LIMIT_S = 30
 BROADCAST = bytes([255] * 6)
 ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD
 ICMP, UDP = 1, 17
+IFF_RUNNING = 0x40
 
 RED_A = PortSpec(id="red-00000000000a", mac="52:54:00:00:01:0a", addresses=("10.1.1.10",), vlan=101)
 RED_B = PortSpec(id="red-00000000000b", mac="52:54:00:00:01:0b", addresses=("10.1.1.11",), vlan=101)
@@ -112,6 +114,14 @@ class Guest:
         self._arrived.set()
 
 
+def is_running(link: str) -> bool:
+    """Return whether the kernel has put the link to work; setting flags waits for the lock it does so under."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        request = fcntl.ioctl(control, namespace.SIOCGIFFLAGS, struct.pack("16sH22x", link.encode(), 0))
+        fcntl.ioctl(control, namespace.SIOCSIFFLAGS, request)
+    return bool(struct.unpack_from("H", request, 16)[0] & IFF_RUNNING)
+
+
 class Lan:
     """A real switch and the guests on it."""
 
@@ -125,6 +135,10 @@ class Lan:
         fact = await self.switch.plug(spec)
         guest = Guest(spec, await self.switch.open_tap(fact.tap))
         self.guests.append(guest)
+        async with asyncio.timeout(LIMIT_S):
+            # The kernel drops what it sends to a tap until it has noticed that somebody opened it.
+            while not await namespace.inside(self.paths.namespace, lambda: is_running(fact.tap)):
+                pass
         return guest
 
     async def settle(self, sender: Guest, receiver: Guest) -> None:
