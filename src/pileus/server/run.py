@@ -87,8 +87,8 @@ class Started:
     """PEM of the authority that clients pin."""
     operator_key: str | None
     """The first administrator's key, at the first start of a cluster only; it cannot be read again."""
-    store: Store
-    surface: Surface
+    parts: Parts
+    """What the routes work with, for whoever runs in the same process."""
     stop: Callable[[], None]
     """Ask the server to end, as SIGTERM does."""
 
@@ -120,8 +120,7 @@ async def serve(settings: ServerSettings, ready: Callable[[Started], None], wiri
             port=port,
             ca=authority.pem,
             operator_key=operator_key,
-            store=store,
-            surface=parts.surface,
+            parts=parts,
             stop=server.stop,
         )
         _tune()

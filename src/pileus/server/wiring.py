@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from pileus.compute.vm.api import VmAdmission
@@ -9,23 +12,31 @@ from pileus.compute.vm.controller import VmController
 from pileus.drivers.host.disk.base import ImageFacts
 from pileus.drivers.host.errors import DriverError, ImageRefused
 from pileus.image.jail import convert
-from pileus.infra.host.controller import HostController
+from pileus.infra.host.controller import HostController, wake_silent
 from pileus.infra.pod.api import PodAdmission
 from pileus.infra.zone.api import ZoneAdmission
 from pileus.kernel.admission import Admission
 from pileus.kernel.errors import Transient
+from pileus.kernel.hub import Hub
+from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.store.store import Store
+from pileus.kernel.transaction import Transaction
 from pileus.network.network.api import NetworkAdmission
 from pileus.network.port.controller import PortController
+from pileus.server.agents import Agents
 from pileus.server.defaults import AccountAdmission, HostWithPool
-from pileus.storage.image.controller import Files, ImageController, Refused
+from pileus.server.parts import Uploaded
+from pileus.server.run import Wiring
+from pileus.storage.image.controller import Files, ImageController, Refused, upload_noted
 from pileus.storage.pool.api import PoolAdmission, PoolController
 from pileus.storage.volume.api import VolumeAdmission
 from pileus.storage.volume.controller import VolumeController
 from pileus.tenancy.key.api import KeyAdmission
 from pileus.tenancy.user.api import RoleAdmission, UserAdmission
 from pileus.tenancy.vdc.api import VdcAdmission, VdcController
+
+SILENCE_EVERY_S = 5.0
 
 
 def controllers(store: Store, images: Files) -> dict[str, Controller]:
@@ -60,6 +71,41 @@ def admissions() -> dict[str, Admission]:
     return result
 
 
+@contextlib.asynccontextmanager
+async def agents(store: Store, hub: Hub) -> AsyncIterator[Agents]:
+    """Give the agents' side of the server for the block, with an eye on hosts that fall silent."""
+    made = Agents(store, hub)
+    await made.open()
+    watch = asyncio.create_task(_watch_silence(store), name="silence")
+    try:
+        yield made
+    finally:
+        watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watch
+        await made.close()
+
+
+async def _watch_silence(store: Store) -> None:
+    while True:
+        await asyncio.sleep(SILENCE_EVERY_S)
+        with contextlib.suppress(Transient):
+            await wake_silent(store)
+
+
+def uploaded(store: Store, images: Files) -> Uploaded:
+    """Return what notes an upload in the image's facts; its controller does the rest."""
+
+    async def note(image: Resource, part: str, sha256: str, size_bytes: int) -> None:
+        async def write(tx: Transaction) -> None:
+            current = await tx.get(image.id)
+            await tx.update(current, observed=upload_noted(current.observed, part, sha256, size_bytes))
+
+        await store.write(write)
+
+    return note
+
+
 async def convert_upload(source: Path, format: str, target: Path) -> ImageFacts:
     """Inspect and convert in the jail. Raises: Refused for what the owner must mend, Transient for what may pass."""
     try:
@@ -68,3 +114,7 @@ async def convert_upload(source: Path, format: str, target: Path) -> ImageFacts:
         raise Refused(error.reason, error.message) from None
     except DriverError as error:
         raise Transient(error.message, code="image-not-converted") from error
+
+
+WIRING = Wiring(admissions=admissions(), controllers=controllers, agents=agents, uploaded=uploaded)
+"""What ``pileus server`` runs."""
