@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import click
+import msgspec
 
 from pileus.cli.client import Json, segment
 from pileus.cli.documents import Document, read
@@ -13,6 +14,7 @@ from pileus.cli.failure import NOT_FOUND, Failure, usage
 from pileus.cli.kindgroup import refuse_made_by_cloud
 from pileus.cli.session import Session, root, wait_options
 from pileus.cli.waiting import READY, wait_for
+from pileus.kernel.kind import Kind
 
 
 @click.command("apply", no_args_is_help=True)
@@ -54,20 +56,32 @@ def _apply(session: Session, document: Document, options: Json) -> tuple[str, Js
 def _apply_one(session: Session, document: Document, options: Json) -> tuple[str, Json]:
     kind = document.kind
     account = session.account_of(kind, document.account or ("" if kind.scope == "cluster" else options["account"]))
-    query = [("account", account), ("dry_run", "1" if options["dry_run"] else "")]
+    query = [("account", account)]
     path = f"{root(kind)}/{segment(document.name)}"
     wish: Json = {"labels": document.labels, "desired": document.desired}
     there = _there(session, path, account)
     if there is None:
         body = {"name": document.name, **wish, **({"account": account} if account else {})}
-        answer = session.client.send("POST", root(kind), query, body)
-        return "created" if not options["dry_run"] else "would be created", answer.get("resource", answer)
+        if options["dry_run"]:
+            return "would be created", session.client.send("POST", root(kind), [("dry_run", "1")], body)["resource"]
+        return "created", session.client.send("POST", root(kind), [], body)
+    wished = complete(kind, document.desired)
+    if wished == there["desired"] and document.labels == there["labels"]:
+        return "unchanged", there
+    if options["dry_run"]:
+        return "would be changed", there
     after = session.client.send("PUT", path, query, wish)
-    after = after.get("resource", after)
     same = after["desired"] == there["desired"] and after["labels"] == there["labels"]
-    if same:
-        return "unchanged", after
-    return "changed" if not options["dry_run"] else "would be changed", after
+    return "unchanged" if same else "changed", after
+
+
+def complete(kind: Kind, desired: Json) -> Json:
+    """Return the wish with its defaults, as the server keeps it; as it is when the server will refuse it."""
+    try:
+        made: Json = msgspec.json.decode(msgspec.json.encode(msgspec.convert(desired, kind.desired)))
+    except msgspec.ValidationError:
+        return desired
+    return made
 
 
 def _there(session: Session, path: str, account: str) -> Json | None:

@@ -16,6 +16,9 @@ from pileus.kernel.kind import Kind
 FOLLOW_BYTES = 65_536
 """Read again at each look; a guest that writes more than this between two looks loses the start of it."""
 
+WHOLE_BYTES = 16_777_216
+"""The most that the server gives of a log."""
+
 LINE_BYTES = 400
 """Allowance for a line when only the last lines are fetched; boot messages have about 80."""
 
@@ -40,7 +43,7 @@ def command(session: Session, /, kind: Kind, name: str, account: str, **options:
     vm = session.get(kind, name, account)
     clean = sys.stdout.isatty() and not options["raw"]
     tail = options["tail"]
-    text = _fetch(session, kind, vm, 0 if tail is None else max(1, tail) * LINE_BYTES)
+    text = _fetch(session, kind, vm, WHOLE_BYTES if tail is None else min(max(1, tail) * LINE_BYTES, WHOLE_BYTES))
     _write(text if tail is None else last_lines(text, tail), clean=clean)
     while options["follow"]:
         time.sleep(LOOK_S)
@@ -50,7 +53,7 @@ def command(session: Session, /, kind: Kind, name: str, account: str, **options:
 
 
 def _fetch(session: Session, kind: Kind, vm: Json, tail_bytes: int) -> bytes:
-    query = [("account", vm["account"]), ("tail_bytes", str(tail_bytes) if tail_bytes else "")]
+    query = [("account", vm["account"]), ("tail_bytes", str(tail_bytes))]
     path = f"{root(kind)}/{segment(vm['id'])}/log"
     return session.client.request("GET", path, query, None, {"Accept": "text/plain"}).body
 
