@@ -107,6 +107,7 @@ class RealBench:
         self.paths = HostPaths(state=folder / "state", run=folder / "run")
         self.namespace = f"pileus-q-{uuid.uuid4().hex[:8]}"
         self._taps = 0
+        self._asked = 0
         self.agents: list[QemuHypervisor] = []
 
     def new(self, **options: object) -> QemuHypervisor:
@@ -160,9 +161,30 @@ class RealBench:
         """Return the pids of QEMU processes of the machine, whoever started them."""
         return [pid for pid in qemu_pids(f"guest={machine}") if self._is_ours(pid)]
 
+    async def type(self, machine: str, command: str) -> str:
+        """Let the live guest run a command line and return the mark that it printed just before."""
+        self._asked += 1
+        mark = f"=={self._asked}="
+        _, writer = await asyncio.open_unix_connection(str(self.paths.console_socket(machine)))
+        writer.write(f"echo; echo {mark}; {command}\n".encode())
+        await writer.drain()
+        # QEMU drops what it has not passed on when the client goes: wait until the guest has the line.
+        await self.printed(machine, mark.encode())
+        writer.close()
+        await writer.wait_closed()
+        return mark
+
+    async def ask(self, machine: str, command: str) -> str:
+        """Return what a command prints in the live guest; it must end by itself."""
+        mark = await self.type(machine, f"{command}; echo; echo ==end")
+        log = self.paths.console_log(machine)
+        await until(lambda: b"==end" in log.read_bytes().rpartition(mark.encode())[2], 120)
+        text = log.read_bytes().rpartition(mark.encode())[2].decode(errors="replace").replace("\r", "")
+        return text.partition("==end")[0].strip()
+
     async def packets(self, nic: NicAttachment) -> int:
         """Return how many packets the guest sent into its tap."""
-        return (await namespace.counters(self.namespace))[nic.tap].received_packets
+        return (await namespace.counters(self.namespace))[nic.tap].rx_packets
 
     async def _open_tap(self, tap: str) -> int:
         await namespace.ensure(self.namespace)
@@ -191,7 +213,7 @@ class RealBench:
 async def until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
     """Return when ``condition`` holds; it is looked at every few milliseconds."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the condition is the host's state, which sends no event
             await asyncio.sleep(0.005)
 
 

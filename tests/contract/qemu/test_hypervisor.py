@@ -132,9 +132,11 @@ async def test_a_guest_that_heeds_the_power_button_ends_by_itself(bench: Bench) 
 
 async def stopped(agent: Hypervisor, machine: str) -> MachineFact:
     async with asyncio.timeout(30):
-        while (found := await fact(agent, machine)).state != "stopped":
+        while True:
+            found = await fact(agent, machine)
+            if found.state == "stopped":
+                return found
             await asyncio.sleep(0.01)
-    return found
 
 
 async def test_a_new_agent_finds_every_machine_as_it_is(bench: Bench) -> None:

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from pileus.drivers.host.paths import HostPaths
 from pileus.drivers.host.qemu.base import Exit, ExitReason, MachineSpec
+from pileus.drivers.host.qemu.command import QEMU
 from pileus.drivers.host.qemu.procfs import ProcessId, host_boot, parse_stat
 
 
@@ -102,12 +103,15 @@ class MachineFolder:
             path.unlink(missing_ok=True)
 
     def last_words(self) -> str:
-        """Return the last line that QEMU printed, without the program's name; empty when it said nothing."""
+        """Return the last complaint that QEMU printed, without the argument it is about; empty when it said nothing."""
         try:
             lines = self.log.read_text(errors="replace").strip().splitlines()
         except OSError:
             return ""
-        return lines[-1].partition("qemu-system-x86_64: ")[2] or lines[-1] if lines else ""
+        # A hint, such as "Is another process using the image?", follows on a line without the program's name.
+        complaints = [line for line in lines if line.startswith(QEMU) and "warning:" not in line]
+        line = (complaints or lines or [""])[-1]
+        return line.removeprefix(f"{QEMU}: ").rpartition("}: ")[2]
 
     def note_exit(self, found: Exit) -> None:
         """Write down that the process is gone; what we had announced goes before what was ``found``."""

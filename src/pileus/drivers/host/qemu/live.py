@@ -62,9 +62,7 @@ class Live:
             return
         if self.folder.record.ending is None:
             self.folder.change(ending=reason)
-        with suppress(DriverError):
-            await self.monitor.execute("quit", timeout_s=QUIT_TIMEOUT_S)
-        if not await self.wait_gone(QUIT_TIMEOUT_S):
+        if not await self._quit():
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             await self.gone.wait()
@@ -89,6 +87,15 @@ class Live:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.monitor.close()
+
+    async def _quit(self) -> bool:
+        """Ask the process to quit; return whether it did."""
+        try:
+            await self.monitor.execute("quit", timeout_s=STATUS_TIMEOUT_S)
+        except DriverError:
+            # Gone before it answered, or stuck: then there is nothing to wait for.
+            return await self.wait_gone(0.1)
+        return await self.wait_gone(QUIT_TIMEOUT_S)
 
     def _on_event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name in ("SHUTDOWN", "GUEST_PANICKED"):

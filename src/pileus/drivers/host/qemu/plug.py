@@ -24,6 +24,11 @@ from pileus.drivers.host.qemu.live import Live
 ASK_AGAIN_S = 2.0
 """A guest that is still booting misses the first request; asking again is harmless."""
 
+RELEASE_TIMEOUT_S = 5.0
+"""QEMU lets go of the block nodes of a deleted device within milliseconds."""
+
+_POLL_S = 0.01
+
 
 def forget(folder: MachineFolder, device: str) -> None:
     """Take a disk or NIC out of the record."""
@@ -151,13 +156,25 @@ class Plug:
         forget(self._live.folder, device)
 
     async def _clear_disk(self, disk: DiskAttachment) -> None:
-        for node in command.disk_node_names(disk):
-            await self._if_there("blockdev-del", {"node-name": node})
+        await self._delete_nodes(command.disk_node_names(disk))
         await self._if_there("object-del", {"id": command.throttle_group(disk.id)})
         device = command.disk_device(disk.id)
         for fdset in await self._execute("query-fdsets"):
             if any(fd.get("opaque") == device for fd in fdset["fds"]):
                 await self._if_there("remove-fd", {"fdset-id": fdset["fdset-id"]})
+
+    async def _delete_nodes(self, names: list[str]) -> None:
+        deadline = asyncio.get_running_loop().time() + RELEASE_TIMEOUT_S
+        while True:
+            there = {node["node-name"] for node in await self._execute("query-named-block-nodes", {"flat": True})}
+            left = [name for name in names if name in there]
+            if not left:
+                return
+            if asyncio.get_running_loop().time() > deadline:
+                raise QmpRefused("NodeInUse", "QEMU did not close the disk; try again, or power the machine off")
+            for name in left:
+                await self._if_there("blockdev-del", {"node-name": name})
+            await asyncio.sleep(_POLL_S)  # the device's last user in QEMU goes after a grace period, with no event
 
     async def _clear_nic(self, nic: NicAttachment) -> None:
         await self._if_there("netdev_del", {"id": command.netdev(nic.id)})
