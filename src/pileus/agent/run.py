@@ -1,0 +1,129 @@
+"""The agent as a process: real drivers on this machine, one connection to a server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+
+from pileus.agent.agent import Agent
+from pileus.agent.calls import Calls
+from pileus.agent.connection import Connector
+from pileus.agent.converge import Converger
+from pileus.agent.identity import Identity, client_context
+from pileus.agent.slice import DiskSlice
+from pileus.agent.wiring import Drivers, halves
+from pileus.drivers.host.disk.real import QemuImgPool
+from pileus.drivers.host.errors import DriverError
+from pileus.drivers.host.guest.real import GuestChannel
+from pileus.drivers.host.notes import FileNotes
+from pileus.drivers.host.ovs.real import OpenVSwitch
+from pileus.drivers.host.paths import HostPaths
+from pileus.drivers.host.qemu.base import DirectBoot
+from pileus.drivers.host.qemu.real import QemuHypervisor
+from pileus.drivers.host.system.real import LinuxSystem
+from pileus.image.cache import built_image
+from pileus.kernel.clock import system_clock
+from pileus.kernel.errors import Rejected
+from pileus.registry import KINDS
+
+LOG_LIMIT_BYTES = 4 * 2**20
+ROTATE_EVERY_S = 30.0
+
+
+class AgentSettings(Struct, frozen=True, kw_only=True):
+    """Where an agent keeps its state, and how it runs machines."""
+
+    data: Path
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+
+    @property
+    def identity(self) -> Path:
+        """The folder of its key and certificate."""
+        return self.data / "agent"
+
+    @property
+    def paths(self) -> HostPaths:
+        """The folders of its drivers."""
+        return HostPaths.under(self.data / "host")
+
+
+async def run(settings: AgentSettings, ready: Callable[[], None] = lambda: None) -> None:
+    """Run until cancelled; ``ready`` is called when a server has told the slice.
+
+    Raises: Rejected when there is no identity or another agent has the folder; DriverError when the machine cannot.
+    """
+    identity = Identity.load(settings.identity)
+    if identity is None:
+        raise Rejected("this machine has not joined a cloud; run `pileus agent --server URL --token TOKEN`")
+    with sole_user(settings.data):
+        async with opened_drivers(settings) as drivers:
+            connector = Connector(identity.server, client_context(settings.identity))
+            converger = Converger(KINDS, halves(drivers), system_clock, connector.image)
+            drivers.hypervisor.on_change(converger.wake)
+            agent = Agent(converger, DiskSlice(settings.data / "slice"), connector.open, Calls(drivers.guest))
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(agent.run())
+                tasks.create_task(_rotate(drivers))
+                await agent.connected.wait()
+                ready()
+
+
+@contextlib.asynccontextmanager
+async def opened_drivers(settings: AgentSettings) -> AsyncIterator[Drivers]:
+    """Give the drivers of this machine, open, for the block. What runs on the machine goes on after it."""
+    paths = settings.paths
+    paths.state.mkdir(parents=True, exist_ok=True, mode=0o711)
+    switch = OpenVSwitch(paths)
+    hypervisor = QemuHypervisor(paths, switch.open_tap, settings.accelerator, test_guest())
+    drivers = Drivers(
+        hypervisor=hypervisor,
+        switch=switch,
+        disks=QemuImgPool(paths),
+        guest=GuestChannel(paths),
+        system=LinuxSystem(),
+        notes=FileNotes(paths.state / "notes"),
+    )
+    await drivers.switch.open()
+    await drivers.disks.open()
+    await drivers.hypervisor.open()
+    try:
+        yield drivers
+    finally:
+        await drivers.hypervisor.close()
+        await drivers.switch.close()
+
+
+def test_guest() -> DirectBoot | None:
+    """Return what the accelerator probe boots: the kernel of the default image, once it has been built."""
+    image = built_image("tiny")
+    return (
+        None if image is None else DirectBoot(kernel=str(image.kernel), initrd=str(image.initrd), append=image.append)
+    )
+
+
+async def _rotate(drivers: Drivers) -> None:
+    while True:
+        await asyncio.sleep(ROTATE_EVERY_S)
+        with contextlib.suppress(DriverError):
+            await drivers.guest.rotate(LOG_LIMIT_BYTES)
+
+
+@contextlib.contextmanager
+def sole_user(data: Path) -> Iterator[None]:
+    """Hold the agent's folder for the block. Raises: Rejected when another agent has it."""
+    data.mkdir(parents=True, exist_ok=True, mode=0o711)
+    descriptor = os.open(data / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Rejected(f"another pileus agent uses {data}; stop it with `pileus down`", code="in-use") from None
+    finally:
+        os.close(descriptor)

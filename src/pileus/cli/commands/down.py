@@ -1,0 +1,75 @@
+"""``pileus down``: stop the cloud of this machine, its VMs included."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pileus.cli.commands.server import default_data
+
+if TYPE_CHECKING:
+    from pileus.agent.run import AgentSettings
+
+STOP_TIMEOUT_S = 30.0
+
+
+@click.command("down")
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Folder of the cloud's state.")
+@click.option("--keep-vms", is_flag=True, help="Stop server and agent only; VMs and their network go on.")
+@click.option("--delete", is_flag=True, help="Also delete all state: accounts, volumes, images, keys.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before deleting.")
+def command(data: Path | None, *, keep_vms: bool, delete: bool, yes: bool) -> None:
+    """Stop server and agent, power off the VMs and take their network down. State stays, unless --delete."""
+    from pileus.agent.run import AgentSettings
+    from pileus.local.up import Running
+
+    folder = (data or default_data()).absolute()
+    if delete and not yes:
+        click.confirm(f"delete everything in {folder}, volumes of tenants included?", abort=True)
+    running = Running.load(folder)
+    if running is not None:
+        _stop(running.pid)
+        click.echo("server and agent stopped")
+    elif not delete:
+        click.echo(f"no cloud runs from {folder}")
+    if not keep_vms and (folder / "host").exists():
+        count = asyncio.run(_take_down(AgentSettings(data=folder)))
+        click.echo(f"{count} VMs powered off, network taken down")
+    if delete:
+        shutil.rmtree(folder, ignore_errors=True)
+        click.echo(f"deleted {folder}")
+
+
+def _stop(pid: int) -> None:
+    """End the process and wait until it is gone. Raises: ClickException when it does not end."""
+    try:
+        os.kill(pid, signal.SIGTERM)
+        end = time.monotonic() + STOP_TIMEOUT_S
+        while time.monotonic() < end:
+            os.kill(pid, 0)
+            time.sleep(0.05)
+    except ProcessLookupError:
+        return
+    raise click.ClickException(f"process {pid} does not end; look at its log, or end it with kill -9 {pid}")
+
+
+async def _take_down(settings: AgentSettings) -> int:
+    """Power off every machine of this host and remove its switch; returns how many ran."""
+    from pileus.agent.run import opened_drivers, sole_user
+
+    ran = 0
+    with sole_user(settings.data):
+        async with opened_drivers(settings) as drivers:
+            for machine in (await drivers.hypervisor.observe()).values():
+                if machine.state != "stopped":
+                    ran += 1
+                    await drivers.hypervisor.power_off(machine.id)
+            await drivers.switch.remove()
+    return ran

@@ -1,0 +1,128 @@
+"""What a one-machine cloud has from the start: zone, pod, host, offerings, the image tiny, and the context ``local``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from pileus.agent.identity import Identity, join
+from pileus.cli import contexts
+from pileus.compute.offering.types import BUILTIN as OFFERINGS
+from pileus.image.cache import built_image, cache_folder
+from pileus.image.tiny_build import build_tiny
+from pileus.image.types import BuiltImage
+from pileus.kernel.access import Principal, Rule
+from pileus.kernel.errors import Unauthenticated
+from pileus.kernel.kind import Resource
+from pileus.kernel.surface import Call
+from pileus.server.auth import replace_operator_key
+from pileus.server.parts import Parts
+from pileus.server.run import Started
+from pileus.tenancy.role.types import VERBS
+
+NAME = "local"
+PIECE_BYTES = 2**20
+Say = Callable[[str], None]
+
+SYSTEM = Principal(
+    user_id="system",
+    user="pileus up",
+    account_id="",
+    account="",
+    role="operator",
+    rules=(Rule(kinds=("*",), verbs=VERBS),),
+)
+
+
+class Wanted(Struct, frozen=True):
+    """An object that shall be there, and its wish."""
+
+    kind: str
+    name: str
+    desired: dict[str, Any]
+
+
+def wanted() -> list[Wanted]:
+    """Return the objects of a fresh one-machine cloud, in the order they are made."""
+    return [
+        Wanted("infra.zone", NAME, {}),
+        Wanted("infra.pod", NAME, {"zone": NAME}),
+        Wanted("infra.host", NAME, {"pod": NAME}),
+        *(Wanted("compute.offering", name, msgspec.to_builtins(each)) for name, each in OFFERINGS.items()),
+    ]
+
+
+async def furnish(started: Started, identity: Path, say: Say) -> None:
+    """Make what is missing; what is there stays as its operator left it."""
+    parts = started.parts
+    for each in wanted():
+        await _ensure(parts, each)
+    await _ensure_image(parts, say)
+    await _ensure_joined(started, identity)
+    await _ensure_context(started)
+
+
+async def _ensure(parts: Parts, each: Wanted) -> Resource:
+    found = await parts.store.find(each.kind, "", each.name)
+    if found is None:
+        body = msgspec.json.encode({"name": each.name, "desired": each.desired})
+        await parts.surface.create(Call(principal=SYSTEM, request_id="up"), each.kind, body)
+        found = await parts.store.find(each.kind, "", each.name)
+    assert found is not None
+    return found
+
+
+async def _ensure_image(parts: Parts, say: Say) -> None:
+    """Have the image tiny, built from Debian packages when it is not in the cache."""
+    found = await parts.store.find("storage.image", "", "tiny")
+    if found is not None and found.observed is not None and found.observed.state in ("inspecting", "available"):
+        return
+    built = built_image("tiny")
+    if built is None:
+        say("building the image tiny from Debian packages (once, about half a minute)")
+        built = await asyncio.to_thread(build_tiny, cache_folder("tiny"), lambda line: say(f"  {line}"))
+    image = await _ensure(parts, Wanted("storage.image", "tiny", {"format": "qcow2", "append": built.append}))
+    say("registering the image tiny")
+    for part, file in _files(built).items():
+        received = await parts.images.receive(image.id, part, _read(file), announced=file.stat().st_size, digests=())
+        await parts.uploaded(image, part, received.sha256, received.size_bytes)
+
+
+def _files(built: BuiltImage) -> dict[str, Path]:
+    """Return the parts in the order of upload: the disk comes last, because it makes the image ready."""
+    return {"kernel": built.kernel, "initrd": built.initrd, "disk": built.disk}
+
+
+async def _read(file: Path) -> AsyncIterator[bytes]:
+    with file.open("rb") as opened:
+        while piece := await asyncio.to_thread(opened.read, PIECE_BYTES):
+            yield piece
+
+
+async def _ensure_joined(started: Started, folder: Path) -> None:
+    """Have an identity for the agent of this machine, for this server at its present address."""
+    known = Identity.load(folder)
+    host = await started.parts.store.find("infra.host", "", NAME)
+    assert host is not None
+    if known is not None and known.host == host.id and known.server == started.url:
+        return
+    token = await started.parts.joining.token(SYSTEM, host, "up")
+    await join(started.url, token.token, folder)
+
+
+async def _ensure_context(started: Started) -> None:
+    """Have the context ``local`` with a key that works."""
+    known = contexts.load().contexts.get(NAME)
+    if known is not None and started.operator_key is None and known.server == started.url and known.ca == started.ca:
+        try:
+            await started.parts.auth.principal(f"Bearer {known.key}", "local")
+            return
+        except Unauthenticated:
+            pass
+    key = started.operator_key or await replace_operator_key(started.parts.store)
+    contexts.put(NAME, contexts.Context(server=started.url, ca=started.ca, key=key))
