@@ -58,7 +58,7 @@ ROOT_BYTES = 96 << 20
 _ROOT = Ext4(size_bytes=ROOT_BYTES, label="root", uuid="70696c65-7573-4074-a96e-790000000001")
 _KERNEL_META = "linux-image-cloud-amd64"
 _PROGRAMS = ("busybox-static", "dropbear-bin", "e2fsprogs")
-_BINARIES = ("usr/sbin/dropbear", "usr/bin/dropbearkey", "usr/sbin/resize2fs")
+_BINARIES = ("usr/sbin/dropbear", "usr/bin/dropbearkey", "usr/sbin/mke2fs", "usr/sbin/resize2fs")
 _INITRD_MODULES = ("virtio_pci", "virtio_blk")
 _MODULES = (
     *("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "virtio_console", "virtio_scsi"),
@@ -197,6 +197,7 @@ def _add_programs(tree: Tree, unpacked: Path) -> None:
             tree.link(f"bin/{applet}", "busybox")
     for applet in _SBIN_APPLETS:
         tree.link(f"sbin/{applet}", "../bin/busybox")
+    tree.link("usr/sbin/mkfs.ext4", "mke2fs")
     wanted = []
     for path in _BINARIES:
         content = _find(unpacked, path).read_bytes()
