@@ -6,7 +6,9 @@ import asyncio
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
+from typing import BinaryIO
 
 from pileus.drivers.host.errors import DriverError, MissingTool, OvsdbError
 
@@ -34,28 +36,36 @@ def locate(program: str) -> str:
 async def run(argv: Sequence[str], *, text: str = "", environment: Mapping[str, str] | None = None) -> str:
     """Return the standard output of ``argv``, ``text`` being its standard input.
 
+    What it prints goes to files, not pipes: a daemon that ``argv`` leaves behind may keep those open for ever.
     Raises: MissingTool; OvsdbError with the program's last words when it fails, DriverError (SwitchSilent) after 30 s.
     """
-    child = await asyncio.create_subprocess_exec(
-        locate(argv[0]),
-        *argv[1:],
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **(environment or {})},
-    )
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            out, err = await child.communicate(text.encode())
-    except TimeoutError as exc:
-        raise DriverError("SwitchSilent", f"{argv[0]} did not end within {TIMEOUT_S} s") from exc
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained:
+        child = await asyncio.create_subprocess_exec(
+            locate(argv[0]),
+            *argv[1:],
+            stdin=asyncio.subprocess.PIPE if text else asyncio.subprocess.DEVNULL,
+            stdout=said,
+            stderr=complained,
+            env={**os.environ, **(environment or {})},
+        )
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                await child.communicate(text.encode() or None)
+        except TimeoutError as exc:
+            raise DriverError("SwitchSilent", f"{argv[0]} did not end within {TIMEOUT_S} s") from exc
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
+        out, err = (_content(file) for file in (said, complained))
     if child.returncode != 0:
-        raise OvsdbError(f"{os.path.basename(argv[0])} failed: {last_words(err.decode(errors='replace'))}")
-    return out.decode(errors="replace")
+        raise OvsdbError(f"{os.path.basename(argv[0])} failed: {last_words(err)}")
+    return out
+
+
+def _content(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def last_words(text: str) -> str:
