@@ -57,7 +57,7 @@ class Streams:
 
 
 async def first_of(*works: Coroutine[Any, Any, None]) -> None:
-    """Return when the first of ``works`` does, having ended the others. Raises: what that first one raises."""
+    """Return when the first of ``works`` ends or is cancelled, having ended the others. Raises: what it raises."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -66,7 +66,8 @@ async def first_of(*works: Coroutine[Any, Any, None]) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
-        task.result()
+        if not task.cancelled():
+            task.result()
 
 
 async def send_events(events: AsyncIterator[WatchEvent], send: Send) -> None:

@@ -27,9 +27,7 @@ def default_data() -> Path:
 @click.option("--database", default="", help="postgresql://user:password@host:port/name; left out: SQLite in --data.")
 @click.option("--tls-name", "tls_names", multiple=True, help="Further name or address by which clients reach it.")
 @click.option("--name", default="", help="Name of this server among several; left out: the machine's.")
-def command(
-    data: Path | None, host: str, port: int, database: str, tls_names: tuple[str, ...], name: str
-) -> None:
+def command(data: Path | None, host: str, port: int, database: str, tls_names: tuple[str, ...], name: str) -> None:
     """Run the server alone, in the foreground; logs go to stderr as JSON lines. `pileus up` also runs an agent."""
     import uvloop
 
