@@ -111,7 +111,7 @@ class RealBench:
         self.agents: list[QemuHypervisor] = []
 
     def new(self, **options: object) -> QemuHypervisor:
-        agent = QemuHypervisor(self.paths, self._open_tap, "tcg", **options)  # type: ignore[arg-type]
+        agent = QemuHypervisor(self.paths, self.open_tap, "tcg", **options)  # type: ignore[arg-type]
         self.agents.append(agent)
         return agent
 
@@ -186,7 +186,7 @@ class RealBench:
         """Return how many packets the guest sent into its tap."""
         return (await namespace.counters(self.namespace))[nic.tap].rx_packets
 
-    async def _open_tap(self, tap: str) -> int:
+    async def open_tap(self, tap: str) -> int:
         await namespace.ensure(self.namespace)
         await namespace.make_tap(self.namespace, tap)
         return await namespace.open_tap(self.namespace, tap)

@@ -29,15 +29,16 @@ class Launcher:
         """Start the machine's process, which gets ``lock``, and return it. Raises DriverError (StartFailed, NoUser)."""
         with Descriptors() as fds:
             fds.keep(lock)
-            uid, claim = claim_uid(self._uids)
-            fds.keep(claim)
-            files = await self._open(folder, spec, fds)
-            groups = kvm_groups() or () if self.accelerator == "kvm" else ()
-            argv = [*jail(uid, groups), *command(spec, files, self.accelerator, folder.record.slots)]
             try:
+                uid, claim = claim_uid(self._uids)
+                fds.keep(claim)
+                files = await self._open(folder, spec, fds)
+                groups = kvm_groups() or () if self.accelerator == "kvm" else ()
+                argv = [*jail(uid, groups), *command(spec, files, self.accelerator, folder.record.slots)]
                 pid = spawn(argv, fds.fds, folder.pid_file, folder.log)
             except OSError as error:
-                raise DriverError("StartFailed", f"machine {spec.id}: no process: {error.strerror}") from error
+                message = f"machine {spec.id} cannot be prepared: {error.strerror or error}"
+                raise DriverError("StartFailed", message) from error
         process = identify(pid)
         assert process is not None  # our child, and nobody has waited for it yet
         return process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import time
@@ -15,6 +16,8 @@ from pileus.drivers.host.qemu.base import Exit, ExitReason
 from pileus.drivers.host.qemu.folder import MachineFolder
 from pileus.drivers.host.qemu.procfs import ProcessId, open_pidfd
 from pileus.drivers.host.qemu.qmp import Monitor
+
+log = logging.getLogger(__name__)
 
 QUIT_TIMEOUT_S = 5.0
 """QEMU flushes its disks before it quits; a process that takes longer is killed."""
@@ -36,6 +39,7 @@ class Live:
         self._pidfd = pidfd
         self._hint = hint
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: asyncio.Task[None] | None = None
         asyncio.get_running_loop().add_reader(pidfd, self._on_end)
 
     async def status(self) -> Literal["running", "paused", "ended"]:
@@ -86,7 +90,8 @@ class Live:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.monitor.close()
+        # Not cancelled: the client would leave errors of its own tasks that nobody fetches.
+        await (asyncio.shield(self._closing) if self._closing else self.monitor.close())
 
     async def _quit(self) -> bool:
         """Ask the process to quit; return whether it did."""
@@ -108,9 +113,12 @@ class Live:
     def _on_end(self) -> None:
         found = self._exit()
         self._stop_watching()
-        self.folder.note_exit(found)
-        self.gone.set()
-        self.spawn_task(self.monitor.close())
+        self.gone.set()  # who waits for it runs later, when the end is written down
+        try:
+            self.folder.note_exit(found)
+        except OSError as error:
+            log.warning("the end of machine %s cannot be written down: %s", self.folder.machine, error.strerror)
+        self._closing = asyncio.get_running_loop().create_task(self.monitor.close())
         self._hint()
 
     def _exit(self) -> Exit:

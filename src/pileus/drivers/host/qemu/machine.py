@@ -46,7 +46,9 @@ class Machine:
     async def adopt(self) -> None:
         """Find the process of an earlier agent and watch it, or write down that it is gone."""
         async with self._lock:
-            await self._adopt()
+            if self.live is None:
+                await self.close()
+                await self._adopt()
 
     async def start(self, spec: MachineSpec) -> None:
         """Start the machine unless it runs; return when it does."""
@@ -54,16 +56,22 @@ class Machine:
         async with self._lock:
             if self.live is not None and await self.live.status() != "ended":
                 return
-            self.folder.make()
-            lock = await self._lock_or_adopt()
-            if lock is not None:
-                await self._launch(spec, lock)
+            await self.close()
+            try:
+                self.folder.make()
+                lock = await self._lock_or_adopt()
+                if lock is not None:
+                    await self._launch(spec, lock)
+            except OSError as error:
+                message = f"the host cannot keep what it must about machine {spec.id}: {error.strerror}"
+                raise DriverError("StartFailed", message) from error
             await self._up()
 
     async def power_off(self) -> None:
         """End the process, however it is."""
         async with self._lock:
             if self.live is None:
+                await self.close()
                 await self._adopt()
             if self.live is not None:
                 await self.live.end("powered-off")
@@ -151,13 +159,13 @@ class Machine:
         """Write down what is about to be, start the process and watch it; ``lock`` is handed over."""
         try:
             slots = command.plan_slots(spec)
-        except DriverError:
+            self.folder.note_lost()
+            self.folder.clear_run()
+            self.folder.change(spec=spec, boots=self.folder.record.boots + 1, started_at=time.time(),
+                               host_boot=host_boot(), ending=None, slots=slots)  # fmt: skip
+        except (DriverError, OSError):
             os.close(lock)
             raise
-        self.folder.note_lost()
-        self.folder.clear_run()
-        self.folder.change(spec=spec, boots=self.folder.record.boots + 1, started_at=time.time(),
-                           host_boot=host_boot(), ending=None, slots=slots)  # fmt: skip
         try:
             process = await self._launcher.launch(self.folder, spec, lock)
         except DriverError as error:
