@@ -100,13 +100,15 @@ class Hub:
                     pass
 
     async def _announce(self) -> bool:
+        newest = (await self._store.fetch(sql.NEWEST))[0][0]
         changes = await self._store.fetch(sql.CHANGES, after=self._revision, n=PAGE)
         gone = await self._store.fetch(sql.GONE, after=self._revision, n=PAGE)
         seen = [(row[0], row[2], row[4]) for row in changes] + [(row[0], row[2], row[4]) for row in gone]
+        full = [rows[-1][0] for rows in (changes, gone) if len(rows) == PAGE]
+        # What was committed between the reads may show in one of them only: it is announced again.
+        self._revision = max(self._revision, min([newest, *full]))
         if not seen:
             return False
-        full = [rows[-1][0] for rows in (changes, gone) if len(rows) == PAGE]
-        self._revision = min(full) if full else max(revision for revision, _, _ in seen)
         touched = {scope for _, kind, host in seen for scope in (("kind", kind), ("host", host))}
         touched.add(("all", ""))
         for scope in touched & self._watchers.keys():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import secrets
 from collections.abc import Mapping
 
 import structlog
@@ -26,6 +27,8 @@ log = structlog.get_logger()
 
 LEASE_S = 10.0
 """A dead server's work goes to another after this."""
+TOKEN_BITS = 62
+"""A lease's token is random, never counted: work that is done loses its row, and a count would begin anew."""
 RENEW_EVERY_S = 3.0
 BATCH = 64
 """Resources leased at once: enough to fill a group commit, few enough to share between servers."""
@@ -127,9 +130,10 @@ class Loop:
 
         async def lease(tx: Transaction) -> list[Leased]:
             batch = []
-            for id, token, attempts, seq in await tx.statement(sql.WORK_DUE, now=now, n=BATCH):
-                await tx.change(sql.WORK_LEASE, b_id=id, until=now + LEASE_S, server=self._store.server)
-                batch.append(Leased(id, token + 1, attempts, seq))
+            for id, _, attempts, seq in await tx.statement(sql.WORK_DUE, now=now, n=BATCH):
+                token = secrets.randbits(TOKEN_BITS)
+                await tx.change(sql.WORK_LEASE, b_id=id, until=now + LEASE_S, server=self._store.server, token=token)
+                batch.append(Leased(id, token, attempts, seq))
             return batch
 
         return await self._store.write(lease)

@@ -264,7 +264,8 @@ class Transaction:
         delta = amount - (rows[0][0] if rows else 0)
         if delta == 0:
             return
-        if await self._session.run(sql.BUDGET_ADD, b_space=space, delta=delta) != 1:
+        added = await self._session.run(sql.BUDGET_ADD, b_space=space, delta=delta)
+        if added != 1 and delta > 0:  # giving back always succeeds, also to a budget that went first
             capacity, used = await self.budget(space)
             raise Exhausted(space, delta, used, capacity)
         if amount:

@@ -130,7 +130,7 @@ WORK_DUE = (
 WORK_LEASE = (
     sa.update(work)
     .where(work.c.id == _p("b_id"))
-    .values(lease_until=_p("until"), server=_p("server"), token=work.c.token + 1)
+    .values(lease_until=_p("until"), server=_p("server"), token=_p("token"))
 )
 WORK_RENEW = (
     sa.update(work).where(work.c.id == _p("b_id"), work.c.token == _p("b_token")).values(lease_until=_p("until"))
