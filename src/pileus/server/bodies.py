@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
@@ -14,6 +15,9 @@ from pileus.server.problems import TooLarge, TooSlow
 
 T = TypeVar("T")
 
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""An escaped NUL (RFC 8259 7), not a backslash that is itself escaped: PostgreSQL cannot hold it, argv ends at it."""
+
 JSON_BYTES_MAX = 1_048_576
 JSON_S = 30.0
 """For a whole JSON body: a megabyte at 35 kB/s."""
@@ -24,7 +28,7 @@ RATE_MIN = 4096
 
 
 async def read(request: Request, limit: int = JSON_BYTES_MAX) -> bytes:
-    """Return the whole body. Raises: TooLarge, TooSlow; ClientDisconnect when the caller is gone."""
+    """Return a whole JSON body. Raises: TooLarge, TooSlow, Invalid; ClientDisconnect when the caller is gone."""
     _check_length(request, limit)
     parts, size = [], 0
     try:
@@ -36,7 +40,10 @@ async def read(request: Request, limit: int = JSON_BYTES_MAX) -> bytes:
                 parts.append(part)
     except TimeoutError:
         raise TooSlow(f"the request's body did not arrive within {JSON_S:.0f} s") from None
-    return b"".join(parts)
+    content = b"".join(parts)
+    if b"\\u0000" in content and _NUL.search(content):
+        raise Invalid("the request holds a NUL character, which no text here may")
+    return content
 
 
 async def read_json(request: Request, type: type[T], limit: int = JSON_BYTES_MAX) -> T:

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from tests.cloud.server.server_world import World
-    from tests.cloud.server.server_world import world as made_world
-else:
-    from server_world import world as made_world
+from tests.cloud.server.server_world import World
+from tests.cloud.server.server_world import world as made_world
 
 
 @pytest.fixture

@@ -8,20 +8,16 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tests.cloud.server.server_world import LIMIT_S, Reply, StandInAgents, wiring
 
 from pileus.server.run import ServerSettings, Started, serve
-
-if TYPE_CHECKING:
-    from tests.cloud.server.server_world import LIMIT_S, Reply, StandInAgents, wiring
-else:
-    from server_world import LIMIT_S, Reply, StandInAgents, wiring
 
 
 @dataclass

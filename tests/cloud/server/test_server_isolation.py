@@ -6,23 +6,19 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
 from msgspec import Struct
+from tests.cloud.server.server_world import Caller, Reply, World
+from tests.cloud.server.server_world import world as made_world
 
 from pileus.kernel.kind import Kind
 from pileus.kernel.shape import fields
 from pileus.registry import KINDS
 from pileus.server.openapi import FILTERS, openapi
 from pileus.server.wiring import admissions
-
-if TYPE_CHECKING:
-    from tests.cloud.server.server_world import Caller, Reply, World
-    from tests.cloud.server.server_world import world as made_world
-else:
-    from server_world import world as made_world
 
 pytestmark = pytest.mark.anyio
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from tests.cloud.server.server_world import Caller, Reply, World
 
 from pileus.kernel.clock import iso
 from pileus.server.auth import ensure_operator, replace_operator_key
-
-if TYPE_CHECKING:
-    from tests.cloud.server.server_world import Caller, Reply, World
 
 pytestmark = pytest.mark.anyio
 

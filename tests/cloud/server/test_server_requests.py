@@ -5,19 +5,17 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import structlog
 from openapi_spec_validator import validate
+from tests.cloud.server.server_world import World
 
 from pileus.kernel.store import statements as sql
 from pileus.registry import KINDS
 from pileus.server import bodies, logs
 from pileus.server.edge import REFUSED_PER_S
-
-if TYPE_CHECKING:
-    from tests.cloud.server.server_world import World
 
 pytestmark = pytest.mark.anyio
 
@@ -136,6 +134,15 @@ async def test_a_body_over_the_limit_is_refused_announced_or_not(world: World) -
     assert (announced.status, streamed.status) == (413, 413)
     assert announced.code == streamed.code == "too-large"
     assert lied.status == 400
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [(rb"a\u0000", 400), (rb"a\\\u0000", 400), (rb"a\\u0000", 201), (rb"a\\\\u0000", 201)],
+)
+async def test_an_escaped_nul_is_refused_and_a_text_about_one_is_not(world: World, text: bytes, status: int) -> None:
+    wish = b'{"name":"acme","desired":{"description":"%b"}}' % text
+    assert (await world.operator("POST", "/v1/tenancy.account", wish)).status == status
 
 
 async def test_pages_of_other_sites_are_refused(world: World) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import pytest
+from tests.cloud.server.server_world import Caller, Stream, World
 
 from pileus.server import streams
-
-if TYPE_CHECKING:
-    from tests.cloud.server.server_world import Caller, Stream, World
 
 pytestmark = pytest.mark.anyio
 

@@ -9,24 +9,20 @@ import json
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from tests.cloud.server.server_rig import Rig, private_pem, request_for, running
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
 from pileus.kernel.store import statements as sql
 from pileus.server.ca import SPIFFE, Authority
 from pileus.storage.volume.types import ImageSource, VolumeAssigned, VolumeDesired
-
-if TYPE_CHECKING:
-    from tests.cloud.server.server_rig import Rig, private_pem, request_for, running
-else:
-    from server_rig import private_pem, request_for, running
 
 pytestmark = pytest.mark.anyio
 

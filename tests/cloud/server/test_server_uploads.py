@@ -7,15 +7,12 @@ import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from tests.cloud.server.server_world import Caller, World
 
 from pileus.server.images import ImageStore
 from pileus.storage.image.types import ImageObserved
-
-if TYPE_CHECKING:
-    from tests.cloud.server.server_world import Caller, World
 
 pytestmark = pytest.mark.anyio
 
