@@ -147,6 +147,7 @@ class Converger:
                 after_s = after_s if again_s is None else min(again_s, after_s)
         except Exception:  # a defect in one kind must not stop the others: the loop survives
             log.exception("defect while converging", id=id)
+            self._note_defect(id)
         finally:
             del self._working[id]
             if id in self._resources and id not in self._due:
@@ -184,6 +185,12 @@ class Converger:
             problem, again_s = self._failed(resource, error)
         self._note_fact(resource, half, fact, problem)
         return again_s
+
+    def _note_defect(self, id: str) -> None:
+        resource = self._resources.get(id)
+        if resource is not None:
+            problem = Problem(reason="AgentDefect", message="the host's agent has a defect here; see its log")
+            self._note_fact(resource, self._halves[resource.kind], None, problem)
 
     def _failed(self, resource: Resource, error: PileusError) -> tuple[Problem, float]:
         failures = self._failures[resource.id] = self._failures.get(resource.id, 0) + 1

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
               help="What VMs run under; auto: KVM only if a test guest really runs under it.")  # fmt: skip
 def command(data: Path | None, server: str, token: str, accelerator: str) -> None:
     """Run this host's agent in the foreground; logs go to stderr as JSON lines. VMs go on when it ends."""
-    import uvloop
+    import asyncio
 
     from pileus.agent.run import AgentSettings
     from pileus.kernel.errors import PileusError
@@ -34,7 +34,7 @@ def command(data: Path | None, server: str, token: str, accelerator: str) -> Non
     settings = AgentSettings(data=folder, accelerator=accelerator)  # type: ignore[arg-type]
     logs.set_up()
     try:
-        uvloop.run(_main(settings, server, token))
+        asyncio.run(_main(settings, server, token))  # not uvloop: its subprocesses inherit sockets and know no umask
     except* PileusError as group:
         for error in group.exceptions:
             click.echo(f"error: {error}", err=True)

@@ -51,7 +51,7 @@ def command(data: Path | None, host: str, port: int, database: str, accelerator:
 
 
 def _run(settings: UpSettings) -> None:
-    import uvloop
+    import asyncio
 
     from pileus.kernel.errors import PileusError
     from pileus.local.up import up
@@ -59,7 +59,7 @@ def _run(settings: UpSettings) -> None:
 
     logs.set_up()
     try:
-        uvloop.run(up(settings, _say, _ready))
+        asyncio.run(up(settings, _say, _ready))  # not uvloop: its subprocesses inherit sockets and know no umask
     except* PileusError as group:
         for error in _leaves(group):
             click.echo(f"error: {error}", err=True)
