@@ -27,6 +27,13 @@ else:
 pytestmark = pytest.mark.anyio
 
 AGENT = Path(__file__).with_name("qemu_agent.py")
+KILLS = int(os.environ.get("PILEUS_TEST_KILLS", "12"))
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """The event loop of agents; the shared suite runs on the standard one."""
+    return "asyncio", {"use_uvloop": True}
 
 
 async def fact(agent: Hypervisor, machine: str = "m1") -> MachineFact:
@@ -119,7 +126,7 @@ async def test_agents_killed_at_random_moments_never_make_a_second_process(real:
     print(f"seed {seed}")
     chance = random.Random(seed)
     specs = [real.spec(f"m{number}") for number in range(3)]
-    for _ in range(12):
+    for _ in range(KILLS):
         agent = await foreign_agent(real, "none", *specs)
         await asyncio.sleep(chance.uniform(0.15, 0.6))  # the random moment is what is tested
         await kill(agent)
