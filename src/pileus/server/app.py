@@ -45,6 +45,14 @@ def build(parts: Parts) -> Edge:
 def _routes(parts: Parts) -> list[BaseRoute]:
     meta, resources, content, entrance = Meta(parts), Resources(parts), Content(parts), Entrance(parts)
     return [
+        # First what is asked most: routes are tried in this order.
+        _route(
+            "/v1/{kind}/{ident}",
+            GET=resources.get,
+            PUT=resources.replace,
+            PATCH=resources.patch,
+            DELETE=resources.delete,
+        ),
         Route("/healthz", meta.health),
         Route("/schema", meta.schema),
         Route("/v1", meta.version),
@@ -60,13 +68,6 @@ def _routes(parts: Parts) -> list[BaseRoute]:
         Route("/v1/compute.vm/{ident}/log", content.log),
         Route("/v1/infra.host/{ident}/join-token", entrance.join_token, methods=["POST"]),
         _route("/v1/{kind}", GET=resources.list, POST=resources.create),
-        _route(
-            "/v1/{kind}/{ident}",
-            GET=resources.get,
-            PUT=resources.replace,
-            PATCH=resources.patch,
-            DELETE=resources.delete,
-        ),
         Route("/v1/{kind}/{ident}/events", resources.events_of),
         Route("/v1/{kind}/{ident}/counters", resources.counters),
         Route("/v1/{kind}/{ident}/usage", resources.usage),
