@@ -141,6 +141,17 @@ async def test_the_power_button_ends_it_within_two_seconds_with_a_busy_script(ma
     assert seconds < 2 * max(1.0, os.getloadavg()[0])
 
 
+async def test_the_power_button_lets_programs_finish_what_they_do_on_term(machine: TinyMachine) -> None:
+    script = "#!/bin/sh\ntrap 'usleep 300000; echo flushed > /root/flushed; exit' TERM\necho in\nsleep 1000\n"
+    await machine.write_seed(Seed(instance_id="i-1", hostname="a", user_data=script))
+    await machine.start()
+    await machine.until(r"^in$")
+    await machine.press_power()
+    await machine.start()
+    await machine.ready()
+    assert (await machine.shell("cat /root/flushed")).strip() == "flushed"
+
+
 @pytest.mark.parametrize("kind", ["q35", "pc"])
 async def test_it_boots_from_its_own_disk_and_grows_with_it(machine: TinyMachine, kind: str) -> None:
     await machine.write_seed(Seed(instance_id="i-1", hostname="disk-1"))
