@@ -172,6 +172,12 @@ class Client:
             self._connection.close()
             self._connection = None
 
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     # parts
 
     @property

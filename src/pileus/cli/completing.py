@@ -29,13 +29,14 @@ def complete_names(ctx: click.Context, kind_name: str, incomplete: str) -> list[
     session = ctx.find_object(Session) or Session()
     kind = KINDS[kind_name]
     try:
-        client = Client(session.context, timeout_s=TIMEOUT_S)
+        context = session.context
         query = session.query(
             kind,
             ctx.params.get("account") or "",
             all_accounts=bool(ctx.params.get("all_accounts")),
         )
-        page = client.get(root(kind), [*query, ("limit", str(LIMIT))])
+        with Client(context, timeout_s=TIMEOUT_S) as client:
+            page = client.get(root(kind), [*query, ("limit", str(LIMIT))])
     except Failure:
         return []
     names = dict.fromkeys(item["name"] for item in page["items"])

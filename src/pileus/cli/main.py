@@ -11,7 +11,7 @@ from types import TracebackType
 import click
 
 from pileus import __version__
-from pileus.cli.failure import BROKEN_PIPE, EXIT_CODES, INTERRUPTED, USAGE, Failure, suggestion
+from pileus.cli.failure import BROKEN_PIPE, BUG, EXIT_CODES, INTERRUPTED, OK, USAGE, Failure, suggestion
 from pileus.kernel.errors import PileusError
 
 COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
@@ -118,7 +118,8 @@ def cli(ctx: click.Context, context_name: str) -> None:
     """
     from pileus.cli.session import Session
 
-    ctx.obj = Session(context_name or os.environ.get("PILEUS_CONTEXT", ""))
+    session = ctx.obj = Session(context_name or os.environ.get("PILEUS_CONTEXT", ""))
+    ctx.call_on_close(session.close)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,24 +128,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = cli.main(None if arguments is None else list(arguments), prog_name="pileus", standalone_mode=False)
         sys.stdout.flush()
-    except click.exceptions.NoArgsIsHelpError as error:
-        sys.stderr.write(f"{error.format_message()}\n")
-        return USAGE
-    except click.UsageError as error:
-        return _fail(_sentence(error.format_message()), _help_of(error), USAGE)
     except click.ClickException as error:
-        return _fail(error.format_message(), "", USAGE)
+        return _refuse(error)
     except Failure as failure:
         return _fail(failure.message, failure.hint, failure.exit_code)
     except PileusError as error:
-        return _fail(error.message, "", 1)
+        return _fail(error.message, "", BUG)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away; Python must not complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    return code if isinstance(code, int) else 0
+    return code if isinstance(code, int) else OK
+
+
+def _refuse(error: click.ClickException) -> int:
+    """Say what is wrong with the command line."""
+    message = error.format_message()
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        sys.stderr.write(f"{message}\n")
+        return USAGE
+    if isinstance(error, click.NoSuchOption):
+        close = f"; did you mean {' or '.join(error.possibilities)}?" if error.possibilities else ""
+        message = f"there is no flag {error.option_name}{close}"
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f"see `{context.command_path} --help`" if context is not None else ""
+    return _fail((message[:1].lower() + message[1:]).removesuffix("."), hint, USAGE)
 
 
 def _fail(message: str, hint: str, exit_code: int) -> int:
@@ -154,14 +164,6 @@ def _fail(message: str, hint: str, exit_code: int) -> int:
     if hint:
         sys.stderr.write(f"hint: {clean(hint)}\n")
     return exit_code
-
-
-def _sentence(text: str) -> str:
-    return (text[:1].lower() + text[1:]).removesuffix(".")
-
-
-def _help_of(error: click.UsageError) -> str:
-    return f"see `{error.ctx.command_path} --help`" if error.ctx is not None else ""
 
 
 def _say_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -37,6 +37,11 @@ class Session:
         """The client of its server. Raises: Failure."""
         return Client(self.context)
 
+    def close(self) -> None:
+        """Close the client's connection, if there is one."""
+        if "client" in self.__dict__:
+            self.client.close()
+
     def account_of(self, kind: Kind, account: str) -> str:
         """Return the account that is meant: the given one, else the context's where the kind has accounts."""
         return account or ("" if kind.scope == "cluster" else self.context.account)

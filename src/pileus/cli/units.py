@@ -72,7 +72,7 @@ def human_duration(seconds: float) -> str:
 
 def human_number(path: str, value: int) -> str:
     """Return a number of the field at ``path`` for a table, with its unit where the name says one."""
-    unit = suffix(path.rpartition(".")[2])
+    unit = suffix(path.rpartition(".")[2]) if value else ""
     if unit == "bytes":
         return human_bytes(value)
     if unit in ("mib", "gib"):

@@ -85,12 +85,13 @@ def _condition(text: str) -> Goal:
 
 
 def _path(text: str) -> Goal:
-    path, equals, wanted = text.replace("'", "").partition("}=") if "}" in text else text.partition("=")
+    bare = text.replace("'", "").replace('"', "")
+    path, equals, wanted = bare.removeprefix("{").partition("}=" if bare.startswith("{") else "=")
     if not equals:
         raise ValueError("jsonpath={.path}=VALUE")
-    steps = parse(path.lstrip("{"))
+    steps = parse(path)
     return Goal(
-        text=f"{path.lstrip('{')}={wanted}",
+        text=f"{path}={wanted}",
         met=lambda resource: any(text_of(value) == wanted for value in find(resource, steps)),
     )
 

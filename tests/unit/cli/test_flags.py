@@ -155,7 +155,7 @@ def test_flags_of_two_groups_do_not_mix() -> None:
 def test_a_flag_that_holds_one_value_is_refused_twice() -> None:
     with pytest.raises(click.UsageError, match="--image is given twice"):
         parse_vm("--image", "a", "--image", "b")
-    with pytest.raises(click.UsageError, match="--address is given twice; put .* before the flags of each further nic"):
+    with pytest.raises(click.UsageError, match=r"--address is given twice; put .* before the flags of each further nic"):
         parse_vm("--address", "10.1.1.10", "--address", "10.1.1.11")
 
 
@@ -224,7 +224,7 @@ def test_user_data_is_read_from_its_file(tmp_path: Path) -> None:
 
 
 def test_user_data_from_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(click.UsageError, match="--user-data: cannot read .*nothing: No such file"):
+    with pytest.raises(click.UsageError, match=r"--user-data: cannot read .*nothing: No such file"):
         parse_vm("--user-data", str(tmp_path / "nothing"))
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(click.UsageError, match="is not text in UTF-8"):

@@ -31,7 +31,8 @@ def command(server: str, ca_file: str, key: str, account: str, name: str) -> Non
         raise usage(str(error)) from None
     address = server if "://" in server else f"https://{server}"
     context = contexts.Context(server=address, ca=ca, key=_key(key), account=account)
-    me = Client(context).get("/v1/whoami")
+    with Client(context) as client:
+        me = client.get("/v1/whoami")
     chosen = name or urlsplit(address).hostname or "cloud"
     contexts.put(chosen, context)
     place = f" of account {me['account']}" if me["account"] else ", an operator"

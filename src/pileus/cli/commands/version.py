@@ -20,7 +20,8 @@ def command(session: Session, /) -> None:
     """Print the versions of this command and of the server."""
     sys.stdout.write(f"pileus {__version__}\n")
     try:
-        client = Client(session.context, timeout_s=TIMEOUT_S)
-        sys.stdout.write(f"server {client.get('/v1')['version']} at {client.server}\n")
+        with Client(session.context, timeout_s=TIMEOUT_S) as client:
+            answer = client.get("/v1")
+        sys.stdout.write(f"server {answer['version']} at {client.server}\n")
     except Failure as failure:
         sys.stdout.write(f"server: {failure.message}\n")

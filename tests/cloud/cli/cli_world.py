@@ -1,0 +1,167 @@
+"""A real server on a free port, with stand-ins for hosts: VMs run as soon as a test lets them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pileus.cli.contexts import Context
+from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved
+from pileus.kernel.errors import Transient
+from pileus.kernel.hub import Hub
+from pileus.kernel.kind import Resource
+from pileus.kernel.loop import Controller
+from pileus.kernel.outcome import Done, Outcome, Wait
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.store import Store
+from pileus.kernel.transaction import Transaction
+from pileus.server.links import AgentLinks, Channel
+from pileus.server.run import ServerSettings, Started, Wiring, serve
+from pileus.server.wiring import admissions
+from pileus.storage.image.types import ImageObserved
+
+LIMIT_S = 60.0
+
+
+class Console:
+    """A console that answers in capitals, and ends at ``bye``."""
+
+    def __init__(self) -> None:
+        self._output: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def read(self) -> bytes:
+        """Return the next output."""
+        return await self._output.get()
+
+    async def write(self, content: bytes) -> None:
+        """Answer."""
+        self._output.put_nowait(content.upper())
+        if b"bye" in content:
+            self._output.put_nowait(b"")
+
+    async def close(self) -> None:
+        """Nothing to end."""
+
+
+class Hosts:
+    """Hosts that have logs and consoles."""
+
+    def __init__(self) -> None:
+        self.logs: dict[str, bytes] = {}
+
+    async def serve(self, host_id: str, channel: Channel) -> None:
+        """No agent ever calls."""
+
+    async def call(self, host_id: str, verb: str, id: str, arguments: Mapping[str, Any]) -> AsyncIterator[bytes]:
+        """Yield the end of a VM's log."""
+        if verb != "log" or id not in self.logs:
+            raise Transient(f"host {host_id} is not connected")
+        yield self.logs[id][-int(arguments["tail_bytes"]) :]
+
+    async def console(self, host_id: str, vm_id: str) -> Console:
+        """Open a console."""
+        return Console()
+
+
+class Vms(Controller):
+    """Runs VMs at once, on the host ``host-1``; those named in ``held`` wait."""
+
+    def __init__(self) -> None:
+        self.held: set[str] = set()
+
+    async def reconcile(self, resource: Resource, store: Store) -> Outcome:
+        """Make the facts follow the wish."""
+        if resource.name in self.held:
+            return Wait("NoHost", "no host has 128 MiB free", after_s=0.2)
+        if resource.deleting:
+            return Done()
+        desired: VmDesired = resource.desired
+
+        async def apply(tx: Transaction) -> None:
+            (vdc,) = await tx.matching(Filter(kind="tenancy.vdc", account_id=resource.account_id))
+            assigned = VmAssigned(zone=vdc.zone, vdc=vdc.id, vcpus=1, memory_mib=128, disk_gib=1, host="host-1")
+            observed = VmObserved(
+                power=desired.power, memory_mib=128, boot_serial=desired.boot_serial, addresses=("10.1.1.10",)
+            )
+            if (resource.assigned, resource.observed) != (assigned, observed):
+                await tx.update(resource, assigned=assigned, observed=observed)
+
+        return Done(apply=apply)
+
+
+@dataclass
+class Cloud:
+    """The server's address and what a test may do behind its back."""
+
+    started: Started
+    loop: asyncio.AbstractEventLoop
+    data: Path
+    vms: Vms
+    hosts: Hosts
+    uploads: list[tuple[str, str, int]] = field(default_factory=list)
+
+    @property
+    def operator(self) -> Context:
+        """The first administrator's context."""
+        return Context(server=self.started.url, ca=self.started.ca, key=self.started.operator_key or "")
+
+
+@contextlib.contextmanager
+def cloud(data: Path, port: int = 0) -> Iterator[Cloud]:
+    """A server in a thread of its own for the block, stopped and joined at its end."""
+    vms, hosts = Vms(), Hosts()
+    uploads: list[tuple[str, str, int]] = []
+    began = threading.Event()
+    found: list[Cloud] = []
+
+    def ready(started: Started) -> None:
+        found.append(Cloud(started, asyncio.get_running_loop(), data, vms, hosts, uploads))
+        began.set()
+
+    def run() -> None:
+        try:
+            asyncio.run(serve(ServerSettings(data=data, port=port), ready, _wiring(vms, hosts, uploads)))
+        finally:
+            began.set()
+
+    thread = threading.Thread(target=run, name="server")
+    thread.start()
+    assert began.wait(LIMIT_S)
+    assert found, "the server did not start"
+    try:
+        yield found[0]
+    finally:
+        found[0].loop.call_soon_threadsafe(found[0].started.stop)
+        thread.join(LIMIT_S)
+        assert not thread.is_alive()
+
+
+def _wiring(vms: Vms, hosts: Hosts, uploads: list[tuple[str, str, int]]) -> Wiring:
+    @contextlib.asynccontextmanager
+    async def agents(store: Store, hub: Hub) -> AsyncIterator[AgentLinks]:
+        yield hosts
+
+    def uploaded(store: Store, images: Any) -> Any:
+        async def note(image: Resource, part: str, sha256: str, size_bytes: int) -> None:
+            uploads.append((part, sha256, size_bytes))
+            if part == "disk":
+                observed = ImageObserved(state="available", size_bytes=size_bytes, sha256=sha256)
+                await store.write(lambda tx: _observe(tx, image.id, observed))
+
+        return note
+
+    return Wiring(
+        admissions=admissions(),
+        controllers=lambda store, images: {"compute.vm": vms},
+        agents=agents,
+        uploaded=uploaded,
+    )
+
+
+async def _observe(tx: Transaction, id: str, observed: ImageObserved) -> None:
+    await tx.update(await tx.get(id), observed=observed)

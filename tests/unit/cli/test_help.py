@@ -1,0 +1,111 @@
+"""What the command says without a server: help, explanations, usage errors."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from pileus.cli.commands.explain import reasons_of
+from pileus.cli.failure import EXIT_CODES, NOT_SIGNED_IN, USAGE
+from pileus.cli.fields import walk
+from pileus.cli.main import _FLAT, main
+from pileus.kernel.kind import Kind
+from pileus.registry import KINDS
+
+
+@pytest.fixture(autouse=True)
+def _no_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PILEUS_CONFIG", str(tmp_path / "config.json"))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+
+def test_the_help_lists_every_verb_and_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(word in text for word in _FLAT)
+    assert all(f"{code} {meaning}" in text for code, meaning in EXIT_CODES)
+
+
+@pytest.mark.parametrize("word", sorted(_FLAT))
+def test_every_verb_that_is_there_has_help(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main([word, "--help"])
+    captured = capsys.readouterr()
+    if code == USAGE and f'no command "{word}"' in captured.err:
+        pytest.skip(f"{word} is not in this program yet")
+    assert code == 0
+    assert "Usage: pileus" in captured.out
+
+
+@pytest.mark.parametrize("kind", list(KINDS), ids=lambda kind: kind.short)
+def test_every_field_of_every_kind_is_explained(kind: Kind, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", kind.name]) == 0
+    whole = capsys.readouterr().out
+    assert kind.summary in whole
+    assert all(reason in whole for reason, _ in reasons_of(kind))
+    for section in ("desired", "assigned", "observed"):
+        for path, field in walk(getattr(kind, section)):
+            assert main(["explain", ".".join((kind.short, section, *path))]) == 0
+            text = " ".join(capsys.readouterr().out.split())
+            assert field.description in text
+
+
+def test_an_explanation_has_unit_limits_default_and_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "vm.shutdown_timeout_s"]) == 0
+    text = capsys.readouterr().out
+    for line in ("Unit       seconds", "Default    30", "Limits     0 to 3600", "Flag       --shutdown-timeout-s"):
+        assert line in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gett"], 'there is no command "gett"; did you mean get'),
+        (["frobnicate"], "`pileus --help` lists the commands"),
+        (["get", "vmm"], 'there is no kind "vmm"; did you mean vm'),
+        (["get", "vm", "-o", "xml"], "-o takes table"),
+        (["get", "vm", "-l", "novalue"], "--label takes KEY=VALUE"),
+        (["get", "vm", "--limit", "0"], "--limit"),
+        (["create", "vm", "web", "--imgae", "x"], "no flag --imgae; did you mean --image"),
+        (["create", "vm"], "missing argument 'NAME'"),
+        (["create", "port", "p"], "ports are made by the cloud itself"),
+        (["create", "image", "i", "--kernel", "k"], "need the disk too"),
+        (["create", "image", "i", "--file", "/nowhere/disk"], "cannot read /nowhere/disk"),
+        (["patch", "vm", "web"], "nothing to change"),
+        (["patch", "vm", "web", "--image", "x"], "no flag --image"),
+        (["patch", "vm", "web", "--reset", "colour"], "has no field 'colour'"),
+        (["explain", "vm.imag"], "did you mean image"),
+        (["wait", "vm", "web", "--for", "happy"], "--for takes ready, deleted"),
+        (["wait", "vm", "web", "--timeout", "soon"], "--timeout takes seconds"),
+        (["start", "network", "default"], "only a vm can start"),
+        (["logs", "network", "default"], "only a vm has a log"),
+        (["events", "vm"], "events takes KIND and NAME"),
+        (["apply", "-f", "/nowhere/file"], "cannot read /nowhere/file"),
+        (["login", "--server", "http://x", "--ca", __file__, "--key", "k"], "must be like https://"),
+        (["login", "--server", "https://x", "--ca", __file__, "--key", "k"], "not a PEM certificate"),
+        (["completion", "ksh"], "ksh"),
+    ],
+)  # fmt: skip
+def test_a_command_line_that_cannot_be_ends_with_2_and_says_why(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == USAGE
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("arguments", [["get", "vm"], ["create", "vm", "web"], ["delete", "vm", "web"], ["whoami"]])
+def test_without_a_context_a_command_ends_with_7_and_says_how_to_get_one(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == NOT_SIGNED_IN
+    assert "pileus up" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_printed(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    assert "_PILEUS_COMPLETE" in capsys.readouterr().out
