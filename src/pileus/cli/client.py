@@ -27,8 +27,6 @@ STREAM_TIMEOUT_S = 45.0
 
 PAGE = 1000
 
-_GONE_AWAY = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
-
 
 class Response:
     """An answer: status, headers and body."""
@@ -98,15 +96,12 @@ class Client:
             reused = self._connection is not None
             try:
                 response = self._exchange(method, path, query, body, headers or {})
-            except _GONE_AWAY as error:
-                self.close()
-                # A kept-alive connection may have been closed meanwhile; none of these calls harms when made twice.
-                if not reused:
-                    raise self._unreachable(error) from None
-                response = self._again(method, path, query, body, headers or {})
             except (OSError, http.client.HTTPException) as error:
                 self.close()
-                raise self._unreachable(error) from None
+                # A kept-alive connection may have been closed meanwhile; none of these calls harms when made twice.
+                if not reused or isinstance(error, TimeoutError):
+                    raise self._unreachable(error) from None
+                response = self._again(method, path, query, body, headers or {})
         if response.status >= 400:
             raise refusal(response.status, response.body)
         return response

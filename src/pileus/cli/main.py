@@ -64,8 +64,21 @@ _FLAT = {word: place for words in COMMANDS.values() for word, place in words.ite
 EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES) + "."
 
 
+class ReaderGone(Exception):
+    """Nobody reads our output any more."""
+
+
 class Verbs(click.Group):
     """The verbs, each imported when it is used."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the verb. Raises: ReaderGone, which click does not turn into exit code 1 as it does a broken pipe."""
+        try:
+            result: object = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise ReaderGone from None
+        return result
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return all verbs."""
@@ -127,7 +140,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.excepthook = _say_bug
     try:
         code = cli.main(None if arguments is None else list(arguments), prog_name="pileus", standalone_mode=False)
-        sys.stdout.flush()
     except click.ClickException as error:
         return _refuse(error)
     except Failure as failure:
@@ -136,8 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.message, "", BUG)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away; Python must not complain again when it flushes at exit.
+    except ReaderGone:
+        # Python must not complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return code if isinstance(code, int) else OK

@@ -53,9 +53,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 
 
 @pytest.fixture
-def pileus(
-    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
+def pileus(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run ``pileus`` in this process as the operator, and return what came of it."""
     monkeypatch.setenv("PILEUS_CONFIG", str(tmp_path / "config.json"))
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)

@@ -16,8 +16,11 @@ from pileus.registry import KINDS
 
 if TYPE_CHECKING:
     from tests.cloud.cli.cli_world import Cloud
+    from tests.cloud.cli.cli_world import cloud as another_cloud
     from tests.cloud.cli.conftest import Run
 else:
+    from cli_world import cloud as another_cloud
+
     Cloud = Run = Any
 
 
@@ -111,9 +114,7 @@ def test_filters_reach_the_server(pileus: Run, account: str, web: str) -> None:
     assert (empty.code, empty.out, empty.err) == (OK, "", f"no vms in account {account} that match\n")
 
 
-def test_a_list_longer_than_a_page_comes_whole(
-    pileus: Run, account: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_list_longer_than_a_page_comes_whole(pileus: Run, account: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "PAGE", 2)
     for number in range(5):
         assert pileus("create", "user", f"u{number}", "--account", account).code == OK
@@ -175,9 +176,7 @@ def test_every_kind_can_be_listed_and_what_is_there_described(pileus: Run, accou
 # waiting
 
 
-def test_waiting_ends_with_5_and_the_reason_when_it_takes_too_long(
-    pileus: Run, account: str, cloud: Cloud
-) -> None:
+def test_waiting_ends_with_5_and_the_reason_when_it_takes_too_long(pileus: Run, account: str, cloud: Cloud) -> None:
     name = f"held-{account}"
     cloud.vms.held.add(name)
     assert pileus("create", "vm", name, "--account", account).code == OK
@@ -317,20 +316,21 @@ def test_edit_sends_what_was_changed(
 
 
 @pytest.mark.parametrize(
-    ("program", "code", "message"),
+    ("program", "expected"),
     [
-        ("text = text.replace('restart: on-failure', 'restart: perhaps')", REFUSED, "restart"),
-        ("text = text.replace('name: web', 'name: other')", USAGE, "a name cannot change"),
-        ("text = '['", USAGE, "neither YAML nor JSON"),
-        ("sys.exit(3)", USAGE, "the editor ended with 3"),
+        ("text = text.replace('restart: on-failure', 'restart: perhaps')", (REFUSED, "restart")),
+        ("text = text.replace('name: web', 'name: other')", (USAGE, "a name cannot change")),
+        ("text = '['", (USAGE, "neither YAML nor JSON")),
+        ("sys.exit(3)", (USAGE, "the editor ended with 3")),
     ],
 )
+@pytest.mark.usefixtures("web")
 def test_an_edit_that_cannot_be_keeps_the_text(
-    pileus: Run, account: str, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    program: str, code: int, message: str,
-) -> None:  # fmt: skip
+    pileus: Run, account: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, expected: tuple[int, str]
+) -> None:
     editor(tmp_path, monkeypatch, program)
-    ran = pileus("edit", "vm", web, "--account", account)
+    ran = pileus("edit", "vm", "web", "--account", account)
+    code, message = expected
     assert ran.code == code
     assert message in ran.err
     (kept,) = tmp_path.glob("pileus-vm-web-*.yaml")
@@ -457,9 +457,8 @@ def test_no_server_ends_with_6(pileus: Run, cloud: Cloud) -> None:
 
 
 def test_a_server_of_another_authority_gets_no_key(pileus: Run, cloud: Cloud, tmp_path: Path) -> None:
-    from pileus.server.ca import make_authority
-
-    other = contexts.Context(server=cloud.started.url, ca=make_authority(1_800_000_000.0).pem, key="pil_x")
+    with another_cloud(tmp_path) as another:
+        other = contexts.Context(server=cloud.started.url, ca=another.started.ca, key="pil_x")
     contexts.put("other", other)
     ran = pileus("get", "vm", "-A")
     assert ran.code == UNREACHABLE

@@ -155,7 +155,9 @@ def test_flags_of_two_groups_do_not_mix() -> None:
 def test_a_flag_that_holds_one_value_is_refused_twice() -> None:
     with pytest.raises(click.UsageError, match="--image is given twice"):
         parse_vm("--image", "a", "--image", "b")
-    with pytest.raises(click.UsageError, match=r"--address is given twice; put .* before the flags of each further nic"):
+    with pytest.raises(
+        click.UsageError, match=r"--address is given twice; put .* before the flags of each further nic"
+    ):
         parse_vm("--address", "10.1.1.10", "--address", "10.1.1.11")
 
 

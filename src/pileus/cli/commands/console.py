@@ -62,9 +62,9 @@ async def _run(session: Session, url: str, name: str) -> None:
 
 
 async def _use(socket: ClientConnection, name: str) -> None:
-    if sys.stdin.isatty():
-        sys.stderr.write(f"console of vm {name}; ctrl-] leaves it, Enter shows a prompt\r\n")
     with _raw_terminal():
+        if sys.stdin.isatty():
+            sys.stderr.write(f"console of vm {name}; ctrl-] leaves it, Enter shows a prompt\r\n")
         tasks = [asyncio.create_task(_type(socket)), asyncio.create_task(_show(socket))]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -120,7 +120,7 @@ def _raw_terminal() -> Iterator[None]:
     stdin = sys.stdin.fileno()
     before = termios.tcgetattr(stdin)
     try:
-        tty.setraw(stdin)
+        tty.setraw(stdin, termios.TCSADRAIN)
         yield
     finally:
         termios.tcsetattr(stdin, termios.TCSADRAIN, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -46,7 +47,8 @@ def create_image(session: Session, kind: Kind, **options: Any) -> None:
     if [name for name in files.values()].count("-") > 1:
         raise usage("standard input can be only one of --file, --kernel and --initrd")
     desired = desired_of(given_flags())
-    opened = {part: _open(files[part]) for part in PARTS if files[part]}
+    within = click.get_current_context().with_resource
+    opened = {part: within(_open(files[part])) for part in PARTS if files[part]}
     if "disk" in opened and "format" not in desired and files["disk"] != "-":
         desired["format"] = _format(opened["disk"])
     check(kind, desired)
@@ -70,9 +72,9 @@ def _made(session: Session, kind: Kind, desired: Json, options: Json, *, resumab
         return there
 
 
-def _open(name: str) -> BinaryIO:
+def _open(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
     try:
-        return sys.stdin.buffer if name == "-" else Path(name).open("rb")
+        return contextlib.nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb")
     except OSError as error:
         raise usage(f"cannot read {name}: {error.strerror}") from None
 
