@@ -29,9 +29,10 @@ STRANGER = {"acme": "10.1.1.22", "umbrella": "10.1.1.21"}
 OWN = {"acme": "10.1.1.21", "umbrella": "10.1.1.22"}
 WEB, DB = "10.1.1.10", "10.1.1.11"
 
+# timeout(1), because wget -T ends with SIGSEGV in Debian 12's busybox 1.35.
 SCRIPT = """#!/bin/sh
 n=0
-until wget -q -T 1 -O /tmp/page http://{sibling}/ 2>/dev/null || [ $n -ge 60 ]; do n=$((n+1)); sleep 1; done
+until timeout 2 wget -q -O /tmp/page http://{sibling}/ 2>/dev/null || [ $n -ge 60 ]; do n=$((n+1)); sleep 1; done
 ping -c 3 -W 1 {sibling} >/tmp/sibling 2>&1 && said=answered || said="NOT answered"
 echo "DEMO $(hostname) of {account}: ping of its sibling {sibling}: $said ($(grep received /tmp/sibling))"
 echo "DEMO $(hostname) of {account}: page of its sibling: $(cat /tmp/page)"
