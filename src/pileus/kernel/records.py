@@ -106,3 +106,8 @@ def public_of(resource: Resource) -> str:
 def revision_of(row: Sequence[Any]) -> int:
     """Return the revision of a row."""
     return int(row[_REVISION])
+
+
+def labels_of(row: Sequence[Any]) -> dict[str, str]:
+    """Return the labels of a row."""
+    return _labels.decode(row[_LABELS])

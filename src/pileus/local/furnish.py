@@ -19,7 +19,7 @@ from pileus.image.types import BuiltImage
 from pileus.kernel.access import Principal, Rule
 from pileus.kernel.errors import Unauthenticated
 from pileus.kernel.kind import Resource
-from pileus.kernel.surface import Call
+from pileus.kernel.reading import Call
 from pileus.server.auth import replace_operator_key
 from pileus.server.parts import Parts
 from pileus.server.run import Started

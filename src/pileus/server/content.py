@@ -11,7 +11,7 @@ from starlette.websockets import WebSocket
 
 from pileus.kernel.errors import Conflict, Denied, NotFound, Transient
 from pileus.kernel.kind import Resource
-from pileus.kernel.surface import Call
+from pileus.kernel.reading import Call
 from pileus.kernel.transaction import Transaction
 from pileus.server import bodies, streams
 from pileus.server.images import UPLOADS

@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 
 from pileus.kernel.access import Principal
 from pileus.kernel.errors import Invalid
-from pileus.kernel.surface import LIMIT_MAX, Call, ListQuery
+from pileus.kernel.reading import LIMIT_MAX, Call, ListQuery
 from pileus.server.edge import PRINCIPAL, REQUEST_ID
 
 IDS_MAX = 512

@@ -14,8 +14,8 @@ from pileus.infra.host import types as host_types
 from pileus.kernel.clock import iso
 from pileus.kernel.errors import NotFound
 from pileus.kernel.quota import space
+from pileus.kernel.reading import Answer, Call
 from pileus.kernel.store import statements as sql
-from pileus.kernel.surface import Answer, Call
 from pileus.server import bodies
 from pileus.server.parts import Parts
 from pileus.server.query import COMMON, LIST, Query, answer_json, call, ident, kind

@@ -150,10 +150,14 @@ WORK_MISSING = (
     .limit(_p("n"))
 )
 
-_newest_event = sa.select(event).where(event.c.seq > _p("after")).order_by(event.c.seq.desc()).limit(_p("n"))
-EVENTS = _newest_event
-EVENTS_OF = _newest_event.where(event.c.id == _p("id"))
-EVENTS_ACCOUNT = _newest_event.where(event.c.account_id == _p("account_id"))
+_events = sa.select(event).where(event.c.seq > _p("after")).limit(_p("n"))
+_scoped = {
+    "": _events,
+    "id": _events.where(event.c.id == _p("id")),
+    "account_id": _events.where(event.c.account_id == _p("account_id")),
+}
+EVENTS_NEWEST = {scope: statement.order_by(event.c.seq.desc()) for scope, statement in _scoped.items()}
+EVENTS_AFTER = {scope: statement.order_by(event.c.seq) for scope, statement in _scoped.items()}
 AUDIT = sa.select(audit).order_by(audit.c.at.desc()).limit(_p("n"))
 AUDIT_ACCOUNT = AUDIT.where(audit.c.account_id == _p("account_id"))
 AUDIT_LAST = sa.select(sa.func.max(audit.c.seq)).where(audit.c.server == _p("server"))

@@ -1,0 +1,255 @@
+"""The generic surface, reading: list, get, watch, events and audit for every kind, within the caller's rights."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from pileus.kernel import records
+from pileus.kernel.access import Principal
+from pileus.kernel.admission import look_up
+from pileus.kernel.errors import Denied, Invalid, NotFound
+from pileus.kernel.hub import Hub
+from pileus.kernel.kind import Kind, Registry, Resource
+from pileus.kernel.store import statements as sql
+from pileus.kernel.store.engine import Row
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.store import Store
+from pileus.kernel.transaction import Transaction
+
+LIMIT_MAX = 1000
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """Who calls, on whose behalf, and how."""
+
+    principal: Principal
+    request_id: str = ""
+    account: str = ""
+    all_accounts: bool = False
+    dry_run: bool = False
+    idempotency_key: str = ""
+
+
+class Answer(Struct, frozen=True):
+    """An HTTP status and a body of JSON."""
+
+    status: int
+    body: str
+
+
+class ListQuery(Struct, frozen=True, kw_only=True):
+    """The filters of a list, as the caller wrote them (names or ids)."""
+
+    host: str = ""
+    zone: str = ""
+    vdc: str = ""
+    owner: str = ""
+    name: str = ""
+    ready: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    ids: tuple[str, ...] = ()
+    limit: int = 500
+    after: str = ""
+
+
+class Scope(Struct, frozen=True):
+    """The account that a call is about; both empty for the cluster."""
+
+    id: str = ""
+    name: str = ""
+
+
+class Reading:
+    """Everything that changes nothing, over one store."""
+
+    def __init__(self, store: Store, hub: Hub, registry: Registry) -> None:
+        self._store = store
+        self._hub = hub
+        self._registry = registry
+
+    async def list(self, call: Call, kind: str, query: ListQuery) -> Answer:
+        """Return a page of resources, oldest first, as stored."""
+        limit = min(max(query.limit, 1), LIMIT_MAX)
+        filter = await self._filter(call, self._registry[kind], query)
+        revision = self._hub.revision
+        rows = await self._store.list_rows(filter, after=query.after, limit=limit)
+        items = ",".join([records.public(row) for row in rows])
+        cursor = f'"{rows[-1][0]}"' if len(rows) == limit else "null"
+        return Answer(200, f'{{"items":[{items}],"next":{cursor},"revision":{revision}}}')
+
+    async def get(self, call: Call, kind: str, ident: str) -> Answer:
+        """Return one resource. Raises: NotFound."""
+        return Answer(200, records.public_of(await self.row(call, kind, ident)))
+
+    async def row(self, call: Call, kind: str, ident: str, verb: str = "get") -> Resource:
+        """Return the resource if the caller may ``verb`` it. Raises: NotFound also when it is another account's."""
+        definition = self._registry[kind]
+        call.principal.require(verb, kind)
+        scope = await self.scope(call, self._store)
+        found = await look_up(self._store, definition, scope.id, ident)
+        if found is None or not visible(call.principal, definition, found):
+            raise missing(definition, ident, scope)
+        return found
+
+    async def watch(
+        self, call: Call, kind: str, query: ListQuery, since: int | None
+    ) -> AsyncIterator[tuple[str, int, str]]:
+        """Yield ("put", revision, resource) and ("gone", revision, {id, kind, name}) for ever.
+
+        Without ``since`` everything there is comes first, then ("synced", revision, "{}"). A ``since`` too old to
+        know what is gone gives ("reset", revision, "{}") and then everything. Every 15 s without a change gives
+        ("idle", revision, "{}").
+        """
+        filter = await self._filter(call, self._registry[kind], query)
+        with self._hub.watch(("kind", kind)) as changes:
+            if since is None or await self._forgotten(since):
+                revision = self._hub.revision
+                if since is not None:
+                    yield "reset", revision, "{}"
+                after = ""
+                while rows := await self._store.list_rows(filter, after=after):
+                    for row in rows:
+                        yield "put", records.revision_of(row), records.public(row)
+                    after = rows[-1][0]
+                since = revision
+                yield "synced", revision, "{}"
+            while True:
+                newest = self._hub.revision
+                for event in await self._changes(filter, since, newest):
+                    yield event
+                since = newest
+                if not await changes.wait(15.0):
+                    yield "idle", since, "{}"
+
+    async def _forgotten(self, since: int) -> bool:
+        oldest = (await self._store.fetch(sql.OLDEST_GONE))[0][0]
+        return since < (oldest or 0) - 1 and since > 0
+
+    async def _changes(self, filter: Filter, since: int, newest: int) -> Sequence[tuple[str, int, str]]:
+        """Return what changed for a watcher; what no longer matches its filter is gone for it."""
+        events = []
+        for row in await self._store.fetch(sql.CHANGED, kind=filter.kind, after=since, until=newest):
+            if filter.account_id is None or row[3] == filter.account_id or (filter.public and not row[3]):
+                if matches(filter, row):
+                    events.append(("put", records.revision_of(row), records.public(row)))
+                else:
+                    revision = records.revision_of(row)
+                    events.append(("gone", revision, _gone(filter.kind, row[0], row[2], revision)))
+        for revision, id, _, account_id, host, name, _ in await self._store.fetch(
+            sql.GONE_OF, kind=filter.kind, after=since, until=newest
+        ):
+            if filter.account_id in (None, account_id) and (not host or not filter.host or host == filter.host):
+                events.append(("gone", revision, _gone(filter.kind, id, name, revision)))
+        return sorted(events, key=lambda event: event[1])
+
+    async def events(self, call: Call, resource: Resource | None, since: int, limit: int) -> Answer:
+        """Return events in their order: the next after ``since``, or the newest when it is 0; of one resource or an account."""
+        limit = min(max(limit, 1), LIMIT_MAX)
+        statements = sql.EVENTS_AFTER if since else sql.EVENTS_NEWEST
+        if resource is not None:
+            rows = await self._store.fetch(statements["id"], id=resource.id, after=since, n=limit)
+        elif call.principal.operator and (call.all_accounts or not call.account):
+            rows = await self._store.fetch(statements[""], after=since, n=limit)
+        else:
+            scope = await self.scope(call, self._store)
+            rows = await self._store.fetch(statements["account_id"], account_id=scope.id, after=since, n=limit)
+        if not since:
+            rows = rows[::-1]
+        names = ("seq", "at", "account_id", "kind", "id", "name", "type", "reason", "message")
+        items = [dict(zip(names, row, strict=True)) for row in rows]
+        return Answer(200, msgspec.json.encode({"items": items}).decode())
+
+    async def audit(self, call: Call, limit: int) -> Answer:
+        """Return the newest audit entries of the account; an operator without account gets everybody's."""
+        call.principal.require("update", "tenancy.user")
+        limit = min(max(limit, 1), LIMIT_MAX)
+        if call.principal.operator and not call.account:
+            rows = await self._store.fetch(sql.AUDIT, n=limit)
+        else:
+            scope = await self.scope(call, self._store)
+            rows = await self._store.fetch(sql.AUDIT_ACCOUNT, account_id=scope.id, n=limit)
+        names = (
+            "server", "seq", "at", "actor", "account_id", "verb", "kind", "id", "name", "outcome", "address", "request",
+        )  # fmt: skip
+        return Answer(
+            200, msgspec.json.encode({"items": [dict(zip(names, row, strict=True)) for row in rows]}).decode()
+        )
+
+    # inside
+
+    async def scope(self, call: Call, reader: Store | Transaction) -> Scope:
+        """Return the account the call is about. Raises: NotFound for an account that the caller may not know."""
+        principal = call.principal
+        if not principal.operator:
+            if call.account and call.account not in (principal.account, principal.account_id):
+                raise NotFound(f"there is no account {call.account!r}")
+            return Scope(principal.account_id, principal.account)
+        if not call.account:
+            return Scope()
+        account = await look_up(reader, self._registry["tenancy.account"], "", call.account)
+        if account is None:
+            raise NotFound(f"there is no account {call.account!r}; `pileus get account` lists them")
+        return Scope(account.id, account.name)
+
+    async def _filter(self, call: Call, kind: Kind, query: ListQuery) -> Filter:
+        principal = call.principal
+        principal.require("get", kind.name)
+        if kind.scope == "cluster" and kind.readable_by == "operator" and not principal.operator:
+            raise Denied(f"only the cloud's operator may see {kind.short}s")
+        scope = await self.scope(call, self._store)
+        account_id: str | None = scope.id
+        if principal.operator and call.all_accounts:
+            account_id = None
+        elif kind.scope == "cluster":
+            account_id = ""
+        elif kind.scope == "account" and not scope.id:
+            raise Invalid(f"{kind.short}s belong to accounts; say which with --account, or -A for all", field="account")
+        places = {}
+        for word, target in (("host", "infra.host"), ("zone", "infra.zone"), ("vdc", "tenancy.vdc")):
+            value = getattr(query, word)
+            places[word] = await self._place(principal, target, scope, value) if value else ""
+        return Filter(
+            kind=kind.name,
+            account_id=account_id,
+            public=kind.scope == "either" and kind.readable_by == "everyone",
+            owner=query.owner,
+            name=query.name,
+            ready=query.ready,
+            labels=query.labels,
+            ids=query.ids,
+            **places,
+        )
+
+    async def _place(self, principal: Principal, kind_name: str, scope: Scope, word: str) -> str:
+        kind = self._registry[kind_name]
+        found = await look_up(self._store, kind, scope.id, word)
+        if found is None or not visible(principal, kind, found):
+            raise missing(kind, word, scope)
+        return found.id
+
+
+def visible(principal: Principal, kind: Kind, resource: Resource) -> bool:
+    if principal.operator or resource.account_id == principal.account_id:
+        return True
+    return resource.account_id == "" and kind.readable_by == "everyone"
+
+
+def missing(kind: Kind, ident: str, scope: Scope) -> NotFound:
+    where = f" in account {scope.name}" if scope.name else ""
+    return NotFound(f"there is no {kind.short} {ident!r}{where}; `pileus get {kind.short}` lists what there is")
+
+
+def matches(filter: Filter, row: Row) -> bool:
+    """Tell whether a row matches the filter, its account aside."""
+    places = ((filter.name, row[2]), (filter.owner, row[5]), (filter.zone, row[6]), (filter.vdc, row[7]),
+              (filter.host, row[8]), (filter.ready, row[9]))  # fmt: skip
+    if any(wanted and wanted != found for wanted, found in places) or (filter.ids and row[0] not in filter.ids):
+        return False
+    return not filter.labels or all(pair in records.labels_of(row).items() for pair in filter.labels)
+
+
+def _gone(kind: str, id: str, name: str, revision: int) -> str:
+    return msgspec.json.encode({"id": id, "kind": kind, "name": name, "revision": revision}).decode()
