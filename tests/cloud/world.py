@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import random
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -14,26 +15,28 @@ from typing import Any
 import msgspec
 
 from pileus.agent.agent import Agent
+from pileus.compute.offering.types import BUILTIN as OFFERINGS
+from pileus.infra.host.controller import wake_silent
 from pileus.kernel.access import Principal, Rule
 from pileus.kernel.errors import NotFound, Transient
 from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Loop
+from pileus.kernel.reading import Call, ListQuery
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.engine import Engine
 from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.postgres import PostgresEngine
 from pileus.kernel.store.sqlite import SqliteEngine
 from pileus.kernel.store.store import Store
-from pileus.kernel.surface import Call, ListQuery, Surface
+from pileus.kernel.surface import Surface
 from pileus.kernel.transaction import Transaction
-from pileus.infra.host.controller import wake_silent
 from pileus.lab.simulated import IMAGE, SimulatedHost
 from pileus.registry import KINDS
 from pileus.server.agents import Agents
 from pileus.server.wiring import admissions, controllers
 from pileus.storage.image.types import ImageObserved
 from pileus.tenancy.role.types import BUILTIN as ROLES
-from pileus.compute.offering.types import BUILTIN as OFFERINGS
 from tests.virtual_time import clock
 
 OPERATOR = Principal(
@@ -99,38 +102,46 @@ class Cloud:
     def __init__(self, engine: Callable[[], Engine], *, seed: int = 0) -> None:
         self._engine = engine
         self.seed = seed
-        self.server: Server | None = None
+        self.random = random.Random(seed)
+        self.servers: list[Server] = []
         self.hosts: dict[str, SimulatedHost] = {}
         self.agents: dict[str, asyncio.Task[None]] = {}
         self.cut: set[str] = set()
         """Hosts whose agents cannot reach any server."""
+        self.running: dict[str, Agent] = {}
+        self.links: dict[str, Pipe] = {}
+        """The agents' ends of their newest connections."""
 
     # servers and agents
 
-    async def start_server(self) -> Server:
+    async def start_server(self, name: str = "server") -> Server:
         engine = self._engine()
         await engine.open()
-        store = Store(engine, KINDS, clock, "server")
+        store = Store(engine, KINDS, clock, name)
         hub = Hub(store)
         await hub.open()
+        if isinstance(engine, PostgresEngine):
+            engine.on_notify = hub.notify
         loop = Loop(store, hub, controllers(store, NoFiles()), seed=self.seed)
         await loop.open()
         agents = Agents(store, hub)
         await agents.open()
         surface = Surface(store, hub, KINDS, admissions())
-        self.server = Server(store, hub, loop, agents, surface, [], [])
-        self.server.tasks.append(asyncio.create_task(self._watch_silence(store)))
-        return self.server
+        server = Server(store, hub, loop, agents, surface, [], [])
+        server.tasks.append(asyncio.create_task(self._watch_silence(store)))
+        self.servers.append(server)
+        return server
 
     async def _watch_silence(self, store: Store) -> None:
         while True:
             await asyncio.sleep(5.0)
-            await wake_silent(store)
+            with contextlib.suppress(Transient):
+                await wake_silent(store)
 
-    async def stop_server(self) -> None:
-        """End the server as a kill would: nothing is handed over."""
-        server = self._server
-        self.server = None
+    async def stop_server(self, server: Server | None = None) -> None:
+        """End a server (the first) as a kill would: nothing is handed over."""
+        server = server or self._server
+        self.servers.remove(server)
         for pipe in server.pipes:
             await pipe.close()
         for task in server.tasks:
@@ -143,8 +154,7 @@ class Cloud:
 
     @property
     def _server(self) -> Server:
-        assert self.server is not None
-        return self.server
+        return self.servers[0]
 
     @property
     def store(self) -> Store:
@@ -152,6 +162,9 @@ class Cloud:
 
     async def start_agent(self, host: str) -> Agent:
         agent = await self.hosts[host].start_agent(lambda: self._connect(host))
+        agent._random.seed(self.random.random())
+        agent._converger._random.seed(self.random.random())
+        self.running[host] = agent
         self.agents[host] = asyncio.create_task(agent.run(), name=f"agent {host}")
         return agent
 
@@ -161,17 +174,41 @@ class Cloud:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+        link = self.links.pop(host, None)
+        if link is not None:
+            await link.close()
 
     async def _connect(self, host: str) -> Pipe:
         await asyncio.sleep(0.01)
-        if self.server is None or host in self.cut:
+        if not self.servers or host in self.cut:
             raise Transient("no server answers")
+        server = self.random.choice(self.servers)
         here: asyncio.Queue[bytes | None] = asyncio.Queue()
         there: asyncio.Queue[bytes | None] = asyncio.Queue()
         mine, theirs = Pipe(here, there), Pipe(there, here)
-        self.server.pipes.append(theirs)
-        self.server.tasks.append(asyncio.create_task(self.server.agents.serve(host, theirs)))
+        server.pipes.append(theirs)
+        server.tasks.append(asyncio.create_task(self._serve(server, host, theirs)))
+        self.links[host] = mine
         return mine
+
+    async def _serve(self, server: Server, host: str, pipe: Pipe) -> None:
+        try:
+            await server.agents.serve(host, pipe)
+        finally:
+            await pipe.close()
+            if server in self.servers:
+                server.pipes.remove(pipe)
+
+    async def cut_link(self, host: str) -> None:
+        """Part a host's agent from all servers until ``heal_link``."""
+        self.cut.add(host)
+        link = self.links.pop(host, None)
+        if link is not None:
+            await link.close()
+
+    def heal_link(self, host: str) -> None:
+        """Let the agent connect again."""
+        self.cut.discard(host)
 
     # the operator's and tenants' hands
 
@@ -221,7 +258,7 @@ class Cloud:
         while clock() < end:
             await asyncio.sleep(0.25)
             due = await self.store.fetch(sql.WORK_DUE, now=clock() + 1.0, n=1)
-            busy = bool(due) or not self._server.loop.idle
+            busy = bool(due) or not all(server.loop.idle for server in self.servers)
             quiet = 0 if busy else quiet + 1
             if quiet >= 4:
                 return
@@ -244,12 +281,18 @@ class Cloud:
         await self.start_agent(host["id"])
         return str(host["id"])
 
-    async def furnish(self, hosts: int = 1, **zone: Any) -> None:
+    async def adopt_host(self, name: str, **sizes: Any) -> None:
+        """Start an agent on a new machine for a host that was made already."""
+        id = (await self.get("infra.host", name))["id"]
+        self.hosts[id] = SimulatedHost(clock, seed=self.seed, **sizes)
+        await self.start_agent(id)
+
+    async def furnish(self, hosts: int = 1, *, cpus: int = 32, memory_mib: int = 262_144, **zone: Any) -> None:
         """Make zone, pod, hosts, offerings, roles and the image tiny."""
         await self.create("infra.zone", "local", **zone)
         await self.create("infra.pod", "local")
         for position in range(hosts):
-            await self.add_host(f"host{position}")
+            await self.add_host(f"host{position}", cpus=cpus, memory_mib=memory_mib)
         for kind, builtin in (("compute.offering", OFFERINGS), ("tenancy.role", ROLES)):
             for name, desired in builtin.items():
                 await self.create(kind, name, **msgspec.to_builtins(desired))
@@ -276,7 +319,7 @@ class Cloud:
     async def close(self) -> None:
         for host in list(self.agents):
             await self.stop_agent(host)
-        if self.server is not None:
+        while self.servers:
             await self.stop_server()
 
 

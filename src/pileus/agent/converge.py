@@ -54,6 +54,7 @@ class Converger:
         self._failures: dict[str, int] = {}
         self._orphans: dict[tuple[str, str], float] = {}
         self._random = random.Random()
+        self._closed = False
 
     # the slice
 
@@ -122,7 +123,7 @@ class Converger:
         timer = self._timers.pop(id, None)
         if timer is not None:
             timer.cancel()
-        if id not in self._resources:
+        if id not in self._resources or self._closed:
             return
         self._due[id] = None
         self._start_due()
@@ -150,7 +151,7 @@ class Converger:
             self._note_defect(id)
         finally:
             del self._working[id]
-            if id in self._resources and id not in self._due:
+            if id in self._resources and id not in self._due and not self._closed:
                 self._later(id, after_s)
             self._start_due()
 
@@ -255,6 +256,7 @@ class Converger:
 
     async def close(self) -> None:
         """Stop acting; the host stays as it is."""
+        self._closed = True
         for timer in self._timers.values():
             timer.cancel()
         self._due.clear()

@@ -121,7 +121,7 @@ async def resolve(tx: Transaction, desired: Struct, account_id: str, account: st
 async def only(tx: Transaction, kind_name: str, account_id: str, flag: str) -> Resource:
     """Return the one object of a kind when nobody said which. Raises: Invalid when there is none, or several."""
     kind = tx.registry[kind_name]
-    found = await tx.matching(Filter(kind=kind_name, account_id=account_id), limit=2)
+    found = [each for each in await tx.matching(Filter(kind=kind_name, account_id=account_id)) if not each.deleting]
     if len(found) == 1:
         return found[0]
     if not found:

@@ -57,6 +57,15 @@ class Resource:
         return self.deleting_at is not None
 
     @property
+    def gone_confirmed(self) -> bool:
+        """Whether what its host last said was said knowing of the deletion, and nothing kept it from looking.
+
+        Only then ``absent`` is a fact: before, the host may be making it, or not have heard.
+        """
+        problem = getattr(self.observed, "problem", None)
+        return self.deleting and problem is None and self.observed_generation >= self.generation
+
+    @property
     def ready(self) -> Condition | None:
         """The condition Ready, if any was computed."""
         return next((c for c in self.conditions if c.type == "Ready"), None)

@@ -163,6 +163,10 @@ class Loop:
             await self._reconcile(leased)
         except (LeaseLost, Transient) as error:
             log.info("result dropped", id=leased.id, error=error.message)
+        except NotFound as error:  # what it refers to went while it was decided about
+            log.info("result dropped", id=leased.id, error=error.message)
+            with contextlib.suppress(PileusError):
+                await self._again(leased, self._backoff(leased.attempts), leased.attempts + 1)
         except Exception:  # a defect of one kind must not stop the others: the loop survives
             log.exception("defect while reconciling", id=leased.id)
             with contextlib.suppress(PileusError):
@@ -184,8 +188,12 @@ class Loop:
         except Waiting as waiting:
             wait = waiting.wait
             await self._store.write(lambda tx: self._finish(tx, leased, resource, wait), reconciling=resource.id)
-        except Conflict:
-            await self._again(leased, 0.0, leased.attempts)  # somebody wrote meanwhile: look again
+        except Conflict as error:
+            if error.code == "stale-revision":  # somebody wrote meanwhile: look again
+                await self._again(leased, 0.0, leased.attempts)
+            else:
+                log.warning("decision refused", id=leased.id, kind=resource.kind, error=error.message)
+                await self._again(leased, self._backoff(leased.attempts), leased.attempts + 1)
         failpoint("loop.finished")
 
     async def _decide(self, resource: Resource, leased: Leased) -> Outcome:

@@ -69,6 +69,11 @@ class Transaction:
             raise NotFound(f"there is no object {id}")
         return records.decode(self.registry, rows[0])
 
+    async def find_id(self, id: str) -> Resource | None:
+        """Return the resource, if there is one."""
+        rows = await self._session.all(sql.GET, id=id)
+        return records.decode(self.registry, rows[0]) if rows else None
+
     async def find(self, kind: str, account_id: str, name: str) -> Resource | None:
         """Return the resource with this name, if there is one."""
         rows = await self._session.all(sql.FIND, kind=kind, account_id=account_id, name=name)

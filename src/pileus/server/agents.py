@@ -65,6 +65,8 @@ class Session:
         self.channel = channel
         self.calls: dict[int, asyncio.Queue[Chunk | End]] = {}
         self.task: asyncio.Task[None] | None = None
+        self.reported = 0
+        """The newest report taken: an older one that comes again says nothing."""
         self._numbers = itertools.count(1)
         self.told: dict[str, tuple[int, str | None]] = {}
         """Generation and assignment of each resource as the agent knows it: what it need not be told again."""
@@ -149,6 +151,8 @@ class Agents:
         self._seen.pop(host_id, None)
 
         async def arrive(tx: Transaction) -> None:
+            if await tx.find_id(host_id) is None:
+                return
             await tx.change(tx.insert.presence, host=host_id, seen_at=now, server=self._store.server)
             await tx.enqueue(host_id)
 
@@ -203,13 +207,15 @@ class Agents:
                 pass  # a heartbeat: being heard is all
 
     async def _report(self, session: Session, report: Report) -> None:
-        facts = report.facts[:FACTS_MAX]
+        facts = report.facts[:FACTS_MAX] if report.number > session.reported else ()
+        session.reported = max(session.reported, report.number)
 
         async def write(tx: Transaction) -> None:
             for fact in facts:
                 await self._write_fact(tx, session.host_id, fact)
 
-        await self._store.write(write)
+        if facts:
+            await self._store.write(write)
         await session.channel.send(encode(Acknowledge(number=report.number)))
 
     async def _write_fact(self, tx: Transaction, host_id: str, fact: Fact) -> None:
@@ -220,8 +226,9 @@ class Agents:
             return  # gone meanwhile, or nonsense: the row stays as it was
         if current.host != host_id or not self._store.registry[current.kind].host_bound:
             return
-        generation = max(current.observed_generation, min(fact.generation, current.generation))
-        await tx.update(current, observed=observed, observed_generation=generation)
+        generation = min(fact.generation, current.generation)
+        if generation >= current.observed_generation:  # else it was said before what is known already
+            await tx.update(current, observed=observed, observed_generation=generation)
 
     async def _flush_for_ever(self) -> None:
         while True:
@@ -237,6 +244,8 @@ class Agents:
 
         async def write(tx: Transaction) -> None:
             for host, at in seen.items():
+                if await tx.find_id(host) is None:
+                    continue  # removed meanwhile: what is heard of it leaves no trace
                 await tx.change(tx.insert.presence, host=host, seen_at=at, server=self._store.server)
             for id, (host, counters) in samples.items():
                 if await _is_on(tx, id, host):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv4Address
 
 import msgspec
 
@@ -14,8 +15,8 @@ from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved
 from pileus.kernel.admission import Admission, Change, Decision, only
 from pileus.kernel.errors import Conflict, Invalid
 from pileus.kernel.kind import Resource
-from pileus.kernel.quota import charge
-from pileus.kernel.transaction import AlreadyClaimed, Transaction
+from pileus.kernel.quota import charge, space
+from pileus.kernel.transaction import AlreadyClaimed, Exhausted, Transaction
 from pileus.network.network.plan import host_range, offset, parse_address, parse_range
 from pileus.network.network.types import address_space
 from pileus.storage.image.types import ImageObserved
@@ -39,6 +40,8 @@ class VmAdmission(Admission):
         else:
             vdc = await tx.get(change.old.vdc)
             _check_update(change.old, desired, wanted)
+            await _charge_host(tx, change.old, wanted)
+            await _forget_unmade(tx, change.old, desired)
         await charge(
             tx,
             vdc,
@@ -103,6 +106,35 @@ def _check_update(old: Resource, desired: VmDesired, wanted: Size) -> None:
         raise Invalid("a NIC cannot be changed in place; remove the last ones and add others", field="desired.nics")
 
 
+async def _charge_host(tx: Transaction, old: Resource, wanted: Size) -> None:
+    """Let the VM's host keep room for the new size. Raises: Conflict when it has none."""
+    if not old.host:
+        return
+    for word, amount in (("memory_mib", wanted.memory_mib), ("vcpus", wanted.vcpus)):
+        try:
+            await tx.charge(space(old.host, word), old.id, amount)
+        except Exhausted as error:
+            left = max(error.capacity - error.used, 0)
+            raise Conflict(
+                f"the host of {old} has {left} {word} left, {error.asked} more were asked; choose a smaller size, or "
+                "make another VM",
+                code="no-capacity",
+            ) from None
+
+
+async def _forget_unmade(tx: Transaction, old: Resource, desired: VmDesired) -> None:
+    """Give back the addresses of NICs that are taken out before they became ports; a port gives back its own."""
+    before: VmDesired = old.desired
+    made = len(old.assigned.ports)
+    links = await tx.links(old.id)
+    for position in range(max(made, len(desired.nics)), len(before.nics)):
+        nic = before.nics[position]
+        network = await tx.get(links[f"nics.{position}.network"])
+        for text in ((nic.address,) if nic.address else ()) + nic.extra_addresses:
+            number = offset(IPv4Address(text), parse_range(network.desired.range))
+            await tx.release(old.id, address_space(network.id), str(number))
+
+
 async def _claim_addresses(tx: Transaction, change: Change, vdc: Resource) -> None:
     """Claim every address asked for, for the VM. Raises: Invalid, Conflict (address-in-use)."""
     desired: VmDesired = change.new.desired
@@ -134,9 +166,13 @@ async def _claim_addresses(tx: Transaction, change: Change, vdc: Resource) -> No
 async def _attach_volumes(tx: Transaction, change: Change, vdc: Resource) -> None:
     """Take every volume asked for. Raises: Invalid, Conflict (in-use)."""
     desired: VmDesired = change.new.desired
+    seen: set[str] = set()
     for position in range(len(desired.volumes)):
         volume = await tx.get(change.links[f"volumes.{position}.volume"])
         field = f"desired.volumes[{position}].volume"
+        if volume.id in seen:
+            raise Invalid(f"{volume} is given twice", field=field)
+        seen.add(volume.id)
         if volume.zone != vdc.zone:
             raise Invalid(f"{volume} is in another zone than the VM", field=field)
         if volume.owner != volume.account_id:

@@ -36,8 +36,8 @@ async def need_of(reader: Reader, vm: Resource, links: dict[str, str]) -> Need:
     desired: VmDesired = vm.desired
     only_host = ""
     for position in range(len(desired.volumes)):
-        volume = await reader.get(links[f"volumes.{position}.volume"])
-        only_host = volume.host or only_host
+        volume = links.get(f"volumes.{position}.volume")
+        only_host = ((await reader.get(volume)).host if volume else "") or only_host
     return Need(
         zone=assigned.zone,
         vcpus=assigned.vcpus,

@@ -34,9 +34,10 @@ class VmController(Controller):
         assigned: VmAssigned = resource.assigned
         observed: VmObserved | None = resource.observed
         if resource.deleting:
-            if not assigned.host or observed is None or observed.power == "absent":
+            if not assigned.host or (resource.gone_confirmed and observed is not None and observed.power == "absent"):
                 return Done()
-            return Wait("Deleting", f"the VM is {observed.power} on its host", after_s=30.0)
+            power = observed.power if observed is not None else "not reported yet"
+            return Wait("Deleting", f"the VM is {power} on its host", after_s=30.0)
         links = await store.links(resource.id)
         if not assigned.host:
             return await self._place(resource, links, store)
@@ -48,8 +49,8 @@ class VmController(Controller):
 
         async def apply(tx: Transaction) -> None:
             await _charge_host(tx, resource, assigned)
-            await _drop_parts(tx, resource, children)
             parts = await _ensure_parts(tx, resource, links, assigned)
+            await _drop_parts(tx, resource, parts)
             await _release_detached(tx, resource)
             if parts != assigned:
                 await tx.update(resource, assigned=parts)
@@ -64,7 +65,8 @@ class VmController(Controller):
         ranked = rank(hosts, need)
         if not ranked:
             self._table.forget()
-            return Wait("NoCapacity", summary(explain(hosts, need)), NO_CAPACITY_RECHECK_S)
+            message = summary(explain(hosts, need))
+            return Wait("NoCapacity", message, NO_CAPACITY_RECHECK_S, lambda tx: _release_detached(tx, vm))
         for candidate in ranked[:1]:
             self._table.take(candidate.host, need)
 
@@ -80,6 +82,9 @@ class VmController(Controller):
     async def _charge_first(self, tx: Transaction, vm: Resource, ranked: Sequence[Candidate], need: Need) -> Candidate:
         """Charge the VM to the best host that really has room."""
         for candidate in ranked:
+            host = await tx.find_id(candidate.host)
+            if host is None or host.deleting:
+                continue
             try:
                 await tx.charge(space(candidate.host, "memory_mib"), vm.id, need.memory_mib)
                 await tx.charge(space(candidate.host, "vcpus"), vm.id, need.vcpus)
@@ -139,6 +144,9 @@ async def _ensure_parts(tx: Transaction, vm: Resource, links: dict[str, str], as
                 rate_limit_kbps=assigned.rate_limit_kbps,
             ),
         )
+        former = await tx.find(port.kind, vm.account_id, port.name)
+        if former is not None and (former.deleting or former.desired != port.desired):
+            break  # the port that had this place is still leaving; its end wakes the VM
         ports.append((await tx.ensure_child(vm, port, {"network": network})).id)
     return replace(assigned, volumes=(root, *further), ports=tuple(ports))
 
@@ -161,24 +169,32 @@ async def _make_root(tx: Transaction, vm: Resource, assigned: VmAssigned) -> str
     return made.id
 
 
-async def _drop_parts(tx: Transaction, vm: Resource, children: Sequence[Resource]) -> None:
+async def _drop_parts(tx: Transaction, vm: Resource, parts: VmAssigned) -> None:
     """Delete ports whose NIC was taken out of the wish, once the guest let go of them."""
-    assigned: VmAssigned = vm.assigned
-    observed: VmObserved | None = vm.observed
-    attached = observed.ports if observed is not None else ()
-    for child in children:
-        if child.kind == "network.port" and child.id not in assigned.ports and child.id not in attached:
-            await tx.mark_deleting(await tx.get(child.id))
+    held = _held(vm)
+    for child in await tx.children(vm.id):
+        if child.kind == "network.port" and child.id not in parts.ports and held is not None and child.id not in held:
+            await tx.mark_deleting(child)
 
 
 async def _release_detached(tx: Transaction, vm: Resource) -> None:
     """Give volumes free for others that the VM neither wishes nor has."""
     assigned: VmAssigned = vm.assigned
-    observed: VmObserved | None = vm.observed
+    held = _held(vm)
+    if held is None:
+        return
     wished = {target for field, target in (await tx.links(vm.id)).items() if field.startswith("volumes.")}
-    kept = {*assigned.volumes[:1], *wished, *(observed.volumes if observed is not None else ())}
+    kept = {*assigned.volumes[:1], *wished, *held}
     for (claimed,) in await tx.statement(sql.SPACES_OF, owner=vm.id):
         volume = claimed.removeprefix(attachment_space(""))
         if volume != claimed and volume not in kept:
             await tx.release(vm.id, claimed)
             await tx.enqueue(volume)
+
+
+def _held(vm: Resource) -> set[str] | None:
+    """Return the volumes and ports that the host has in the VM or was last told to put there; None: nobody knows."""
+    if not vm.host:
+        return set()
+    observed: VmObserved | None = vm.observed
+    return None if observed is None else {*observed.volumes, *observed.ports, *observed.told}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -42,6 +42,9 @@ class Note(Struct, frozen=True, kw_only=True):
     failures: int = 0
     counted_exit_at: float = 0.0
     shutdown_asked_at: float | None = None
+    started_at: float = 0.0
+    stopped_as_wished: bool = False
+    """The machine was seen stopped while it should be; whoever then wishes it running means a new start."""
 
 
 class Seen(Struct, frozen=True):
@@ -49,6 +52,7 @@ class Seen(Struct, frozen=True):
 
     machine: MachineFact | None
     note: Note
+    noted: bool = False
     addresses: tuple[str, ...] = ()
 
 
@@ -69,10 +73,10 @@ class VmHalf(Half[Seen, Step]):
         """Find the machine, and count an end that nobody asked for once."""
         machine = (await self._machines.get()).get(resource.id)
         note = self._note(resource.id)
-        counted = _count_exit(machine, note)
+        counted = _note_stop(resource, machine, _count_exit(machine, note), peers.now())
         if counted != note:
             self._save(resource.id, counted)
-        return Seen(machine, counted, _addresses(resource, peers))
+        return Seen(machine, counted, self._notes.get(resource.id) is not None, _addresses(resource, peers))
 
     def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
         """Return the next step of the VM."""
@@ -96,8 +100,10 @@ class VmHalf(Half[Seen, Step]):
         try:
             match step.verb:
                 case "start":
+                    self._save(resource.id, note)  # first of all: whatever a start leaves behind is found by its note
                     await self._start(resource, peers)
-                    self._save(resource.id, replace(note, boot_serial=_serial(resource), shutdown_asked_at=None))
+                    started = replace(note, shutdown_asked_at=None, started_at=peers.now(), stopped_as_wished=False)
+                    self._save(resource.id, replace(started, boot_serial=_serial(resource)))
                 case "reset":
                     await self._hypervisor.reset(resource.id)
                     self._save(resource.id, replace(note, boot_serial=_serial(resource)))
@@ -179,11 +185,13 @@ class VmHalf(Half[Seen, Step]):
         """Return the VM's observed section."""
         machine = fact.machine if fact is not None else None
         previous: VmObserved | None = resource.observed
+        told = (*resource.assigned.volumes, *resource.assigned.ports)
         if fact is None:
             return replace(previous or VmObserved(power="absent"), problem=problem)
         if machine is None:
             absent = resource.deleting or resource.desired.power != "stopped"
-            return VmObserved(power="absent" if absent else "stopped", failures=fact.note.failures, problem=problem)
+            power: Literal["absent", "stopped"] = "absent" if absent else "stopped"
+            return VmObserved(power=power, failures=fact.note.failures, told=told, problem=problem)
         live = machine.state in ("running", "paused")
         return VmObserved(
             power=machine.state,
@@ -197,12 +205,13 @@ class VmHalf(Half[Seen, Step]):
             exit=_exit(machine),
             volumes=machine.disks if live else (),
             ports=machine.nics if live else (),
+            told=told,
             problem=problem,
         )
 
     async def inventory(self) -> Collection[str]:
-        """Return every machine on the host."""
-        return (await self._hypervisor.observe()).keys()
+        """Return every machine on the host, and all that a note was made of."""
+        return {*(await self._hypervisor.observe()), *self._notes.ids()}
 
     async def remove(self, id: str) -> None:
         """Remove the machine, its seed, log and note."""
@@ -235,13 +244,13 @@ def _serial(resource: Resource) -> int:
 def _fact(seen: Seen) -> Fact:
     machine, note = seen.machine, seen.note
     if machine is None:
-        return Fact(state="absent", boot_serial=note.boot_serial, failures=note.failures)
+        return Fact(state="absent", boot_serial=note.boot_serial, failures=note.failures, noted=seen.noted)
     live = machine.state in ("running", "paused")
     return Fact(
         state=machine.state,
         volumes=machine.disks if live else (),
         ports=machine.nics if live else (),
-        exit_reason=machine.exit.reason if machine.exit else "",
+        exit_reason=_exit_reason(machine, note),
         exit_at=machine.exit.at if machine.exit else 0.0,
         boot_serial=note.boot_serial,
         failures=note.failures,
@@ -254,10 +263,34 @@ def _count_exit(machine: MachineFact | None, note: Note) -> Note:
     if machine is None or machine.state != "stopped" or machine.exit is None or machine.exit.at <= note.counted_exit_at:
         return note
     if machine.exit.reason in ("powered-off", "guest-shutdown"):
-        return replace(note, failures=0, counted_exit_at=machine.exit.at, shutdown_asked_at=None)
-    ran_s = machine.exit.at - (machine.started_at or machine.exit.at)
+        asked = note.stopped_as_wished or note.shutdown_asked_at is not None
+        counted = replace(note, failures=0, counted_exit_at=machine.exit.at)
+        return replace(counted, shutdown_asked_at=None, stopped_as_wished=asked)
+    ran_s = machine.exit.at - (note.started_at or machine.exit.at)
     failures = 1 if ran_s >= STABLE_S else note.failures + 1
     return replace(note, failures=failures, counted_exit_at=machine.exit.at, shutdown_asked_at=None)
+
+
+def _note_stop(resource: Resource, machine: MachineFact | None, note: Note, now: float) -> Note:
+    """Return the note, which remembers that a wish to stop was fulfilled, however the machine came to its end.
+
+    A guest that was asked to power off, and need not any more, is forgiven when it did not in time.
+    """
+    desired: VmDesired = resource.desired
+    if machine is None or (machine.state == "stopped") != (desired.power == "stopped"):
+        return note
+    if machine.state == "stopped":
+        return replace(note, stopped_as_wished=True)
+    asked = note.shutdown_asked_at
+    late = asked is not None and now - asked > desired.shutdown_timeout_s
+    return replace(note, shutdown_asked_at=None) if late else note
+
+
+def _exit_reason(machine: MachineFact, note: Note) -> str:
+    """Return why the machine ended, for the plan; a guest that shut down on our wish did not do so by itself."""
+    if machine.exit is None:
+        return ""
+    return "powered-off" if note.stopped_as_wished else machine.exit.reason
 
 
 def _missing(resource: Resource, peers: Peers) -> str:

@@ -76,6 +76,8 @@ class Fact(Struct, frozen=True, kw_only=True):
     boot_serial: int = 0
     failures: int = 0
     shutdown_asked_at: float | None = None
+    noted: bool = False
+    """Whether something of an absent machine (a seed, a note) may be left."""
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -89,7 +91,7 @@ class Step(Struct, frozen=True, kw_only=True):
 def plan(wish: Wish, fact: Fact, now: float) -> Step | None:
     """Return the next step from ``fact`` to ``wish``; None when nothing is to be done until something changes."""
     if wish.deleting:
-        return None if fact.state == "absent" else Step(verb="remove")
+        return None if fact.state == "absent" and not fact.noted else Step(verb="remove")
     if wish.power == "stopped":
         return _plan_stop(wish, fact, now)
     if fact.state in ("absent", "stopped"):

@@ -107,6 +107,8 @@ class VmObserved(Struct, frozen=True, kw_only=True):
     exit: VmExit | None = None
     volumes: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+    """Volumes and ports that the host was told to plug in when it looked: what left this list comes back no more."""
     problem: Problem | None = None
 
 

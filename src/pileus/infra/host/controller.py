@@ -9,7 +9,7 @@ from pileus.infra.host.types import SILENT_AFTER_S, HostAssigned, HostDesired, H
 from pileus.kernel.clock import iso
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
-from pileus.kernel.outcome import Done, Outcome
+from pileus.kernel.outcome import Done, Outcome, Waiting
 from pileus.kernel.quota import remove_limits, set_limits
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.store import Store
@@ -21,7 +21,9 @@ class HostController(Controller):
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Put the reported capacity in force, and note when the host went silent or spoke again."""
-        if resource.deleting or resource.assigned is None:
+        if resource.deleting:
+            return Done(lambda tx: _wait_until_empty(tx, resource))
+        if resource.assigned is None:
             return Done()
         rows = await store.fetch(sql.PRESENCE, host=resource.id)
         seen_at = rows[0][0] if rows else None
@@ -47,8 +49,14 @@ class HostController(Controller):
 async def _set_budgets(tx: Transaction, resource: Resource) -> None:
     observed: HostObserved | None = resource.observed
     desired: HostDesired = resource.desired
-    if observed is not None:
+    if observed is not None and observed.problem is None:  # else it is as large as it was
         await set_limits(tx, resource.id, asdict(capacity(desired, observed)))
+
+
+async def _wait_until_empty(tx: Transaction, host: Resource) -> None:
+    """Something may have been placed on it in the moment it was deleted."""
+    for kind, name in await tx.statement(sql.TENANTS_ON_HOST, host=host.id):
+        raise Waiting("InUse", f"still has {kind.partition('.')[2]} {name}", 5.0)
 
 
 async def wake_silent(store: Store) -> None:

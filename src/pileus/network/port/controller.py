@@ -24,7 +24,7 @@ class PortController(Controller):
         assigned: PortAssigned | None = resource.assigned
         observed: PortObserved | None = resource.observed
         if resource.deleting:
-            if assigned is None or observed is None or observed.state == "absent":
+            if assigned is None or (resource.gone_confirmed and observed is not None and observed.state == "absent"):
                 return Done()
             return Wait("Deleting", "its host still has it plugged", after_s=30.0)
         vm = await store.get(resource.owner)
@@ -47,6 +47,9 @@ class PortController(Controller):
         """Give back the addresses, and the account's VLAN ID with its last port in the zone."""
         assigned: PortAssigned | None = resource.assigned
         if assigned is None:
+            network = await tx.get((await tx.links(resource.id))["network"])
+            for number in wished_numbers(network.desired.range, resource.desired):
+                await tx.release(resource.owner, address_space(network.id), str(number))
             return
         network = await tx.get(assigned.network)
         for number in host_numbers(network.desired.range, (assigned.address, *assigned.extra_addresses)):

@@ -39,8 +39,8 @@ class PoolController(Controller):
         """Put the reported size in force."""
         observed: PoolObserved | None = resource.observed
         desired: PoolDesired = resource.desired
-        if resource.deleting or observed is None:
-            return Done()
+        if resource.deleting or observed is None or observed.problem is not None:
+            return Done()  # a pool that could not be looked at is as large as it was
         size = observed.total_gib * desired.overcommit_percent // 100
         return Done(lambda tx: tx.set_capacity(space(resource.id, "disk_gib"), size))
 

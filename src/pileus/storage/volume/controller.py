@@ -24,7 +24,7 @@ class VolumeController(Controller):
         assigned: VolumeAssigned = resource.assigned
         observed: VolumeObserved | None = resource.observed
         if resource.deleting:
-            if not assigned.host or observed is None or observed.state == "absent":
+            if not assigned.host or (resource.gone_confirmed and observed is not None and observed.state == "absent"):
                 return Done()
             return Wait("Deleting", "its host still has the disk", after_s=30.0)
         if assigned.host:

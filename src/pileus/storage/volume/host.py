@@ -45,8 +45,8 @@ class VolumeHalf(Half[Seen, Step]):
             deleting=resource.deleting,
             size_bytes=resource.desired.size_gib * GIB,
             used=any(
-                vm.observed is not None and resource.id in vm.observed.volumes for vm in peers.peers("compute.vm")
-            ),
+                vm.observed is None or resource.id in vm.observed.volumes for vm in peers.peers("compute.vm")
+            ),  # a VM that was not looked at yet may run and have any volume open
             image_needed=not fact.image_cached,
         )
         return plan(wish, Fact(size_bytes=fact.volume.size_bytes if fact.volume else None))
