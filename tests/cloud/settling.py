@@ -148,14 +148,20 @@ async def _check_parts(store: Store) -> None:
     vms = {vm.id: vm for vm in await _all(store, "compute.vm")}
     for kind, word in (("network.port", "ports"), ("storage.volume", "volumes")):
         for part in await _all(store, kind):
-            if part.owner in vms and part.id not in getattr(vms[part.owner].assigned, word):
-                raise Broken(f"{part} is no part of {vms[part.owner]} any more")
+            if part.owner in vms and part.id not in _parts(vms[part.owner], word):
+                raise Broken(f"{part} is no part of {vms[part.owner]!r} any more")
     for space, value, owner in await store.fetch(CLAIMS):
         if space.startswith("attachment/") and owner in vms:
             volume = space.removeprefix("attachment/")
-            wished = set((await store.links(owner)).values())
-            if volume not in vms[owner].assigned.volumes and volume not in wished:
-                raise Broken(f"{space} {value} is kept by {vms[owner]}, which does not have it")
+            wished = (await store.links(owner)).values()
+            if volume not in _parts(vms[owner], "volumes") and volume not in wished:
+                raise Broken(f"{space} {value} is kept by {vms[owner]!r}, which does not have it")
+
+
+def _parts(vm: Resource, word: str) -> set[str]:
+    """Return what is assigned, and what a paused guest could not let go of yet."""
+    kept = getattr(vm.observed, word) if vm.observed is not None and vm.observed.power == "paused" else ()
+    return {*getattr(vm.assigned, word), *kept}
 
 
 async def clear(world: Cloud) -> None:
