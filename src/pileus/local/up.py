@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from pileus.agent import run as agent
+from pileus.drivers.host.qemu.procfs import identify, read_stat
 from pileus.local.furnish import furnish
 from pileus.server.run import ServerSettings, Started, serve
 
@@ -32,20 +33,24 @@ class UpSettings(Struct, frozen=True, kw_only=True):
 
 
 class Running(Struct, frozen=True, kw_only=True):
-    """A cloud that runs here, as noted in its data folder."""
+    """A cloud that runs here, as noted in its data folder.
+
+    ``start_ticks`` tells its process from a later one with the same number: a killed cloud leaves its note behind.
+    """
 
     pid: int
     url: str
+    start_ticks: int
 
     @staticmethod
     def load(data: Path) -> Running | None:
         """Return what is noted, if the process is alive."""
         try:
             noted = msgspec.json.decode((data / "running.json").read_bytes(), type=Running)
-            os.kill(noted.pid, 0)
         except (OSError, msgspec.DecodeError):
             return None
-        return noted
+        stat = read_stat(noted.pid)
+        return noted if stat is not None and stat.identity.start_ticks == noted.start_ticks else None
 
     def save(self, data: Path) -> None:
         """Note it."""
@@ -100,7 +105,9 @@ async def _ready(
             if all(row is None or (row.ready is not None and row.ready.status == "true") for row in rows):
                 break
             await changes.wait(1.0)
-    Running(pid=os.getpid(), url=started.url).save(settings.data)
+    own = identify(os.getpid())
+    assert own is not None  # we run
+    Running(pid=own.pid, url=started.url, start_ticks=own.start_ticks).save(settings.data)
     ready(started)
 
 

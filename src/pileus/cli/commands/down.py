@@ -43,6 +43,7 @@ def command(data: Path | None, *, keep_vms: bool, delete: bool, yes: bool) -> No
         count = asyncio.run(_take_down(AgentSettings(data=folder)))
         click.echo(f"{count} VMs powered off, network taken down")
     if delete:
+        shutil.rmtree(AgentSettings(data=folder).paths.run, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
         click.echo(f"deleted {folder}")
 
