@@ -129,14 +129,29 @@ def disk_nodes(disk: DiskAttachment, fdsets: tuple[int, ...]) -> list[QmpArgumen
         if not read_only:
             options["discard"] = "unmap"
         file, node = f"f{depth}-{tag}", f"l{depth}-{tag}"
-        nodes.append({"driver": "file", "node-name": file, "filename": f"/dev/fdset/{fdsets[depth]}",
-                      "locking": "on", "aio": "threads", **options})
+        nodes.append(
+            {
+                "driver": "file",
+                "node-name": file,
+                "filename": f"/dev/fdset/{fdsets[depth]}",
+                "locking": "on",
+                "aio": "threads",
+                **options,
+            }
+        )
         layer: QmpArguments = {"driver": form, "node-name": node, "file": file, **options}
         if form == "qcow2":
             layer["backing"] = f"l{depth + 1}-{tag}" if depth + 1 < len(layers) else None
         nodes.append(layer)
-    nodes.append({"driver": "throttle", "node-name": f"top-{tag}", "throttle-group": throttle_group(disk.id),
-                  "file": f"l0-{tag}", "read-only": disk.read_only})
+    nodes.append(
+        {
+            "driver": "throttle",
+            "node-name": f"top-{tag}",
+            "throttle-group": throttle_group(disk.id),
+            "file": f"l0-{tag}",
+            "read-only": disk.read_only,
+        }
+    )
     return nodes
 
 
@@ -162,8 +177,13 @@ def throttle_object(disk: DiskAttachment) -> QmpArguments:
 
 def disk_plug(disk: DiskAttachment, slot: int, bootable: bool = False) -> QmpArguments:
     """Return the arguments of device_add for a disk."""
-    plug: QmpArguments = {"driver": "virtio-blk-pci", "id": disk_device(disk.id), "drive": f"top-{_tag(disk.id)}",
-                          "serial": disk.id[-20:], "addr": f"{slot:#x}"}
+    plug: QmpArguments = {
+        "driver": "virtio-blk-pci",
+        "id": disk_device(disk.id),
+        "drive": f"top-{_tag(disk.id)}",
+        "serial": disk.id[-20:],
+        "addr": f"{slot:#x}",
+    }
     return plug | {"bootindex": 1} if bootable else plug
 
 
@@ -174,8 +194,14 @@ def netdev(nic: str) -> str:
 
 def nic_plug(nic: NicAttachment, slot: int) -> QmpArguments:
     """Return the arguments of device_add for a NIC; without a boot ROM, which costs start-up time."""
-    return {"driver": "virtio-net-pci", "id": nic_device(nic.id), "netdev": netdev(nic.id), "mac": nic.mac,
-            "romfile": "", "addr": f"{slot:#x}"}
+    return {
+        "driver": "virtio-net-pci",
+        "id": nic_device(nic.id),
+        "netdev": netdev(nic.id),
+        "mac": nic.mac,
+        "romfile": "",
+        "addr": f"{slot:#x}",
+    }
 
 
 def _tag(id_: str) -> str:
@@ -209,8 +235,14 @@ def _boot(boot: DirectBoot | None, files: OpenFiles) -> list[str]:
     if boot is None:
         return []
     # The magic link opens the file itself, whatever the folders above it allow.
-    return ["-kernel", f"/proc/self/fd/{files.kernel}", "-initrd", f"/proc/self/fd/{files.initrd}",
-            "-append", boot.append]
+    return [
+        "-kernel",
+        f"/proc/self/fd/{files.kernel}",
+        "-initrd",
+        f"/proc/self/fd/{files.initrd}",
+        "-append",
+        boot.append,
+    ]
 
 
 def _disks(spec: MachineSpec, files: OpenFiles, slots: Mapping[str, int]) -> list[str]:
@@ -236,8 +268,16 @@ def _seed(files: OpenFiles) -> list[str]:
     file = {"driver": "file", "node-name": "seed-file", "filename": f"/dev/fdset/{_SEED_SET}", "read-only": True}
     node = {"driver": "raw", "node-name": "seed", "file": "seed-file", "read-only": True}
     plug = {"driver": "virtio-blk-pci", "id": "seed", "drive": "seed", "serial": "seed", "addr": f"{SEED_SLOT:#x}"}
-    return ["-add-fd", f"fd={files.seed},set={_SEED_SET},opaque=seed", "-blockdev", json.dumps(file),
-            "-blockdev", json.dumps(node), "-device", json.dumps(plug)]
+    return [
+        "-add-fd",
+        f"fd={files.seed},set={_SEED_SET},opaque=seed",
+        "-blockdev",
+        json.dumps(file),
+        "-blockdev",
+        json.dumps(node),
+        "-device",
+        json.dumps(plug),
+    ]
 
 
 def _nics(spec: MachineSpec, files: OpenFiles, slots: Mapping[str, int]) -> list[str]:
