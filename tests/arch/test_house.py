@@ -28,6 +28,7 @@ BANNED = {"manager", "helper", "util", "utils", "handler", "data", "info", "proc
 
 ALLOWED_WORDS = {
     "data": "the data folder of a server",
+    "data_option": "the data folder of a server",
     "default_data": "the data folder of a server",
     "data_received": "asyncio.Protocol's method",
     "user_data": "NoCloud's word",
