@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from pileus.cli.client import Client, Json
-from pileus.cli.failure import NOT_FOUND, TIMED_OUT, UNREACHABLE, Failure
+from pileus.cli.failure import NOT_FOUND, REFUSED, TIMED_OUT, UNREACHABLE, Failure
 from pileus.cli.paths import find, parse
 from pileus.cli.progress import Progress
 from pileus.cli.session import Session, noun, root
@@ -55,6 +55,11 @@ class Goal:
 def is_ready(resource: Json) -> bool:
     """Tell whether the condition Ready is true and nobody deletes the resource."""
     return state_of(resource)[0] == "true" and not resource["deleting_at"]
+
+
+def is_refused(resource: Json) -> bool:
+    """Tell whether the resource stays unready until its owner does something: what was uploaded is no good."""
+    return (resource["observed"] or {}).get("state") == "refused"
 
 
 READY = Goal(text="ready", met=is_ready)
@@ -160,6 +165,8 @@ class _Wait:
                 self._latest[id] = resource
                 if self._goal.met(resource):
                     self._pending.discard(id)
+                elif self._goal is READY and is_refused(resource):
+                    raise self._refused(resource)
         elif event == "gone":
             self._note_gone(str(msgspec.json.decode(text, type=Json)["id"]))
         elif event == "synced":
@@ -183,6 +190,9 @@ class _Wait:
     def _first(self) -> str:
         resource = self._latest[min(self._pending)]
         return f"{noun(self._kind, resource)}: {why(resource)}"
+
+    def _refused(self, resource: Json) -> Failure:
+        return Failure(f"{noun(self._kind, resource)} is refused: {why(resource)}", exit_code=REFUSED)
 
     def _refuse_late(self) -> None:
         if time.monotonic() < self._until:

@@ -15,6 +15,7 @@ import msgspec
 from pileus.cli.contexts import Context
 from pileus.compute.vm.types import VmDesired, VmObserved
 from pileus.kernel.errors import Transient
+from pileus.kernel.fields import Problem
 from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
@@ -29,6 +30,8 @@ from pileus.storage.image.types import ImageObserved
 
 LIMIT_S = 60.0
 HOST = "host-1"
+REFUSED_BYTES = 777
+"""An upload of this size is refused by inspection."""
 
 
 class Console:
@@ -155,6 +158,10 @@ def _wiring(vms: Vms, hosts: Hosts, uploads: list[tuple[str, str, int]]) -> Wiri
             uploads.append((part, sha256, size_bytes))
             if part == "disk":
                 observed = ImageObserved(state="available", size_bytes=size_bytes, sha256=sha256)
+                if size_bytes == REFUSED_BYTES:
+                    observed = ImageObserved(
+                        state="refused", problem=Problem(reason="BadSize", message="this is no disk; upload it again")
+                    )
                 await store.write(lambda tx: _observe(tx, image.id, observed))
 
         return note

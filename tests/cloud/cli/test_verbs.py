@@ -101,6 +101,8 @@ def test_all_accounts_are_told_apart_by_a_column(pileus: Run, account: str, web:
     mine = next(row for row in rows if f" {account} " in row)
     assert " main " in mine
     assert pileus("get", "vm", web, "-A", "-l", "tier=front", "-o", "json").json["items"][0]["name"] == web
+    none = pileus("get", "vm", "no-such-vm", "-A")
+    assert (none.code, none.err) == (NOT_FOUND, "error: there is no vm no-such-vm in any account\n")
 
 
 def test_filters_reach_the_server(pileus: Run, account: str, web: str) -> None:
@@ -395,6 +397,25 @@ def test_an_upload_that_is_not_what_it_says_can_be_repeated(
     again = pileus("create", "image", "bad", "--account", account, "--file", str(disk), "--sha256", digest)
     assert again.code == REFUSED
     assert "already" not in again.err
+
+
+def test_an_upload_that_inspection_refuses_ends_the_wait_and_can_be_repeated(
+    pileus: Run, account: str, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(b"x" * 777)
+    create = ("create", "image", "odd", "--account", account, "--file", str(disk), "--wait")
+    ran = pileus(*create)
+    assert ran.code == REFUSED
+    assert f"image odd of account {account} is refused: BadSize: this is no disk; upload it again" in ran.err
+    disk.write_bytes(b"x" * 1024)
+    other = pileus(*create, "--format", "qcow2")
+    assert other.code == REFUSED
+    assert "the one there has another format" in other.err
+    assert pileus(*create).code == OK
+    taken = pileus(*create)
+    assert taken.code == REFUSED
+    assert "odd" in taken.err
 
 
 def test_a_disk_may_come_from_standard_input(

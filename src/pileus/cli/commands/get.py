@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from pileus.cli.client import Json
-from pileus.cli.failure import UNREACHABLE, Failure
+from pileus.cli.failure import NOT_FOUND, UNREACHABLE, Failure
 from pileus.cli.output import Output, Referred, output_option, render
 from pileus.cli.session import (
     Session,
@@ -126,6 +126,9 @@ class View:
                 items.extend(page["items"])
                 # The oldest page decides: a change after it is told again rather than lost.
                 self._revision = min(self._revision or page["revision"], page["revision"])
+        if self._names and not items:
+            missing = " or ".join(self._names)
+            raise Failure(f"there is no {self._kind.short} {missing} in any account", exit_code=NOT_FOUND)
         return {"items": items}, items
 
     def _changes(self) -> Iterator[tuple[str, Json]]:

@@ -60,14 +60,19 @@ def create_image(session: Session, kind: Kind, **options: Any) -> None:
 
 
 def _made(session: Session, kind: Kind, desired: Json, options: Json, *, resumable: bool) -> Json:
-    """Return the new image; one of that name that still awaits its disk serves as well."""
+    """Return the new image; one of that name that still has no good disk serves as well."""
     try:
         return post(session, kind, desired, options)
     except Failure as failure:
         if failure.code != "already-exists" or not resumable or options["dry_run"]:
             raise
         there = session.get(kind, options["name"], options["account"])
-        if (there["observed"] or {}).get("state", "awaiting-upload") != "awaiting-upload":
+        state = (there["observed"] or {}).get("state", "awaiting-upload")
+        other = [name for name, value in desired.items() if there["desired"].get(name) != value]
+        if state not in ("awaiting-upload", "refused"):
+            raise
+        if other:
+            failure.hint = f"the one there has another {other[0]}; delete it first, or take another name"
             raise
         return there
 
