@@ -18,7 +18,7 @@ EXIT_CODES: tuple[tuple[int, str], ...] = (
     (OK, "success"),
     (BUG, "something unexpected: a bug, or a server that failed"),
     (USAGE, "the command line says something that cannot be"),
-    (REFUSED, "the server refused it"),
+    (REFUSED, "refused: by the server, or by this machine"),
     (NOT_FOUND, "there is no such object"),
     (TIMED_OUT, "waiting timed out"),
     (UNREACHABLE, "no server answers"),

@@ -11,8 +11,8 @@ from types import TracebackType
 import click
 
 from pileus import __version__
-from pileus.cli.failure import BROKEN_PIPE, BUG, EXIT_CODES, INTERRUPTED, OK, USAGE, Failure, suggestion
-from pileus.kernel.errors import PileusError
+from pileus.cli.failure import BROKEN_PIPE, BUG, EXIT_CODES, INTERRUPTED, OK, REFUSED, USAGE, Failure, suggestion
+from pileus.kernel.errors import PileusError, Rejected
 
 COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     "See": {
@@ -145,7 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Failure as failure:
         return _fail(failure.message, failure.hint, failure.exit_code)
     except PileusError as error:
-        return _fail(error.message, "", BUG)
+        # From a command that does its work here, such as `up`: no server was asked.
+        return _fail(error.message, "", REFUSED if isinstance(error, Rejected) else BUG)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except ReaderGone:
