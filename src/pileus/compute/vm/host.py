@@ -68,6 +68,9 @@ class VmHalf(Half[Seen, Step]):
         self._switch = switch
         self._notes = notes
         self._machines = Snapshot(hypervisor.observe)
+        hypervisor.on_change(lambda machine: self._machines.changed())
+        # A hint may come within the age of the last look: that look is of before.
+        hypervisor.on_change(lambda machine: self._machines.changed())
 
     async def observe(self, resource: Resource, peers: Peers) -> Seen:
         """Find the machine, and count an end that nobody asked for once."""
