@@ -14,13 +14,15 @@ from pileus.drivers.host.disk.fake import FakePool, FakePoolWorld
 from pileus.drivers.host.guest.fake import FakeGuest, GuestWorld
 from pileus.drivers.host.notes import MemoryNotes
 from pileus.drivers.host.ovs.fake import FakeSwitch, FakeSwitchWorld
-from pileus.drivers.host.qemu.fake import FakeHost, FakeHypervisor
+from pileus.drivers.host.qemu.fake import FakeHost, FakeHypervisor, FakeLatency
 from pileus.drivers.host.system.fake import FakeSystem
 from pileus.kernel.clock import Clock
 from pileus.registry import KINDS
 
 DISK_BYTES = 10 * 2**40
-
+INSTANT = FakeLatency(
+    start_s=0, shutdown_s=0, power_off_s=0, plug_s=0, unplug_s=0, unplug_timeout_s=15, ask_s=0, jitter=0
+)
 
 IMAGE = b"a simulated disk"
 """Content of the only image that simulated hosts know."""
@@ -34,11 +36,14 @@ async def simulated_image(id: str, part: str) -> AsyncIterator[bytes]:
 class SimulatedHost:
     """One simulated machine."""
 
-    def __init__(self, clock: Clock, *, seed: int = 0, cpus: int = 32, memory_mib: int = 262_144) -> None:
+    def __init__(
+        self, clock: Clock, *, seed: int = 0, cpus: int = 32, memory_mib: int = 262_144, instant: bool = False
+    ) -> None:
+        """``instant``: what drivers do takes no time; else about as long as the real ones."""
         self._clock = clock
-        self.machines = FakeHost(seed=seed, clock=clock, memory_mib=memory_mib)
-        self.switch = FakeSwitchWorld()
-        self.pool = FakePoolWorld()
+        self.machines = FakeHost(seed=seed, clock=clock, memory_mib=memory_mib, latency=INSTANT if instant else None)
+        self.switch = FakeSwitchWorld(latencies_s={}) if instant else FakeSwitchWorld()
+        self.pool = FakePoolWorld(latencies_s={}) if instant else FakePoolWorld()
         self.guests = GuestWorld()
         self.notes = MemoryNotes()
         self.slice = MemorySlice()

@@ -61,13 +61,14 @@ async def furnish(started: Started, identity: Path, say: Say) -> None:
     """Make what is missing; what is there stays as its operator left it."""
     parts = started.parts
     for each in wanted():
-        await _ensure(parts, each)
+        await ensure(parts, each)
     await _ensure_image(parts, say)
     await _ensure_joined(started, identity)
-    await _ensure_context(started)
+    await ensure_context(started, NAME)
 
 
-async def _ensure(parts: Parts, each: Wanted) -> Resource:
+async def ensure(parts: Parts, each: Wanted) -> Resource:
+    """Return the object, made now if it is missing."""
     found = await parts.store.find(each.kind, "", each.name)
     if found is None:
         body = msgspec.json.encode({"name": each.name, "desired": each.desired})
@@ -86,7 +87,7 @@ async def _ensure_image(parts: Parts, say: Say) -> None:
     if built is None:
         say("building the image tiny from Debian packages (once, about half a minute)")
         built = await asyncio.to_thread(build_tiny, cache_folder("tiny"), lambda line: say(f"  {line}"))
-    image = await _ensure(parts, Wanted("storage.image", "tiny", {"format": "qcow2", "append": built.append}))
+    image = await ensure(parts, Wanted("storage.image", "tiny", {"format": "qcow2", "append": built.append}))
     say("registering the image tiny")
     for part, file in _files(built).items():
         received = await parts.images.receive(image.id, part, _read(file), announced=file.stat().st_size, digests=())
@@ -115,9 +116,9 @@ async def _ensure_joined(started: Started, folder: Path) -> None:
     await join(started.url, token.token, folder)
 
 
-async def _ensure_context(started: Started) -> None:
-    """Have the context ``local`` with a key that works."""
-    known = contexts.load().contexts.get(NAME)
+async def ensure_context(started: Started, name: str) -> None:
+    """Have the context ``name`` with an operator's key that works, and make it the current one."""
+    known = contexts.load().contexts.get(name)
     if known is not None and started.operator_key is None and known.server == started.url and known.ca == started.ca:
         try:
             await started.parts.auth.principal(f"Bearer {known.key}", "local")
@@ -125,4 +126,4 @@ async def _ensure_context(started: Started) -> None:
         except Unauthenticated:
             pass
     key = started.operator_key or await replace_operator_key(started.parts.store)
-    contexts.put(NAME, contexts.Context(server=started.url, ca=started.ca, key=key))
+    contexts.put(name, contexts.Context(server=started.url, ca=started.ca, key=key))

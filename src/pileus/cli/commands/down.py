@@ -35,7 +35,7 @@ def command(data: Path | None, *, keep_vms: bool, delete: bool, yes: bool) -> No
         click.confirm(f"delete everything in {folder}, volumes of tenants included?", abort=True)
     running = Running.load(folder)
     if running is not None:
-        _stop(running.pid)
+        end(running.pid)
         click.echo("server and agent stopped")
     elif not delete:
         click.echo(f"no cloud runs from {folder}")
@@ -48,12 +48,12 @@ def command(data: Path | None, *, keep_vms: bool, delete: bool, yes: bool) -> No
         click.echo(f"deleted {folder}")
 
 
-def _stop(pid: int) -> None:
+def end(pid: int) -> None:
     """End the process and wait until it is gone. Raises: ClickException when it does not end."""
     try:
         os.kill(pid, signal.SIGTERM)
-        end = time.monotonic() + STOP_TIMEOUT_S
-        while time.monotonic() < end:
+        limit = time.monotonic() + STOP_TIMEOUT_S
+        while time.monotonic() < limit:
             os.kill(pid, 0)
             time.sleep(0.05)
     except ProcessLookupError:
