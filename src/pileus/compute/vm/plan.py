@@ -132,7 +132,7 @@ def _plan_start(wish: Wish, fact: Fact, now: float) -> Step | None:
 
 def backoff_s(failures: int) -> float:
     """Return the seconds between the end of a VM and its restart: none for the first, then 10 s doubling to 5 min."""
-    return 0.0 if failures <= 1 else min(BACKOFF_FIRST_S * 2.0 ** (failures - 2), BACKOFF_MAX_S)
+    return 0.0 if failures <= 1 else min(BACKOFF_FIRST_S * 2.0 ** min(failures - 2, 16), BACKOFF_MAX_S)
 
 
 def _plan_devices(wish: Wish, fact: Fact) -> Step | None:

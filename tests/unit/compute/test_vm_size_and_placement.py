@@ -1,0 +1,93 @@
+"""How large a VM becomes, and which host takes it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pileus.compute.offering.types import OfferingDesired
+from pileus.compute.vm.placement import Candidate, Need, explain, fits, rank, refusal, summary
+from pileus.compute.vm.plan import size
+from pileus.compute.vm.types import VmDesired
+from pileus.kernel.errors import Invalid
+
+OFFERING = OfferingDesired(vcpus=2, memory_mib=512, disk_gib=4, iops_limit=100)
+NEED = Need(zone="z", vcpus=2, memory_mib=512, disk_gib=4)
+
+
+def host(
+    name: str, *, zone: str = "z", vcpus: int = 8, mib: int = 4096, gib: int = 100, refuses: str = ""
+) -> Candidate:
+    """Return a host."""
+    return Candidate(host=name, name=name, zone=zone, vcpus=vcpus, memory_mib=mib, disk_gib=gib, refuses=refuses)
+
+
+def test_an_offering_gives_its_size_and_limits() -> None:
+    got = size(VmDesired(offering="small"), OFFERING, image_gib=1)
+    assert (got.vcpus, got.memory_mib, got.disk_gib, got.iops_limit) == (2, 512, 4, 100)
+
+
+def test_the_disk_is_as_asked_else_the_larger_of_offering_and_image() -> None:
+    assert size(VmDesired(), OFFERING, image_gib=9).disk_gib == 9
+    assert size(VmDesired(disk_gib=12), OFFERING, image_gib=9).disk_gib == 12
+    assert size(VmDesired(vcpus=1, memory_mib=64), None, image_gib=0).disk_gib == 1
+
+
+@pytest.mark.parametrize(
+    ("desired", "offering", "message"),
+    [
+        (VmDesired(offering="small", vcpus=1), OFFERING, "give an offering, or vcpus with memory_mib, not both"),
+        (VmDesired(vcpus=1), None, "vcpus and memory_mib belong together; give both, or an offering"),
+        (VmDesired(memory_mib=64), None, "vcpus and memory_mib belong together; give both, or an offering"),
+        (VmDesired(disk_gib=2), OFFERING, "the image needs a disk of 3 GiB, 2 were asked"),
+    ],
+)
+def test_a_size_that_makes_no_sense_is_refused(
+    desired: VmDesired, offering: OfferingDesired | None, message: str
+) -> None:
+    with pytest.raises(Invalid) as refused:
+        size(desired, offering, image_gib=3)
+    assert refused.value.message == message
+    assert refused.value.field is not None
+
+
+@pytest.mark.parametrize(
+    ("candidate", "need", "reason"),
+    [
+        (host("a", zone="y"), NEED, "OtherZone"),
+        (host("a", refuses="Cordoned"), NEED, "Cordoned"),
+        (host("a"), Need(zone="z", vcpus=1, memory_mib=1, disk_gib=1, only_host="b"), "VolumeElsewhere"),
+        (host("a", mib=511), NEED, "NoMemory"),
+        (host("a", vcpus=1), NEED, "NoVcpus"),
+        (host("a", gib=3), NEED, "NoDisk"),
+        (host("a", mib=512, vcpus=2, gib=4), NEED, None),
+    ],
+)
+def test_a_host_refuses_for_the_reason_that_it_has(candidate: Candidate, need: Need, reason: str | None) -> None:
+    found = refusal(candidate, need)
+    assert (found.reason if found else None) == reason
+    assert fits(candidate, need) == (reason is None)
+
+
+def test_the_host_with_most_memory_free_comes_first_whatever_the_order() -> None:
+    seed = 7
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    hosts = [host(f"h{number:03}", mib=chance.randrange(100, 9000)) for number in range(300)]
+    best = rank(hosts, NEED, limit=8)
+    expected = sorted(
+        (each for each in hosts if each.memory_mib >= 512), key=lambda each: (-each.memory_mib, each.host)
+    )
+    assert best == expected[:8]
+    chance.shuffle(hosts)
+    assert rank(hosts, NEED, limit=8) == best
+
+
+def test_no_host_that_refuses_is_ever_ranked() -> None:
+    hosts = [host("a", refuses="Cordoned"), host("b", mib=1), host("c", zone="y")]
+    assert rank(hosts, NEED) == []
+    assert summary(explain(hosts, NEED)) == (
+        "no host takes it: Cordoned on 1, NoMemory on 1, OtherZone on 1 of 3 hosts (host a: takes no VMs now)"
+    )
+    assert summary([]) == "there is no host yet; `pileus get host` lists them"
