@@ -39,8 +39,8 @@ test-contract: ## fakes against the real QEMU, Open vSwitch and PostgreSQL
 test-vm: ## real VMs; needs root
 	@$(PY) -m tools.suites vm
 
-bench: ## every benchmark, as JSON lines
-	@for file in benchmarks/[a-z]*.py; do $(PY) "$$file" || exit 1; done
+bench: ## every benchmark: JSON lines as they come, a table at the end
+	@$(PY) -m tools.bench
 
 docs: ## write the generated reference, the schemas and the tree in DEVELOPMENT.md
 	$(PY) -m tools.reference
