@@ -100,7 +100,8 @@ def invalid(error: msgspec.ValidationError, path: str) -> Invalid:
 UNITS = {
     "_mib": " (a whole number of MiB)",
     "_gib": " (a whole number of GiB)",
-    "_kbps": " (a whole number of kilobits or kilobytes per second, see its description)",
+    "_kbps": " (a whole number of kilobits per second)",
+    "_kib_s": " (a whole number of KiB per second)",
     "_s": " (a whole number of seconds)",
     "_bytes": " (a whole number of bytes)",
 }

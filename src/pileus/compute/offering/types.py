@@ -17,8 +17,8 @@ class OfferingDesired(Struct, frozen=True, kw_only=True):
     memory_mib: Annotated[int, Meta(ge=32, le=4_194_304, description="Memory in MiB.")]
     disk_gib: Annotated[int, Meta(ge=1, le=65_536, description="Size of the root volume in GiB.")]
     iops_limit: Annotated[int, Meta(ge=0, le=10_000_000, description="Disk operations per second; 0: no limit.")] = 0
-    bandwidth_limit_kbps: Annotated[
-        int, Meta(ge=0, le=1_000_000_000, description="Disk throughput in kilobytes per second; 0: no limit.")
+    throughput_limit_kib_s: Annotated[
+        int, Meta(ge=0, le=1_000_000_000, description="Disk throughput in KiB per second; 0: no limit.")
     ] = 0
     rate_limit_kbps: Annotated[
         int, Meta(ge=0, le=1_000_000_000, description="Network rate of each NIC in kilobits per second; 0: no limit.")

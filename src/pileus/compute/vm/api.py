@@ -42,6 +42,7 @@ class VmAdmission(Admission):
             _check_update(change.old, desired, wanted)
             await _charge_host(tx, change.old, wanted)
             await _forget_unmade(tx, change.old, desired)
+        change.links["vdc"] = vdc.id  # also when it was not said: the vdc cannot go before the VM
         await charge(
             tx,
             vdc,
@@ -198,7 +199,7 @@ def _assigned(old: Resource | None, vdc: Resource, image: Resource, wanted: Size
             vcpus=wanted.vcpus,
             memory_mib=wanted.memory_mib,
             iops_limit=wanted.iops_limit,
-            bandwidth_limit_kbps=wanted.bandwidth_limit_kbps,
+            throughput_limit_kib_s=wanted.throughput_limit_kib_s,
         )
     direct = image.observed is not None and image.observed.kernel_sha256 and image.account_id == ""
     return VmAssigned(
@@ -210,6 +211,6 @@ def _assigned(old: Resource | None, vdc: Resource, image: Resource, wanted: Size
         image=image.id,
         append=image.desired.append if direct else "",
         iops_limit=wanted.iops_limit,
-        bandwidth_limit_kbps=wanted.bandwidth_limit_kbps,
+        throughput_limit_kib_s=wanted.throughput_limit_kib_s,
         rate_limit_kbps=wanted.rate_limit_kbps,
     )

@@ -160,7 +160,7 @@ async def _make_root(tx: Transaction, vm: Resource, assigned: VmAssigned) -> str
             size_gib=assigned.disk_gib,
             image=vm.desired.image,
             iops_limit=assigned.iops_limit,
-            bandwidth_limit_kbps=assigned.bandwidth_limit_kbps,
+            throughput_limit_kib_s=assigned.throughput_limit_kib_s,
         ),
         assigned=VolumeAssigned(zone=assigned.zone, vdc=assigned.vdc),
     )

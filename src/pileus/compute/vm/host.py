@@ -333,7 +333,7 @@ def _throttle(volume: Resource | None) -> Throttle:
     if volume is None:
         return Throttle()
     desired: VolumeDesired = volume.desired
-    return Throttle(iops=desired.iops_limit, bytes_per_s=desired.bandwidth_limit_kbps * 1000)
+    return Throttle(iops=desired.iops_limit, bytes_per_s=desired.throughput_limit_kib_s * 1024)
 
 
 def _exit(machine: MachineFact) -> VmExit | None:

@@ -21,7 +21,7 @@ class Size(Struct, frozen=True, kw_only=True):
     memory_mib: int
     disk_gib: int
     iops_limit: int = 0
-    bandwidth_limit_kbps: int = 0
+    throughput_limit_kib_s: int = 0
     rate_limit_kbps: int = 0
 
 
@@ -44,7 +44,7 @@ def size(desired: VmDesired, offering: OfferingDesired | None, image_gib: int) -
         memory_mib=offering.memory_mib,
         disk_gib=disk_gib,
         iops_limit=offering.iops_limit,
-        bandwidth_limit_kbps=offering.bandwidth_limit_kbps,
+        throughput_limit_kib_s=offering.throughput_limit_kib_s,
         rate_limit_kbps=offering.rate_limit_kbps,
     )
 

@@ -81,7 +81,7 @@ class VmAssigned(Struct, frozen=True, kw_only=True):
     append: str = ""
     """Kernel arguments when the image is booted directly; empty: from its disk."""
     iops_limit: int = 0
-    bandwidth_limit_kbps: int = 0
+    throughput_limit_kib_s: int = 0
     rate_limit_kbps: int = 0
 
 

@@ -21,6 +21,7 @@ class NetworkAdmission(Admission):
         """Return the network with its zone and gateway. Raises: Invalid, Conflict (overlap), QuotaExceeded."""
         new = change.new
         if change.old is not None:
+            change.links["vdc"] = change.old.vdc
             return new
         desired: NetworkDesired = new.desired
         range_ = parse_range(desired.range)
@@ -28,6 +29,7 @@ class NetworkAdmission(Admission):
         if desired.gateway:
             gateway = parse_address(desired.gateway, range_, "desired.gateway")
         vdc = await tx.get(change.links.get("vdc") or (await only(tx, "tenancy.vdc", new.account_id, "vdc")).id)
+        change.links["vdc"] = vdc.id  # also when it was not said: the vdc cannot go before the network
         for other in await tx.matching(Filter(kind=new.kind, account_id=new.account_id, zone=vdc.zone)):
             if parse_range(other.desired.range).overlaps(range_):
                 raise Conflict(

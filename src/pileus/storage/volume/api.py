@@ -32,6 +32,7 @@ class VolumeAdmission(Admission):
                     f"{old} has {old.desired.size_gib} GiB and may only grow; make a smaller one and copy",
                     field="desired.size_gib",
                 )
+        change.links["vdc"] = vdc.id  # also when it was not said: the vdc cannot go before the volume
         await charge(tx, vdc, new.id, {"volumes": 1, "disk_gib": desired.size_gib})
         return new
 

@@ -18,8 +18,8 @@ class VolumeDesired(Struct, frozen=True, kw_only=True):
     image: Annotated[ImageRef, Meta(description="Image it starts as a copy of; empty: an empty disk.")] = ""
     vdc: Annotated[VdcRef, Meta(description="The account's vdc; left out: the only one.")] = ""
     iops_limit: Annotated[int, Meta(ge=0, le=10_000_000, description="Operations per second; 0: no limit.")] = 0
-    bandwidth_limit_kbps: Annotated[
-        int, Meta(ge=0, le=1_000_000_000, description="Throughput in kilobytes per second; 0: no limit.")
+    throughput_limit_kib_s: Annotated[
+        int, Meta(ge=0, le=1_000_000_000, description="Throughput in KiB per second; 0: no limit.")
     ] = 0
 
 
