@@ -91,7 +91,11 @@ class Outer(Struct, frozen=True, kw_only=True):
     ("text", "field", "message"),
     [
         (b'{"memory_mb":1}', "desired.memory_mb", "desired has no field 'memory_mb'; did you mean memory_mib?"),
-        (b'{"nics":[{"nett":"x"}]}', "desired.nics[0].nett", "desired.nics[0] has no field 'nett'; did you mean network?"),
+        (
+            b'{"nics":[{},{"netwrk":"x"}]}',
+            "desired.nics[1].netwrk",
+            "desired.nics[1] has no field 'netwrk'; did you mean network?",
+        ),
         (b'{"memory_mib":"1G"}', "desired.memory_mib", "desired.memory_mib: expected `int`, got `str` (a whole number of MiB)"),
         (b'{"memory_mib":-1}', "desired.memory_mib", "desired.memory_mib: expected `int` >= 1 (a whole number of MiB)"),
         (b'{"nics":7}', "desired.nics", "desired.nics: expected `array`, got `int`"),
