@@ -154,6 +154,8 @@ class Cloud:
 
     @property
     def _server(self) -> Server:
+        if not self.servers:
+            raise Transient("no server answers")
         return self.servers[0]
 
     @property
@@ -264,11 +266,17 @@ class Cloud:
                 return
 
     async def until(self, true: Callable[[], Any], limit_s: float = 120.0) -> None:
-        """Let time pass until ``true`` (a coroutine function) holds."""
+        """Let time pass until ``true`` (a coroutine function) holds; no answer counts as no."""
         end = clock() + limit_s
-        while not await true():
+        while not await self._answers(true):
             assert clock() < end, f"not so within {limit_s} s"
             await asyncio.sleep(0.1)
+
+    async def _answers(self, true: Callable[[], Any]) -> bool:
+        try:
+            return bool(await true())
+        except Transient:
+            return False
 
     async def is_ready(self, kind: str, name: str, account: str = "") -> bool:
         return bool((await self.get(kind, name, account))["conditions"][0]["status"] == "true")
