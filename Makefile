@@ -40,7 +40,8 @@ test-vm: ## real VMs; needs root
 	@$(PY) -m tools.suites vm
 
 bench: ## every benchmark: JSON lines as they come, a table at the end
-	@$(PY) -m tools.bench
+	@$(PY) -m benchmarks
+	@$(PY) -m benchmarks.cli_start
 
 docs: ## write the generated reference, the schemas and the tree in DEVELOPMENT.md
 	$(PY) -m tools.reference
