@@ -78,12 +78,24 @@ def pids_naming(*texts: str) -> dict[int, str]:
     return found
 
 
-def is_alive(pid: int) -> bool:
-    """Tell whether the process runs; a zombie does not."""
+def open_files(pid: int) -> set[str]:
+    """Return the paths of the files that a process has open; empty when it is gone. QEMU gets nothing but descriptors."""
+    found = set()
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            found.add(os.readlink(entry.path))
+    except OSError:  # ended meanwhile
+        return set()
+    return found
+
+
+def is_qemu(pid: int) -> bool:
+    """Tell whether the process is QEMU, and not what will become it or a zombie."""
+    try:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     except OSError:
         return False
+    return "qemu-system" in name and not rest.lstrip().startswith(("Z", "X"))
 
 
 class Place:
@@ -223,11 +235,13 @@ class RealCloud(Place):
     def qemus(self) -> dict[str, int]:
         """Return the QEMU process of each machine of this host that has one; two of a machine are an error."""
         found: dict[str, int] = {}
-        for pid, words in pids_naming(f"{self.paths.run}/").items():
-            match = re.match(rf"qemu-system.*?{re.escape(str(self.paths.run))}/m/([^/, ]+)", words)
-            if match and is_alive(pid):
-                assert match[1] not in found, f"two QEMU processes for {match[1]}: {pid} and {found[match[1]]}"
-                found[match[1]] = pid
+        machines = f"{self.paths.run}/m/"
+        for pid in pids_naming("qemu-system"):
+            ids = {file.removeprefix(machines).split("/")[0] for file in open_files(pid) if file.startswith(machines)}
+            if is_qemu(pid) and ids:
+                (machine,) = ids
+                assert machine not in found, f"two QEMU processes for {machine}: {pid} and {found[machine]}"
+                found[machine] = pid
         return found
 
     def taps(self) -> set[str]:
@@ -240,18 +254,19 @@ class RealCloud(Place):
     def machine_folders(self) -> set[str]:
         """Return the machines that have a folder."""
         folder = self.paths.state / "machines"
-        return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        return {entry.stem for entry in folder.iterdir()} if folder.is_dir() else set()
 
     def volume_files(self) -> set[str]:
-        """Return the files of volumes."""
+        """Return the ids of the volumes that have a file."""
         folder = self.paths.pool / "volumes"
-        return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        return {entry.stem for entry in folder.iterdir()} if folder.is_dir() else set()
 
     def leftovers(self) -> dict[str, object]:
         """Return everything of this cloud that is still on the machine."""
         texts = (str(self.folder), str(self.paths.run))
-        left = {
+        left: dict[str, object] = {
             "processes": pids_naming(*texts),
+            "machines": self.qemus(),
             "namespace": Path("/run/netns") / self.paths.namespace,
             "sockets": self.paths.run,
             "state": self.data,
