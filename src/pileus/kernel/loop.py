@@ -251,7 +251,7 @@ class Loop:
             return Wait("DeletingChildren", f"waits for {len(children)} that belong to it: {names}", 10.0)
         referrer = await tx.referrer(resource.id)
         if referrer is not None:
-            return Wait("InUse", f"still used by {referrer[1].partition('.')[2]} {referrer[2]}", 10.0)
+            return Wait("InUse", f"still used by {referrer}", 10.0)
         controller = self._controllers.get(resource.kind)
         if controller is not None:
             await controller.release(tx, resource)

@@ -251,10 +251,7 @@ class Surface(Reading):
             raise Conflict(f"{resource} belongs to {owner}; delete that instead", code="in-use")
         referrer = None if resource.kind == "tenancy.account" else await tx.referrer(resource.id)
         if referrer is not None:
-            raise Conflict(
-                f"{resource} is used by {referrer[1].partition('.')[2]} {referrer[2]}; delete or change that first",
-                code="in-use",
-            )
+            raise Conflict(f"{resource} is used by {referrer}; delete or change that first", code="in-use")
 
 
 def _body(text: bytes) -> Body:

@@ -164,10 +164,13 @@ class Transaction:
         """Return what ``source`` refers to: field to id."""
         return {field: target for field, target in await self._session.all(sql.LINKS_OF, source=source)}
 
-    async def referrer(self, target: str) -> Sequence[Any] | None:
-        """Return (id, kind, name, account_id, deleting_at) of one resource that refers to ``target``, not its child."""
+    async def referrer(self, target: str) -> Resource | None:
+        """Return a resource that refers to ``target`` and is not its child: the VM rather than a port or disk of it."""
         rows = await self._session.all(sql.LINKED_BY, target=target)
-        return rows[0] if rows else None
+        if not rows:
+            return None
+        found = records.decode(self.registry, rows[0])
+        return found if found.owner in ("", found.account_id) else await self.get(found.owner)
 
     async def set_waiting(self, resource: Resource, wait: Wait | None) -> Resource:
         """Note why the resource waits (its Ready becomes false for that reason), or that it waits no more."""

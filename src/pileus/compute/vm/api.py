@@ -39,6 +39,7 @@ class VmAdmission(Admission):
             vdc = await tx.get(change.links.get("vdc") or (await only(tx, "tenancy.vdc", new.account_id, "vdc")).id)
         else:
             vdc = await tx.get(change.old.vdc)
+            wanted = _kept_disk(change.old, desired, wanted)
             _check_update(change.old, desired, wanted)
             await _charge_host(tx, change.old, wanted)
             await _forget_unmade(tx, change.old, desired)
@@ -86,6 +87,18 @@ async def _size(tx: Transaction, change: Change, image: Resource) -> Size:
     return size(desired, offering, image_gib)
 
 
+def _kept_disk(old: Resource, desired: VmDesired, wanted: Size) -> Size:
+    """Return the size with the root volume as it is: another offering does not change it, only ``disk_gib`` does.
+
+    Raises: Invalid for a smaller one.
+    """
+    assigned: VmAssigned = old.assigned
+    asked = desired.disk_gib if desired.disk_gib != old.desired.disk_gib else 0
+    if asked and asked < assigned.disk_gib:
+        raise Invalid(f"the root volume of {old} has {assigned.disk_gib} GiB and may only grow", field="desired.disk_gib")
+    return msgspec.structs.replace(wanted, disk_gib=asked or assigned.disk_gib)
+
+
 def _check_update(old: Resource, desired: VmDesired, wanted: Size) -> None:
     """Raises: Conflict for a new size while the VM runs; Invalid for what may not change that way."""
     assigned: VmAssigned = old.assigned
@@ -93,8 +106,6 @@ def _check_update(old: Resource, desired: VmDesired, wanted: Size) -> None:
     before: VmDesired = old.desired
     if desired.boot_serial < before.boot_serial:
         raise Invalid("boot_serial may only be raised", field="desired.boot_serial")
-    if wanted.disk_gib != assigned.disk_gib:
-        raise Invalid("the root volume's size cannot be changed yet; attach a volume instead", field="desired.disk_gib")
     if (wanted.vcpus, wanted.memory_mib) != (assigned.vcpus, assigned.memory_mib):
         off = observed is None or observed.power in ("stopped", "absent")
         if before.power != "stopped" or not off:
@@ -198,6 +209,7 @@ def _assigned(old: Resource | None, vdc: Resource, image: Resource, wanted: Size
             decided,
             vcpus=wanted.vcpus,
             memory_mib=wanted.memory_mib,
+            disk_gib=wanted.disk_gib,
             iops_limit=wanted.iops_limit,
             throughput_limit_kib_s=wanted.throughput_limit_kib_s,
         )

@@ -50,6 +50,7 @@ class VmController(Controller):
         async def apply(tx: Transaction) -> None:
             await _charge_host(tx, resource, assigned)
             parts = await _ensure_parts(tx, resource, links, assigned)
+            await _keep_root(tx, parts)
             await _drop_parts(tx, resource, parts)
             await _release_detached(tx, resource)
             if parts != assigned:
@@ -167,6 +168,19 @@ async def _make_root(tx: Transaction, vm: Resource, assigned: VmAssigned) -> str
     made = await tx.ensure_child(vm, volume, {"image": assigned.image})
     await tx.claim(attachment_space(made.id), "vm", vm.id)
     return made.id
+
+
+async def _keep_root(tx: Transaction, assigned: VmAssigned) -> None:
+    """Let the root volume have the size and the limits that the VM has; a host grows it while the VM is stopped."""
+    root = await tx.get(assigned.volumes[0])
+    before: VolumeDesired = root.desired
+    after = replace(
+        before,
+        size_gib=max(before.size_gib, assigned.disk_gib),
+        iops_limit=assigned.iops_limit,
+        throughput_limit_kib_s=assigned.throughput_limit_kib_s,
+    )
+    await tx.update(root, desired=after)
 
 
 async def _drop_parts(tx: Transaction, vm: Resource, parts: VmAssigned) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from msgspec import Struct
 
-from pileus.kernel.store.tables import label, resource
+from pileus.kernel.store.tables import label, resource, unindexed
 
 WORDS = ("host", "zone", "vdc", "owner", "name", "ready")
 _statements: dict[tuple[Any, ...], sa.Select[Any]] = {}
@@ -33,7 +33,14 @@ class Filter(Struct, frozen=True, kw_only=True):
 def list_statement(filter: Filter, *, after: str, limit: int) -> tuple[sa.Select[Any], dict[str, Any]]:
     """Return the statement and its parameters: at most ``limit`` rows with ids above ``after``, in their order."""
     words = tuple(word for word in WORDS if getattr(filter, word))
-    shape = (filter.account_id is not None, filter.public, words, len(filter.labels), len(filter.ids))
+    shape = (
+        filter.account_id is not None,
+        bool(filter.account_id),
+        filter.public,
+        words,
+        len(filter.labels),
+        len(filter.ids),
+    )
     statement = _statements.get(shape)
     if statement is None:
         statement = _statements[shape] = _build_list(filter, words)
@@ -49,19 +56,40 @@ def list_statement(filter: Filter, *, after: str, limit: int) -> tuple[sa.Select
 
 def _build_list(filter: Filter, words: tuple[str, ...]) -> sa.Select[Any]:
     columns = resource.c
-    where = [columns.kind == sa.bindparam("kind"), columns.id > sa.bindparam("after")]
+    narrow = _narrowest(filter, words)
+    served = {"name": ("kind", "account_id", "name"), "id": ()}.get(narrow, ("kind", narrow))
+
+    def column(word: str) -> sa.ColumnElement[str]:
+        return columns[word] if word in served else unindexed(columns[word])
+
+    where = [column("kind") == sa.bindparam("kind")]
     if filter.account_id is not None:
-        own = columns.account_id == sa.bindparam("account_id")
+        own = column("account_id") == sa.bindparam("account_id")
         where.append(sa.or_(own, columns.account_id == sa.literal_column("''")) if filter.public else own)
     for word in words:
-        where.append(columns[word] == sa.bindparam(word))
-        if word in ("host", "zone", "vdc", "owner"):
+        where.append(column(word) == sa.bindparam(word))
+        if word == narrow and word in ("host", "zone", "vdc", "owner"):
             where.append(columns[word] != sa.literal_column("''"))  # lets the partial index serve
+    source: sa.FromClause = resource
+    order: sa.ColumnElement[str] = columns.id
     for position in range(len(filter.labels)):
-        has = sa.select(label.c.id).where(
-            label.c.key == sa.bindparam(f"key{position}"), label.c.value == sa.bindparam(f"value{position}")
-        )
-        where.append(columns.id.in_(has))
+        has = label.alias(f"label{position}")
+        where += [has.c.key == sa.bindparam(f"key{position}"), has.c.value == sa.bindparam(f"value{position}")]
+        source = source.join(has, has.c.id == columns.id)
+        order = has.c.id if narrow == "id" else order  # the labels' index has the ids in order
     if filter.ids:
         where.append(columns.id.in_([sa.bindparam(f"id{position}") for position in range(len(filter.ids))]))
-    return sa.select(resource).where(*where).order_by(columns.id).limit(sa.bindparam("limit"))
+    where.append((unindexed(order) if narrow == "name" else order) > sa.bindparam("after"))
+    return sa.select(resource).select_from(source).where(*where).order_by(order).limit(sa.bindparam("limit"))
+
+
+def _narrowest(filter: Filter, words: tuple[str, ...]) -> str:
+    """Return the column whose index leaves the fewest rows to look at; ``id``: ids or labels name the rows."""
+    if filter.ids or (filter.labels and not {"owner", "host", "name"} & set(words)):
+        return "id"
+    for word in ("name", "owner", "host"):
+        if word in words:
+            return word
+    if filter.account_id and not filter.public:
+        return "account_id"
+    return next((word for word in ("vdc", "zone", "ready") if word in words), "account_id")

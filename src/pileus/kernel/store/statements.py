@@ -23,6 +23,7 @@ from pileus.kernel.store.tables import (
     resource,
     sample,
     setting,
+    unindexed,
     work,
 )
 
@@ -35,7 +36,11 @@ GET = ALL.where(resource.c.id == _p("id"))
 FIND = ALL.where(
     resource.c.kind == _p("kind"), resource.c.account_id == _p("account_id"), resource.c.name == _p("name")
 )
-CHILDREN = ALL.where(resource.c.owner == _p("owner")).order_by(resource.c.id).limit(_p("n"))
+CHILDREN = (
+    ALL.where(resource.c.owner == _p("owner"), resource.c.owner != sa.literal_column("''"))  # the partial index's words
+    .order_by(resource.c.id)
+    .limit(_p("n"))
+)
 CHANGES = (
     sa.select(resource.c.revision, resource.c.id, resource.c.kind, resource.c.account_id, resource.c.host)
     .where(resource.c.revision > _p("after"))
@@ -43,7 +48,7 @@ CHANGES = (
     .limit(_p("n"))
 )
 CHANGED = ALL.where(
-    resource.c.kind == _p("kind"), resource.c.revision > _p("after"), resource.c.revision <= _p("until")
+    unindexed(resource.c.kind) == _p("kind"), resource.c.revision > _p("after"), resource.c.revision <= _p("until")
 ).order_by(resource.c.revision)
 GONE_OF = sa.select(gone).where(
     gone.c.kind == _p("kind"), gone.c.revision > _p("after"), gone.c.revision <= _p("until")
@@ -65,7 +70,7 @@ LABELS_DELETE = sa.delete(label).where(label.c.id == _p("id"))
 LINKS_OF = sa.select(link.c.field, link.c.target).where(link.c.source == _p("source"))
 LINKS_DELETE = sa.delete(link).where(link.c.source == _p("source"))
 LINKED_BY = (
-    sa.select(resource.c.id, resource.c.kind, resource.c.name, resource.c.account_id, resource.c.deleting_at)
+    sa.select(resource)
     .select_from(link.join(resource, link.c.source == resource.c.id))
     .where(link.c.target == _p("target"), resource.c.owner != _p("target"))
     .limit(1)
