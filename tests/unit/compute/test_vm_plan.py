@@ -74,7 +74,8 @@ class Simulated:
         if step.verb == "start":
             self.fact = replace(self.fact, shutdown_asked_at=None)
         if step.verb == "shutdown" and self.fact.state != "stopped":
-            self.fact = replace(self.fact, shutdown_asked_at=self.now)
+            asked = self.fact.shutdown_asked_at or self.now
+            self.fact = replace(self.fact, shutdown_asked_at=asked, shutdown_pressed_at=self.now)
 
     def run(self, cut_step: int = -1, cut_part: int = 0) -> int:
         """Follow the plan to its end; leave out the parts of step ``cut_step`` from ``cut_part`` on. Return the steps."""
@@ -181,6 +182,9 @@ def test_a_vm_that_keeps_failing_waits_out_its_pause_and_then_starts() -> None:
 def test_a_guest_that_does_not_hear_is_ended_after_its_time() -> None:
     wish = next(each for each in wishes() if each.power == "stopped" and not each.deleting)
     fact = Fact(state="running", shutdown_asked_at=NOW)
-    assert plan(wish, fact, NOW + 29) == Step(verb="wait", after_s=1.0)
+    assert plan(wish, fact, NOW + 4) == Step(verb="wait", after_s=1.0)
+    assert plan(wish, fact, NOW + 5) == Step(verb="shutdown")
+    pressed = replace(fact, shutdown_pressed_at=NOW + 28)
+    assert plan(wish, pressed, NOW + 29) == Step(verb="wait", after_s=1.0)
     assert plan(wish, fact, NOW + 30) == Step(verb="power_off")
     assert plan(replace(wish, shutdown_timeout_s=0), Fact(state="running"), NOW) == Step(verb="power_off")

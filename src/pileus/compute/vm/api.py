@@ -95,7 +95,9 @@ def _kept_disk(old: Resource, desired: VmDesired, wanted: Size) -> Size:
     assigned: VmAssigned = old.assigned
     asked = desired.disk_gib if desired.disk_gib != old.desired.disk_gib else 0
     if asked and asked < assigned.disk_gib:
-        raise Invalid(f"the root volume of {old} has {assigned.disk_gib} GiB and may only grow", field="desired.disk_gib")
+        raise Invalid(
+            f"the root volume of {old} has {assigned.disk_gib} GiB and may only grow", field="desired.disk_gib"
+        )
     return msgspec.structs.replace(wanted, disk_gib=asked or assigned.disk_gib)
 
 

@@ -42,6 +42,7 @@ class Note(Struct, frozen=True, kw_only=True):
     failures: int = 0
     counted_exit_at: float = 0.0
     shutdown_asked_at: float | None = None
+    shutdown_pressed_at: float | None = None
     started_at: float = 0.0
     stopped_as_wished: bool = False
     """The machine was seen stopped while it should be; whoever then wishes it running means a new start."""
@@ -111,7 +112,9 @@ class VmHalf(Half[Seen, Step]):
                     await self._hypervisor.reset(resource.id)
                     self._save(resource.id, replace(note, boot_serial=_serial(resource)))
                 case "shutdown":
-                    self._save(resource.id, replace(note, shutdown_asked_at=peers.now()))
+                    asked = note.shutdown_asked_at or peers.now()
+                    pressed = replace(note, shutdown_asked_at=asked, shutdown_pressed_at=peers.now())
+                    self._save(resource.id, pressed)
                     await self._hypervisor.shutdown(resource.id)
                 case "power_off":
                     await self._hypervisor.power_off(resource.id)
@@ -258,6 +261,7 @@ def _fact(seen: Seen) -> Fact:
         boot_serial=note.boot_serial,
         failures=note.failures,
         shutdown_asked_at=note.shutdown_asked_at,
+        shutdown_pressed_at=note.shutdown_pressed_at,
     )
 
 

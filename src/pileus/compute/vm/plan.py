@@ -10,6 +10,8 @@ from pileus.kernel.errors import Invalid
 
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 10.0, 300.0
 """Between restarts of a VM that keeps failing; the first restart is at once (reliability: monitoring defaults)."""
+PRESS_AGAIN_S = 5.0
+"""The power button is pressed this often: a guest in the middle of its boot misses the first time."""
 STABLE_S = 60.0
 """A VM that ran this long is no longer failing."""
 
@@ -76,6 +78,7 @@ class Fact(Struct, frozen=True, kw_only=True):
     boot_serial: int = 0
     failures: int = 0
     shutdown_asked_at: float | None = None
+    shutdown_pressed_at: float | None = None
     noted: bool = False
     """Whether something of an absent machine (a seed, a note) may be left."""
 
@@ -113,7 +116,10 @@ def _plan_stop(wish: Wish, fact: Fact, now: float) -> Step | None:
     if fact.shutdown_asked_at is None:
         return Step(verb="shutdown")
     left = fact.shutdown_asked_at + wish.shutdown_timeout_s - now
-    return Step(verb="power_off") if left <= 0 else Step(verb="wait", after_s=left)
+    if left <= 0:
+        return Step(verb="power_off")
+    again = (fact.shutdown_pressed_at or fact.shutdown_asked_at) + PRESS_AGAIN_S - now
+    return Step(verb="shutdown") if again <= 0 else Step(verb="wait", after_s=min(left, again))
 
 
 def _plan_start(wish: Wish, fact: Fact, now: float) -> Step | None:
