@@ -57,7 +57,7 @@ def list_statement(filter: Filter, *, after: str, limit: int) -> tuple[sa.Select
 def _build_list(filter: Filter, words: tuple[str, ...]) -> sa.Select[Any]:
     columns = resource.c
     narrow = _narrowest(filter, words)
-    served = {"name": ("kind", "account_id", "name"), "id": ()}.get(narrow, ("kind", narrow))
+    served = {"name": ("kind", "account_id", "name"), "owner": ("owner",), "id": ()}.get(narrow, ("kind", narrow))
 
     def column(word: str) -> sa.ColumnElement[str]:
         return columns[word] if word in served else unindexed(columns[word])
@@ -71,7 +71,7 @@ def _build_list(filter: Filter, words: tuple[str, ...]) -> sa.Select[Any]:
         if word == narrow and word in ("host", "zone", "vdc", "owner"):
             where.append(columns[word] != sa.literal_column("''"))  # lets the partial index serve
     source: sa.FromClause = resource
-    order: sa.ColumnElement[str] = columns.id
+    order: sa.ColumnElement[str] = unindexed(columns.id) if narrow == "name" else columns.id
     for position in range(len(filter.labels)):
         has = label.alias(f"label{position}")
         where += [has.c.key == sa.bindparam(f"key{position}"), has.c.value == sa.bindparam(f"value{position}")]
@@ -79,7 +79,7 @@ def _build_list(filter: Filter, words: tuple[str, ...]) -> sa.Select[Any]:
         order = has.c.id if narrow == "id" else order  # the labels' index has the ids in order
     if filter.ids:
         where.append(columns.id.in_([sa.bindparam(f"id{position}") for position in range(len(filter.ids))]))
-    where.append((unindexed(order) if narrow == "name" else order) > sa.bindparam("after"))
+    where.append(order > sa.bindparam("after"))
     return sa.select(resource).select_from(source).where(*where).order_by(order).limit(sa.bindparam("limit"))
 
 
