@@ -41,7 +41,7 @@ def test_a_write_whose_connection_is_cut_is_whole_or_not_there(postgres_url: str
                     await store.write(both)
                     answered.add(str(number))
 
-            for round_ in range(6):
+            for round_ in range(15):
                 tasks = [asyncio.create_task(write(round_ * 20 + each)) for each in range(20)]
                 await asyncio.sleep(0)
                 await cut(postgres_url)

@@ -218,3 +218,20 @@ def test_labels_and_filters_find_what_they_name(bench: Bench) -> None:
             assert [row.name for row in first + rest] == [f"t{number}" for number in range(6)]
 
     bench.run(main)
+
+
+def test_a_commit_that_fails_in_an_unknown_way_is_told_and_the_next_one_works(bench: Bench) -> None:
+    async def main() -> None:
+        async with bench.store() as store:
+            healthy = store.engine.group
+
+            def broken() -> Any:
+                store.engine.group = healthy  # type: ignore[method-assign]
+                raise ZeroDivisionError
+
+            store.engine.group = broken  # type: ignore[method-assign]
+            with pytest.raises(ZeroDivisionError):
+                await make(store, "a")
+            assert (await make(store, "b")).name == "b"
+
+    bench.run(main)

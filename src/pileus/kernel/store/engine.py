@@ -143,6 +143,8 @@ class Engine(abc.ABC):
             for _, future in waiting:
                 future.cancel()
             raise
+        except Exception as error:  # noqa: BLE001 - told to every caller of the group; the writer lives on
+            results = [error] * len(waiting)
         else:
             self.on_commit(revision)
         for (_, future), result in zip(waiting, results, strict=True):

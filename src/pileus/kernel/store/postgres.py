@@ -23,7 +23,15 @@ CHANNEL = "pileus"
 NOTIFY_EVERY_S = 0.005
 """At most one NOTIFY per this time: one in each transaction cost 4.5 times the throughput (measured)."""
 
-_LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.exceptions.OperatorInterventionError, OSError)
+CLOSE_TIMEOUT_S = 5.0
+
+_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what asyncpg says when it was cut in the middle of a roll-back
+    asyncpg.exceptions.OperatorInterventionError,
+    OSError,
+)
 
 
 class PostgresSession:
@@ -83,7 +91,10 @@ class PostgresEngine(Engine):
                 await self._notifier
         for connection in (self._connection, self._listener):
             if connection is not None and not connection.is_closed():
-                await connection.close()
+                try:
+                    await connection.close(timeout=CLOSE_TIMEOUT_S)
+                except _LOST:
+                    _drop(connection)
         if self._pool is not None:
             await self._pool.close()
 
@@ -104,6 +115,7 @@ class PostgresEngine(Engine):
                 yield session
                 await connection.execute("UPDATE counter SET value=$1 WHERE name='revision'", session.revision)
         except _LOST as error:
+            _drop(self._connection)
             self._connection = None
             raise Transient(f"PostgreSQL did not take the write: {error}", code="database-unavailable") from error
         self._notify.set()
@@ -131,6 +143,13 @@ class PostgresEngine(Engine):
                 self._notify.clear()
                 await self._listener.execute(f"NOTIFY {CHANNEL}")
             except _LOST:
+                _drop(self._listener)
                 self._listener = None
                 await asyncio.sleep(1.0)
             await asyncio.sleep(NOTIFY_EVERY_S)
+
+
+def _drop(connection: Any) -> None:
+    """Free the socket of a connection that was lost: asyncpg leaves that to its owner."""
+    if connection is not None:
+        connection.terminate()
