@@ -13,11 +13,14 @@ from pileus.agent import converge
 from pileus.drivers.host.errors import DriverError
 from pileus.kernel import loop
 from pileus.kernel.errors import Conflict, Transient
-from pileus.kernel.stream import Fact, Report, encode
+from pileus.kernel.store.store import Store
+from pileus.kernel.stream import PROTOCOL, Fact, Hello, Report, encode
+from pileus.registry import KINDS
+from pileus.server.agents import Agents
 from tests.cloud.fate import DEFECTS, watch_logs
 from tests.cloud.invariants import Ledger, check
 from tests.cloud.settling import check_truth, clear, reach_fixed_point
-from tests.cloud.world import Cloud, cloud
+from tests.cloud.world import Cloud, Pipe, cloud
 from tests.virtual_time import clock, run
 
 INJECTED = DriverError("Injected", "a failure that the test made")
@@ -197,6 +200,31 @@ def test_an_old_report_changes_nothing() -> None:
             await world.links[host].send(encode(Report(number=10_001, facts=(foreign, foreign))))
             await world.cut_link(host)
             world.heal_link(host)
+
+    run(main)
+
+
+def test_what_an_agent_said_to_its_former_server_comes_too_late() -> None:
+    async def main() -> None:
+        async with survived() as world:
+            await world.create("compute.vm", "web", "acme")
+            await world.until(lambda: all_ready(world, 1))
+            (host,) = world.hosts
+            vm = await world.get("compute.vm", "web", "acme")
+            server = world.servers[0]
+            other = Agents(Store(server.store.engine, KINDS, clock, "other"), server.hub)
+            here: asyncio.Queue[bytes | None] = asyncio.Queue()
+            there: asyncio.Queue[bytes | None] = asyncio.Queue()
+            former = asyncio.create_task(other.serve(host, Pipe(here, there)))
+            here.put_nowait(encode(Hello(version="1", protocol=PROTOCOL, revision=0)))
+            await there.get()
+            await world.stop_agent(host)
+            agent = await world.start_agent(host)
+            await agent.connected.wait()
+            late = Fact(vm["id"], "compute.vm", 1, '{"power":"absent"}')
+            here.put_nowait(encode(Report(number=1, facts=(late,))))
+            await former
+            assert (await world.get("compute.vm", "web", "acme"))["observed"]["power"] == "running"
 
     run(main)
 

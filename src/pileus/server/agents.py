@@ -18,6 +18,7 @@ import structlog
 from pileus.kernel.errors import NotFound, Transient
 from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Resource
+from pileus.kernel.store import statements as sql
 from pileus.kernel.store.engine import Row
 from pileus.kernel.store.store import Store
 from pileus.kernel.store.tables import gone, resource
@@ -211,12 +212,19 @@ class Agents:
         session.reported = max(session.reported, report.number)
 
         async def write(tx: Transaction) -> None:
+            if not await self._has(tx, session.host_id):
+                raise Transient("the agent speaks with another server now")  # this was said before what it says there
             for fact in facts:
                 await self._write_fact(tx, session.host_id, fact)
 
         if facts:
             await self._store.write(write)
         await session.channel.send(encode(Acknowledge(number=report.number)))
+
+    async def _has(self, tx: Transaction, host_id: str) -> bool:
+        """Tell whether the agent of the host came to this server last."""
+        rows = await tx.statement(sql.PRESENCE, host=host_id)
+        return bool(rows) and rows[0][1] == self._store.server
 
     async def _write_fact(self, tx: Transaction, host_id: str, fact: Fact) -> None:
         try:
@@ -244,8 +252,8 @@ class Agents:
 
         async def write(tx: Transaction) -> None:
             for host, at in seen.items():
-                if await tx.find_id(host) is None:
-                    continue  # removed meanwhile: what is heard of it leaves no trace
+                if not await self._has(tx, host):
+                    continue  # removed meanwhile, or another server's now: what is heard of it here leaves no trace
                 await tx.change(tx.insert.presence, host=host, seen_at=at, server=self._store.server)
             for id, (host, counters) in samples.items():
                 if await _is_on(tx, id, host):
