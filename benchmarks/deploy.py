@@ -42,7 +42,11 @@ def run(report: Report, *, quick: bool) -> None:
         began = time.monotonic()
         delete(it, names)
         report.add(
-            Result(name="deploy: deletions per second, whole accounts", value=vms / (time.monotonic() - began), unit="VMs/s")
+            Result(
+                name="deploy: deletions per second, whole accounts",
+                value=vms / (time.monotonic() - began),
+                unit="VMs/s",
+            )
         )
 
 

@@ -85,6 +85,8 @@ class Report:
             shown = "" if each.ratio is None else f"{_short(each.ratio):g}"
             rows.append((each.name, f"{_short(each.value):g} {each.unit}", bar, shown, each.reference, holds))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]  # fmt: skip
+        lines = [
+            "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+        ]
         lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
         return "\n".join(lines)
