@@ -10,8 +10,10 @@ from tests.contract.store.store_bench import THING, Bench, ThingDesired, make, t
 
 from pileus.kernel.errors import Conflict, Invalid, NotFound
 from pileus.kernel.hub import Hub
+from pileus.kernel.kind import Resource
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 
 
@@ -235,3 +237,30 @@ def test_a_commit_that_fails_in_an_unknown_way_is_told_and_the_next_one_works(be
             assert (await make(store, "b")).name == "b"
 
     bench.run(main)
+
+
+async def purge(store: Store, made: Resource) -> None:
+    """Remove a thing."""
+    await store.write(lambda tx: tx.purge(made))
+
+
+def test_a_server_may_start_while_another_writes(shared_bench: Bench) -> None:
+    async def main() -> None:
+        async with shared_bench.store("one") as one:
+            going = True
+
+            async def write() -> int:
+                number = 0
+                while going:
+                    await purge(one, await make(one, f"t{number}", host="h"))
+                    number += 1
+                return number
+
+            task = asyncio.create_task(write())
+            for _ in range(15):
+                async with shared_bench.store("two") as two:
+                    await two.put_settings({"a": "b"})
+            going = False
+            assert await task > 0
+
+    shared_bench.run(main)

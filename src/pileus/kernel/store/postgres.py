@@ -30,6 +30,7 @@ _LOST = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # what asyncpg says when it was cut in the middle of a roll-back
     asyncpg.exceptions.OperatorInterventionError,
+    asyncpg.exceptions.TransactionRollbackError,
     OSError,
 )
 
@@ -72,16 +73,26 @@ class PostgresEngine(Engine):
             self._pool = await asyncpg.create_pool(self._url, min_size=1, max_size=8)
             async with self._pool.acquire() as connection, connection.transaction():
                 await connection.execute("SELECT pg_advisory_xact_lock(7241)")  # two servers may start at once
-                for table in tables.metadata.sorted_tables:
-                    await connection.execute(str(CreateTable(table, if_not_exists=True).compile(dialect=self._dialect)))
-                    for index in table.indexes:
-                        create = CreateIndex(index, if_not_exists=True)
-                        await connection.execute(str(create.compile(dialect=self._dialect)))
-                await connection.execute("INSERT INTO counter VALUES('revision', 0) ON CONFLICT DO NOTHING")
+                await self._make_tables(connection)
         except _LOST as error:
             raise Transient(f"PostgreSQL does not answer: {error}", code="database-unavailable") from error
         self._notifier = asyncio.create_task(self._notify_others(), name="store-notifier")
         self.start_writer()
+
+    async def _make_tables(self, connection: Any) -> None:
+        """Make what is missing; nothing missing: nothing is locked, for other servers may be writing."""
+        names = [table.name for table in tables.metadata.sorted_tables]
+        names += [str(index.name) for table in tables.metadata.sorted_tables for index in table.indexes]
+        if await connection.fetchval("SELECT COUNT(*) FROM pg_class WHERE relname = ANY($1)", names) == len(names):
+            return
+        if await connection.fetchval("SELECT to_regclass('counter')") is not None:
+            await connection.execute("LOCK TABLE counter IN EXCLUSIVE MODE")  # first, as every writer does: no deadlock
+        for table in tables.metadata.sorted_tables:
+            await connection.execute(str(CreateTable(table, if_not_exists=True).compile(dialect=self._dialect)))
+            for index in table.indexes:
+                create = CreateIndex(index, if_not_exists=True)
+                await connection.execute(str(create.compile(dialect=self._dialect)))
+        await connection.execute("INSERT INTO counter VALUES('revision', 0) ON CONFLICT DO NOTHING")
 
     async def close(self) -> None:
         await super().close()
