@@ -8,10 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import deploy
+from benchmarks import deploy, lists
 from benchmarks.report import Report
 
-BENCHMARKS = {"deploy": deploy.run}
+BENCHMARKS = {"lists": lists.run, "deploy": deploy.run}
 
 
 def main() -> int:
