@@ -153,12 +153,19 @@ class Agent:
             self._bodies[body.id] = body
         self._revision = max(revision, self._revision)
         if gone or bodies:
-            self._slice_file.save(Saved(self._revision, self._bodies))
+            self._save()
         for id in gone:
             self._untold.pop(id, None)
             self._converger.drop(id)
         for body in bodies:
             self._converger.put(body)
+
+    def _save(self) -> None:
+        try:
+            self._slice_file.save(Saved(self._revision, self._bodies))
+        except OSError as error:
+            # The host goes on from memory; an agent that starts from the older file is told the rest by the server.
+            log.warning("the slice cannot be saved", error=error.strerror)
 
     async def _send_reports(self, channel: Channel) -> None:
         while True:

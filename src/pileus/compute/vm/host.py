@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from pileus.compute.vm.plan import STABLE_S, Fact, Step, Wish, plan
+from pileus.compute.vm.plan import DISK_RETRY_S, STABLE_S, Fact, Step, Wish, plan
 from pileus.compute.vm.types import VmAssigned, VmDesired, VmExit, VmObserved
 from pileus.drivers.host.disk.base import DiskPool, ImageFile, VolumeFact
 from pileus.drivers.host.errors import DriverError
@@ -55,6 +55,8 @@ class Seen(Struct, frozen=True):
     note: Note
     noted: bool = False
     addresses: tuple[str, ...] = ()
+    disk_tried_at: float = 0.0
+    """When it was resumed last after a write to its disk failed; 0: its disk is well."""
 
 
 class VmHalf(Half[Seen, Step]):
@@ -69,6 +71,8 @@ class VmHalf(Half[Seen, Step]):
         self._switch = switch
         self._notes = notes
         self._machines = Snapshot(hypervisor.observe)
+        # Not among the notes: the disk that they would be written to may be the full one.
+        self._disk_tried: dict[str, float] = {}
         hypervisor.on_change(lambda machine: self._machines.changed())
         # A hint may come within the age of the last look: that look is of before.
         hypervisor.on_change(lambda machine: self._machines.changed())
@@ -78,9 +82,11 @@ class VmHalf(Half[Seen, Step]):
         machine = (await self._machines.get()).get(resource.id)
         note = self._note(resource.id)
         counted = _note_stop(resource, machine, _count_exit(machine, note), peers.now())
+        tried_at = self._disk_tried_at(resource.id, machine, peers.now())
         if counted != note:
             self._save(resource.id, counted)
-        return Seen(machine, counted, self._notes.get(resource.id) is not None, _addresses(resource, peers))
+        noted = self._notes.get(resource.id) is not None
+        return Seen(machine, counted, noted, _addresses(resource, peers), tried_at)
 
     def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
         """Return the next step of the VM."""
@@ -121,13 +127,29 @@ class VmHalf(Half[Seen, Step]):
                 case "pause":
                     await self._hypervisor.pause(resource.id)
                 case "resume":
-                    await self._hypervisor.resume(resource.id)
+                    await self._resume(resource, peers)
                 case "remove":
                     await self.remove(resource.id)
                 case _:
                     await self._plug(step, resource, peers)
         finally:
             self._machines.changed()
+
+    async def _resume(self, resource: Resource, peers: Peers) -> None:
+        machine = (await self._machines.get()).get(resource.id)
+        if machine is not None and machine.paused_by == "disk-error":
+            self._disk_tried[resource.id] = peers.now()
+        await self._hypervisor.resume(resource.id)
+
+    def _disk_tried_at(self, id: str, machine: MachineFact | None, now: float) -> float:
+        """Return when the machine was resumed last after a failed write; 0 once it ran on for long enough."""
+        tried_at = self._disk_tried.get(id, 0.0)
+        is_paused = machine is not None and machine.state == "paused"
+        is_running = machine is not None and machine.state == "running"
+        if is_paused or (is_running and now - tried_at < DISK_RETRY_S):
+            return tried_at
+        self._disk_tried.pop(id, None)
+        return 0.0
 
     async def _plug(self, step: Step, resource: Resource, peers: Peers) -> None:
         match step.verb:
@@ -212,7 +234,7 @@ class VmHalf(Half[Seen, Step]):
             volumes=machine.disks if live else (),
             ports=machine.nics if live else (),
             told=told,
-            problem=problem,
+            problem=problem or _disk_problem(machine, fact.disk_tried_at),
         )
 
     async def inventory(self) -> Collection[str]:
@@ -257,6 +279,8 @@ def _fact(seen: Seen) -> Fact:
         volumes=machine.disks if live else (),
         ports=machine.nics if live else (),
         exit_reason=_exit_reason(machine, note),
+        paused_by=machine.paused_by,
+        disk_tried_at=seen.disk_tried_at,
         exit_at=machine.exit.at if machine.exit else 0.0,
         boot_serial=note.boot_serial,
         failures=note.failures,
@@ -291,6 +315,13 @@ def _note_stop(resource: Resource, machine: MachineFact | None, note: Note, now:
     asked = note.shutdown_asked_at
     late = asked is not None and now - asked > desired.shutdown_timeout_s
     return replace(note, shutdown_asked_at=None) if late else note
+
+
+def _disk_problem(machine: MachineFact, tried_at: float) -> Problem | None:
+    if not machine.paused_by and not tried_at:
+        return None
+    message = "a write to its disk failed on the host, which may be full; it is tried again every few seconds"
+    return Problem(reason="DiskError", message=message)
 
 
 def _exit_reason(machine: MachineFact, note: Note) -> str:

@@ -14,6 +14,8 @@ PRESS_AGAIN_S = 5.0
 """The power button is pressed this often: a guest in the middle of its boot misses the first time."""
 STABLE_S = 60.0
 """A VM that ran this long is no longer failing."""
+DISK_RETRY_S = 5.0
+"""Between two tries of a write that failed; a VM that ran this long after a try has a disk again."""
 
 
 class Size(Struct, frozen=True, kw_only=True):
@@ -79,6 +81,8 @@ class Fact(Struct, frozen=True, kw_only=True):
     failures: int = 0
     shutdown_asked_at: float | None = None
     shutdown_pressed_at: float | None = None
+    paused_by: str = ""
+    disk_tried_at: float = 0.0
     noted: bool = False
     """Whether something of an absent machine (a seed, a note) may be left."""
 
@@ -102,10 +106,21 @@ def plan(wish: Wish, fact: Fact, now: float) -> Step | None:
     if wish.power == "paused":
         return Step(verb="pause") if fact.state == "running" else None
     if fact.state == "paused":
-        return Step(verb="resume")
+        return _plan_resume(fact, now)
     if wish.boot_serial > fact.boot_serial:
         return Step(verb="reset")
-    return _plan_devices(wish, fact)
+    return _plan_devices(wish, fact) or _plan_calm(fact, now)
+
+
+def _plan_resume(fact: Fact, now: float) -> Step:
+    left = fact.disk_tried_at + DISK_RETRY_S - now if fact.paused_by == "disk-error" else 0.0
+    return Step(verb="resume") if left <= 0 else Step(verb="wait", after_s=left)
+
+
+def _plan_calm(fact: Fact, now: float) -> Step | None:
+    """Look again when a VM whose disk failed has run long enough to be well."""
+    left = fact.disk_tried_at + DISK_RETRY_S - now
+    return Step(verb="wait", after_s=left) if left > 0 else None
 
 
 def _plan_stop(wish: Wish, fact: Fact, now: float) -> Step | None:

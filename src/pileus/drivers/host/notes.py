@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from pileus.drivers.host.errors import DriverError
+
 
 class Notes(Protocol):
     """Notes by resource id."""
@@ -36,13 +38,17 @@ class FileNotes:
         return self._known.get(id)
 
     def put(self, id: str, note: bytes) -> None:
-        """Write the note and wait for the disk."""
+        """Write the note and wait for the disk. Raises DriverError (NoteRefused)."""
         temporary = self._folder / f"{id}.tmp"
-        with temporary.open("wb") as file:
-            file.write(note)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._folder / id)
+        try:
+            with temporary.open("wb") as file:
+                file.write(note)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._folder / id)
+        except OSError as error:
+            message = f"the host cannot keep what it must remember of it: {error.strerror}"
+            raise DriverError("NoteRefused", message) from error
         self._known[id] = note
 
     def remove(self, id: str) -> None:

@@ -100,6 +100,8 @@ class MachineFact(Struct, frozen=True, kw_only=True):
     nics: tuple[str, ...] = ()
     vcpus: int = 0
     memory_mib: int = 0
+    paused_by: Literal["", "disk-error"] = ""
+    """``disk-error``: a write of the guest failed (a full disk), nothing is lost yet; ``resume`` tries it again."""
 
 
 class MachineCounters(Struct, frozen=True, kw_only=True):

@@ -42,7 +42,7 @@ class Live:
         self._closing: asyncio.Task[None] | None = None
         asyncio.get_running_loop().add_reader(pidfd, self._on_end)
 
-    async def status(self) -> Literal["running", "paused", "ended"]:
+    async def status(self) -> Literal["running", "paused", "disk-error", "ended"]:
         """Return what the process is doing now; a guest that ended is cleaned up first.
 
         A process that does not answer counts as running: it may be, and nobody may start another.
@@ -54,6 +54,8 @@ class Live:
         if status in _ENDED:
             await self.end(_ENDED[status])
             return "ended"
+        if status == "io-error":
+            return "disk-error"
         return "running" if status in ("running", "suspended") else "paused"
 
     async def settle(self) -> None:

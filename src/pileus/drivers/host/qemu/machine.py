@@ -125,7 +125,7 @@ class Machine:
         running = status != "ended"
         return MachineFact(
             id=self.folder.machine,
-            state="stopped" if status == "ended" else "paused" if status == "paused" else "running",
+            state="stopped" if status == "ended" else "running" if status == "running" else "paused",
             pid=self._live.process.pid if running and self._live else None,
             started_at=record.started_at if running else None,
             boots=record.boots,
@@ -134,6 +134,7 @@ class Machine:
             nics=tuple(nic.id for nic in spec.nics) if spec else (),
             vcpus=spec.vcpus if spec else 0,
             memory_mib=spec.memory_mib if spec else 0,
+            paused_by="disk-error" if status == "disk-error" else "",
         )
 
     async def counters(self) -> MachineCounters | None:
