@@ -8,10 +8,17 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import deploy, lists
+from benchmarks import attach, cli_start, deploy, lists, placement, real_vm
 from benchmarks.report import Report
 
-BENCHMARKS = {"lists": lists.run, "deploy": deploy.run}
+BENCHMARKS = {
+    "cli": cli_start.run,
+    "placement": placement.run,
+    "lists": lists.run,
+    "deploy": deploy.run,
+    "attach": attach.run,
+    "vm": real_vm.run,
+}
 
 
 def main() -> int:

@@ -1,27 +1,22 @@
 """How long one command takes, from the shell's view: start, imports, TLS, request, table.
 
 Reference, measured in the same run: an interpreter that imports click, msgspec, http.client and ssl and does nothing.
-Prints JSON lines {"name","value","unit","bar","ratio","holds"}; values are the fastest of ROUNDS, because other work on
-the machine only ever adds.
+Values are the fastest of ROUNDS, because other work on the machine only ever adds.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
+from benchmarks.clouds import PILEUS, folder, server
+from benchmarks.report import Report, Result, ratio
 from pileus.cli import contexts
 
 ROUNDS = 15
 ROWS = 100
-LIMIT_S = 60.0
 BAR_MS = 150.0
-PILEUS = (sys.executable, "-m", "pileus.cli.main")
 REFERENCE = (sys.executable, "-c", "import click, msgspec, http.client, ssl")
 
 CASES = {
@@ -32,69 +27,36 @@ CASES = {
 }
 
 
-def fastest_ms(command: tuple[str, ...]) -> float:
+def fastest_ms(command: tuple[str, ...], rounds: int) -> float:
     """Return the wall time of the fastest run in ms."""
     taken = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         began = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         taken.append((time.perf_counter() - began) * 1000)
     return min(taken)
 
 
-def start_server(folder: Path) -> tuple[subprocess.Popen[str], str]:
-    """Return a server on a free port and its address."""
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(
-            [*PILEUS, "server", "--data", str(folder / "data"), "--port", "0"],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    assert server.stdout is not None
-    url = ""
-    for line in server.stdout:
-        if line.startswith("server ready at "):
-            url = line.removeprefix("server ready at ").strip()
-        elif "pileus login" in line:  # comes last, once the key's file is written
-            return server, url
-    raise RuntimeError((folder / "log").read_text())
-
-
-def furnish(folder: Path, url: str) -> None:
+def furnish(context: contexts.Context) -> None:
     """Sign in and make a zone and accounts, each of which brings a network."""
-    data = folder / "data"
-    key = (data / "operator-key").read_text().strip()
-    contexts.put("bench", contexts.Context(server=url, ca=(data / "tls" / "ca.crt").read_text(), key=key))
+    contexts.put("bench", context)
     accounts = [f"kind: account\nname: acme-{number}\n" for number in range(ROWS)]
     documents = "---\n".join(["kind: zone\nname: local\n", *accounts])
     subprocess.run([*PILEUS, "apply", "-f", "-"], input=documents, text=True, check=True, stdout=subprocess.DEVNULL)
 
 
-def main() -> None:
-    """Measure and print."""
-    with tempfile.TemporaryDirectory(prefix="pileus-cli-start-") as name:
-        folder = Path(name)
-        os.environ["PILEUS_CONFIG"] = str(folder / "config.json")
-        server, url = start_server(folder)
-        try:
-            furnish(folder, url)
-            reference = fastest_ms(REFERENCE)
+def run(report: Report, *, quick: bool) -> None:
+    """Measure."""
+    rounds = 5 if quick else ROUNDS
+    report.say(f"cli: the fastest of {rounds} runs of each command")
+    with folder("cli") as where:
+        (where / "data").mkdir(mode=0o700)
+        with server(where / "data") as (context, _):
+            furnish(context)
+            reference = fastest_ms(REFERENCE, rounds)
             for case, arguments in CASES.items():
-                value = fastest_ms((*PILEUS, *arguments))
-                line = {
-                    "name": case,
-                    "value": round(value, 1),
-                    "unit": "ms",
-                    "bar": BAR_MS,
-                    "ratio": round(value / reference, 2),
-                    "holds": value <= BAR_MS,
-                }
-                print(json.dumps(line), flush=True)
-        finally:
-            server.terminate()
-            server.wait(LIMIT_S)
-
-
-if __name__ == "__main__":
-    main()
+                value = fastest_ms((*PILEUS, *arguments), rounds)
+                report.add(
+                    Result(name=case, value=value, unit="ms", bar=BAR_MS, ratio=ratio(value, reference),
+                           reference=f"an interpreter that imports the same libraries: {reference:.0f} ms")
+                )  # fmt: skip
