@@ -108,11 +108,16 @@ class Place:
         self.children: list[subprocess.Popen[str]] = []
 
     def run(
-        self, *arguments: str, timeout_s: float = LIMIT_S, text: str = "", **environment: str
+        self,
+        *arguments: str,
+        timeout_s: float = LIMIT_S,
+        text: str = "",
+        prefix: Sequence[str] = (),
+        **environment: str,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command of ``pileus`` to its end, whatever that is."""
+        """Run a command of ``pileus``, started by the command ``prefix``, to its end, whatever that is."""
         return subprocess.run(
-            [sys.executable, "-m", "pileus.cli.main", *arguments],
+            [*prefix, sys.executable, "-m", "pileus.cli.main", *arguments],
             env={**self.environment, **environment},
             input=text,
             capture_output=True,
@@ -288,16 +293,22 @@ def temporary(prefix: str) -> Iterator[Path]:
 @contextmanager
 def upped(*options: str) -> Iterator[RealCloud]:
     """Give a cloud of one process, started by ``pileus up``; afterwards nothing of it may be left."""
+    with temporary("pileus-vm-") as folder, upped_in(folder, *options) as cloud:
+        yield cloud
+
+
+@contextmanager
+def upped_in(folder: Path, *options: str) -> Iterator[RealCloud]:
+    """Give a cloud of one process whose state lies in a folder."""
     need_host()
-    with temporary("pileus-vm-") as folder:
-        cloud = RealCloud(folder)
-        try:
-            began = time.monotonic()
-            cloud.pileus("up", "--data", str(cloud.data), "--port", "0", "--detach", *options, timeout_s=240)
-            print(f"measured: up to ready {time.monotonic() - began:.2f} s")
-            yield cloud
-        finally:
-            take_down(cloud)
+    cloud = RealCloud(folder)
+    try:
+        began = time.monotonic()
+        cloud.pileus("up", "--data", str(cloud.data), "--port", "0", "--detach", *options, timeout_s=240)
+        print(f"measured: up to ready {time.monotonic() - began:.2f} s")
+        yield cloud
+    finally:
+        take_down(cloud)
 
 
 def take_down(cloud: RealCloud) -> None:
