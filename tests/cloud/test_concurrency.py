@@ -118,7 +118,7 @@ def test_one_gets_the_last_address_and_the_next_when_it_is_given_back(engines: E
             await world.create("network.network", "tight", "acme", range="10.7.0.0/30")
             nics = [{"network": "tight"}]
             assert await at_once(world, lambda number: create(world, number, f"v{number}", nics=nics)) == []
-            await world.settle(30.0)
+            await world.until(lambda: one_runs_and_all_say_why(world))
             (winner,) = await running(world)
             messages = {reason(vm) for vm in await world.list("compute.vm") if vm["name"] != winner}
             assert messages == {("NoAddress", "no address is left in network tight (10.7.0.0/30)")}
@@ -135,7 +135,7 @@ def test_one_account_gets_the_last_vlan_and_the_next_when_it_is_given_back(engin
             for number in range(CLIENTS):
                 await world.create("tenancy.account", f"a{number}")
             assert await at_once(world, lambda number: create(world, number, f"v{number}", f"a{number}")) == []
-            await world.settle(30.0)
+            await world.until(lambda: one_runs_and_all_say_why(world))
             (winner,) = await running(world)
             texts = {reason(vm) for vm in await world.list("compute.vm") if vm["name"] != winner}
             expected = (
@@ -157,7 +157,7 @@ def test_one_gets_the_last_room_on_the_host_and_the_next_when_it_is_given_back(e
             await world.patch("tenancy.vdc", "main", "acme", quota={"vms": 100, "memory_mib": 1_000_000})
             size: dict[str, Any] = {"vcpus": 1, "memory_mib": 1024, "nics": []}
             assert await at_once(world, lambda number: create(world, number, f"v{number}", **size)) == []
-            await world.settle(30.0)
+            await world.until(lambda: one_runs_and_all_say_why(world))
             (winner,) = await running(world)
             messages = {reason(vm) for vm in await world.list("compute.vm") if vm["name"] != winner}
             message = "no host takes it: NoMemory on 1 of 1 hosts (host host0: 0 MiB free, 1024 needed)"
@@ -197,3 +197,10 @@ async def other_runs(world: Cloud, former: str) -> bool:
     """Tell whether exactly one VM runs, and not the former."""
     names = await running(world)
     return len(names) == 1 and names != [former]
+
+
+async def one_runs_and_all_say_why(world: Cloud) -> bool:
+    """Tell whether one VM runs and each other gives a reason that starts with No."""
+    reasons = [reason(vm)[0] for vm in await world.list("compute.vm")]
+    waiting = [each for each in reasons if each.startswith("No")]
+    return len(await running(world)) == 1 and len(waiting) == len(reasons) - 1

@@ -130,7 +130,7 @@ def _ready(resource: Resource) -> Condition:
 
 
 def _not_as_wished(desired: VmDesired, observed: VmObserved) -> Condition:
-    if observed.power == "stopped" and observed.exit is not None and desired.power == "running":
+    if observed.power == "stopped" and observed.exit is not None and desired.power != "stopped":
         if observed.exit.reason == "guest-shutdown":
             return unready("GuestShutdown", "the guest powered itself off; `pileus start vm` starts it again")
         return unready("Ended", f"the VM ended ({observed.exit.reason}) {observed.exit.message}".rstrip())
