@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from pileus.agent import converge
 from pileus.drivers.host.errors import DriverError
@@ -337,3 +338,20 @@ def test_the_process_may_end_at_any_named_point(monkeypatch: pytest.MonkeyPatch)
     assert len(points) >= 20
     for name in sorted(points):
         assert name in lived_through(name, monkeypatch)
+
+
+def test_an_outage_of_the_server_does_not_make_its_hosts_unknown() -> None:
+    async def main() -> None:
+        async with cloud(2) as world:
+            await world.stop_server()
+            await asyncio.sleep(120.0)
+            host = next(iter(world.hosts))
+            world.cut.add(host)  # comes back 10 s after the server
+            server = await world.start_server()
+            await asyncio.sleep(10.0)
+            world.heal_link(host)
+            await world.settle()
+            rows = await server.store.fetch(sa.text("SELECT count(*) FROM event WHERE reason = 'HostSilent'"))
+            assert rows[0][0] == 0
+
+    run(main)

@@ -43,7 +43,7 @@ def controllers(store: Store, images: Files) -> dict[str, Controller]:
     """Return the controllers, by kind."""
     return {
         "tenancy.vdc": VdcController(),
-        "infra.host": HostController(),
+        "infra.host": HostController(store.clock()),
         "storage.pool": PoolController(),
         "storage.image": ImageController(images, convert_upload),
         "storage.volume": VolumeController(),

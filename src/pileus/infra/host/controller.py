@@ -19,6 +19,15 @@ from pileus.kernel.transaction import Transaction
 class HostController(Controller):
     """Keeps budgets and silence as the facts say."""
 
+    def __init__(self, began: float) -> None:
+        """``began``: when this server started; before it nobody could hear the agents through it."""
+        self._began = began
+
+    def _is_silent(self, seen_at: float, assigned: HostAssigned, now: float) -> bool:
+        """Tell whether the host is silent; after an outage of the servers its agent gets the whole time to return."""
+        heard = seen_at if assigned.silent == "yes" else max(seen_at, self._began)
+        return now - heard > SILENT_AFTER_S
+
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Put the reported capacity in force, and note when the host went silent or spoke again."""
         if resource.deleting:
@@ -28,7 +37,7 @@ class HostController(Controller):
         rows = await store.fetch(sql.PRESENCE, host=resource.id)
         seen_at = rows[0][0] if rows else None
         assigned: HostAssigned = resource.assigned
-        silent = seen_at is not None and store.clock() - seen_at > SILENT_AFTER_S
+        silent = seen_at is not None and self._is_silent(seen_at, assigned, store.clock())
         if silent != (assigned.silent == "yes"):
             assigned = replace(assigned, silent="yes" if silent else "no", seen_at=iso(seen_at or 0.0))
 
