@@ -67,6 +67,7 @@ async def _run(settings: LabSettings, stack: contextlib.AsyncExitStack, say: Say
     opened = await _opened(server, settings)
     say(f"server answers at {opened.url}; attaching the hosts")
     counts: dict[int, int] = {}
+    everyone = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         for number, seats in enumerate(_shares(opened.seats, settings.processes)):
             hosts = await stack.enter_async_context(_child(settings.data / "hosts.log", "pileus.lab.hosts"))
@@ -76,12 +77,15 @@ async def _run(settings: LabSettings, stack: contextlib.AsyncExitStack, say: Say
             def attached(count: int, number: int = number) -> None:
                 counts[number] = count
                 say(f"{sum(counts.values())} of {settings.hosts} hosts attached")
+                if sum(counts.values()) == settings.hosts:
+                    everyone.set()
 
             tasks.create_task(_follow(hosts, settings, attached))
         line = await _line(server)
         if not line:
             raise _ended(settings.data / "server.log")
         read(line, Ready)
+        await everyone.wait()  # the server may think hosts ready that were so before it started
         _note(settings, opened.url)
         ready(opened.url)
         tasks.create_task(_until_end(server, settings))
