@@ -16,7 +16,7 @@ from pileus.agent.agent import Agent
 from pileus.agent.calls import Calls
 from pileus.agent.connection import Connector
 from pileus.agent.converge import Converger
-from pileus.agent.identity import Identity, client_context
+from pileus.agent.identity import Identity, client_context, renew_in_time
 from pileus.agent.slice import DiskSlice
 from pileus.agent.wiring import Drivers, halves
 from pileus.drivers.host.disk.real import QemuImgPool
@@ -64,13 +64,15 @@ async def run(settings: AgentSettings, ready: Callable[[], None] = lambda: None)
         raise Rejected("this machine has not joined a cloud; run `pileus agent --server URL --token TOKEN`")
     with sole_user(settings.data):
         async with opened_drivers(settings) as drivers:
-            connector = Connector(identity.server, client_context(settings.identity))
+            context = client_context(settings.identity)
+            connector = Connector(identity.server, context)
             converger = Converger(KINDS, halves(drivers), system_clock, connector.image)
             drivers.hypervisor.on_change(converger.wake)
             agent = Agent(converger, DiskSlice(settings.data / "slice"), connector.open, Calls(drivers.guest))
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(agent.run())
                 tasks.create_task(_rotate(drivers))
+                tasks.create_task(renew_in_time(identity, settings.identity, context))
                 await agent.connected.wait()
                 ready()
 

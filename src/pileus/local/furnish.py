@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from pileus.agent.identity import Identity, join
+from pileus.agent.identity import Identity, join, renewal_due
 from pileus.cli import contexts
 from pileus.compute.offering.types import BUILTIN as OFFERINGS
 from pileus.image.cache import built_image, cache_folder
@@ -111,7 +111,11 @@ async def _ensure_joined(started: Started, folder: Path) -> None:
     host = await started.parts.store.find("infra.host", "", NAME)
     assert host is not None
     if known is not None and known.host == host.id and known.server == started.url:
-        return
+        try:
+            if renewal_due(folder) > started.parts.store.clock():
+                return
+        except (OSError, ValueError):  # no certificate, or half of one: join again
+            pass
     token = await started.parts.joining.token(SYSTEM, host, "up")
     await join(started.url, token.token, folder)
 
