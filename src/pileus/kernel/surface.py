@@ -219,7 +219,7 @@ class Surface(Reading):
     async def _new(self, tx: Transaction, kind: Kind, scope: Scope, wish: Body) -> Resource:
         if not is_name(wish.name):
             raise Invalid(
-                f"{wish.name!r} cannot name a {kind.short}: 1 to 63 of a-z, 0-9 and -, starting with a letter",
+                f"{wish.name!r} cannot be the name of this {kind.short}: 1 to 63 of a-z, 0-9 and -, starting with a letter",
                 field="name",
             )
         if wish.kind and wish.kind != kind.name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,7 +159,7 @@ def test_describe_says_what_was_wished_decided_found_and_what_to_do(pileus: Run,
     assert ran.code == OK, ran.err
     for text in ("Wish (desired)", "Decision (assigned)", "Fact (observed)", "Conditions", "Last events"):
         assert text in ran.out
-    assert "vdc                   main (" in ran.out
+    assert re.search(r"^  vdc +main \(", ran.out, re.MULTILINE)
     assert f"pileus logs vm web --account {account}" in ran.out
     usage = pileus("describe", "vdc", "main", "--account", account).out
     assert "vms          1         20         5 %" in usage
