@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,11 +81,10 @@ def pids_naming(*texts: str) -> dict[int, str]:
 def open_files(pid: int) -> set[str]:
     """Return the paths of the files that a process has open; empty when it is gone. QEMU gets nothing but descriptors."""
     found = set()
-    try:
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            found.add(os.readlink(entry.path))
-    except OSError:  # ended meanwhile
-        return set()
+    with suppress(OSError):  # the process ended meanwhile
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):  # the descriptor was closed meanwhile
+                found.add(os.readlink(f"/proc/{pid}/fd/{number}"))
     return found
 
 

@@ -236,16 +236,17 @@ def _count(folder: Path) -> int:
 
 
 def _qemus(paths: HostPaths) -> list[int]:
-    """Return the processes whose command line names this host's run folder."""
+    """Return the QEMU processes that have a file of this host's run folder open: they are given nothing but descriptors."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             command = (entry / "cmdline").read_bytes()
+            files = [os.readlink(entry / "fd" / number) for number in os.listdir(entry / "fd")]
         except OSError:  # ended meanwhile
             continue
-        if command.startswith(b"qemu-system") and os.fsencode(str(paths.run)) in command:
+        if command.startswith(b"qemu-system") and any(file.startswith(f"{paths.run}/") for file in files):
             found.append(int(entry.name))
     return found
 
