@@ -59,13 +59,18 @@ class Convert(Protocol):
         """Return the facts of ``target``. Raises: Refused, Transient."""
 
 
+CONVERSIONS_MAX = 2
+"""Conversions at once, each of which keeps a lease and a core; images above wait in their rows, not in the loop."""
+QUEUE_RECHECK_S = 3.0
+
+
 class ImageController(Controller):
     """Turns an upload into something that hosts may use."""
 
     def __init__(self, files: Files, convert: Convert) -> None:
         self._files = files
         self._convert = convert
-        self._one_at_a_time = asyncio.Semaphore(2)
+        self._conversions = asyncio.Semaphore(CONVERSIONS_MAX)
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Inspect and convert what was uploaded; remove the files of a deleted image."""
@@ -80,9 +85,11 @@ class ImageController(Controller):
             problem = Problem(reason="UploadLost", message="the uploaded disk is not on this server; upload it again")
             lost = replace(observed, state="awaiting-upload", problem=problem)
             return Done(lambda tx: _write(tx, resource, lost))
+        if self._conversions.locked():
+            return Wait("Queued", "uploaded; other images are being converted before it", QUEUE_RECHECK_S)
         desired: ImageDesired = resource.desired
         try:
-            async with self._one_at_a_time:
+            async with self._conversions:
                 made = await self._convert(source, desired.format, source.with_name("disk"))
         except Refused as error:
             problem = Problem(reason=error.reason, message=str(error))

@@ -1,0 +1,88 @@
+"""What becomes of uploaded images, with conversions that take as long as a test says."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+
+from pileus.storage.image.controller import ImageController
+from pileus.storage.image.types import ImageObserved
+from tests.cloud.world import GIB, Cloud, cloud
+from tests.virtual_time import run
+
+
+class Made(msgspec.Struct, frozen=True):
+    """What a conversion says of its result."""
+
+    size_bytes: int = 1000
+    virtual_size_bytes: int = GIB
+    sha256: str = "1" * 64
+
+
+class Folder:
+    """The images of a server, in memory: which of them have an upload."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def present(self, image_id: str, file: str) -> Path | None:
+        found = self.path / image_id / file
+        return found if found.exists() else None
+
+    def remove(self, image_id: str) -> None:
+        for file in (self.path / image_id).glob("*"):
+            file.unlink()
+
+
+class Conversion:
+    """Makes an image once the test says so."""
+
+    def __init__(self) -> None:
+        self.allowed = asyncio.Event()
+        self.running = self.most = 0
+
+    async def __call__(self, source: Path, format: str, target: Path) -> Made:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await self.allowed.wait()
+        self.running -= 1
+        return Made()
+
+
+def convert_with(world: Cloud, folder: Path) -> Conversion:
+    """Let the images of the world lie in ``folder``, and be converted when the test says so."""
+    conversion = Conversion()
+    world.servers[0].loop._controllers["storage.image"] = ImageController(Folder(folder), conversion)  # type: ignore[index]
+    return conversion
+
+
+async def upload(world: Cloud, folder: Path, name: str) -> None:
+    image = await world.create("storage.image", name, "acme")
+    (folder / image["id"]).mkdir()
+    (folder / image["id"] / "upload").write_bytes(b"a disk")
+    inspecting = ImageObserved(state="inspecting")
+    found = await world.store.get(image["id"])
+    await world.store.write(lambda tx: tx.update(found, observed=inspecting))
+
+
+def test_many_uploaded_images_do_not_keep_a_vm_of_another_account_from_starting(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with cloud() as world:
+            conversion = convert_with(world, tmp_path)
+            await world.create("tenancy.account", "acme")
+            await world.create("tenancy.account", "victim")
+            for number in range(70):
+                await upload(world, tmp_path, f"i{number}")
+            await asyncio.sleep(5)
+            await world.create("compute.vm", "web", "victim", nics=[])
+            await world.until(lambda: world.is_ready("compute.vm", "web", "victim"), limit_s=30)
+            reasons = {each["conditions"][0]["reason"] for each in await world.list("storage.image")}
+            assert reasons == {"AsDesired", "Inspecting", "Queued"}
+            conversion.allowed.set()
+            for number in range(70):
+                await world.until(lambda number=number: world.is_ready("storage.image", f"i{number}", "acme"))
+            assert conversion.most == 2
+
+    run(main)
