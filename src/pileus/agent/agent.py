@@ -132,6 +132,7 @@ class Agent:
                 self.connected.set()
             case Delta():
                 self._change(frame.revision, frame.bodies, set(frame.gone))
+                self._converger.allow_removal(frame.gone)
             case Acknowledge():
                 self._acknowledged(frame.number)
             case Call():
@@ -142,8 +143,12 @@ class Agent:
                 log.warning("a frame that an agent does not take", frame=type(frame).__name__)
 
     def _take_slice(self, frame: Slice) -> None:
-        gone = set(self._bodies) - set(frame.ids)
-        self._change(frame.revision, frame.bodies, gone)
+        left = set(self._bodies) - set(frame.ids)
+        forgotten = sorted(left.difference(frame.gone))
+        if forgotten:
+            log.warning("the server does not know of these any more; they stay on the host", ids=forgotten[:10])
+        self._change(frame.revision, tuple(body for body in frame.bodies if self._bodies.get(body.id) != body), left)
+        self._converger.allow_removal(frame.gone)
         self._synced = True
 
     def _change(self, revision: int, bodies: tuple[Body, ...], gone: set[str]) -> None:
@@ -151,7 +156,7 @@ class Agent:
             self._bodies.pop(id, None)
         for body in bodies:
             self._bodies[body.id] = body
-        self._revision = max(revision, self._revision)
+        self._revision = revision  # it may be lower than before: the database was restored from a copy
         if gone or bodies:
             self._save()
         for id in gone:

@@ -31,6 +31,8 @@ STEPS_MAX = 32
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.5, 60.0
 QUARANTINE_S = 60.0
 """How long something that no resource stands for is left alone: the slice may be behind."""
+GONE_S = 3600.0
+"""How long an id that is gone is remembered when nothing of it is on the host."""
 AT_ONCE = 16
 """Resources acted on at the same time."""
 
@@ -53,6 +55,10 @@ class Converger:
         self._working: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, int] = {}
         self._orphans: dict[tuple[str, str], float] = {}
+        self._gone: dict[str, float] = {}
+        """What may be removed, and since when."""
+        self.unclaimed = 0
+        """How much is on the host that no resource stands for and nobody called gone."""
         self._random = random.Random()
         self._closed = False
 
@@ -84,13 +90,17 @@ class Converger:
         self.wake(body.id)
 
     def drop(self, id: str) -> None:
-        """Forget a resource that left the slice; what is left of it on the host goes after quarantine."""
+        """Forget a resource that left the slice; what is left of it on the host stays, see ``allow_removal``."""
         self._resources.pop(id, None)
         self._facts.pop(id, None)
         self._failures.pop(id, None)
         timer = self._timers.pop(id, None)
         if timer is not None:
             timer.cancel()
+
+    def allow_removal(self, ids: Iterable[str]) -> None:
+        """Take the word of a server that these are gone for ever: what is left of them goes after quarantine."""
+        self._gone.update(dict.fromkeys(ids, self._clock()))
 
     def ids(self) -> set[str]:
         """Return the ids of the slice."""
@@ -228,21 +238,27 @@ class Converger:
     # the rest of the host
 
     async def sweep(self) -> None:
-        """Remove from the host what no resource of the slice stands for, once it was seen so for QUARANTINE_S."""
+        """Remove from the host what is gone, once no resource stood for it for QUARANTINE_S; count what else is there."""
         now = self._clock()
         seen: set[tuple[str, str]] = set()
         for half in self._halves.values():
             with contextlib.suppress(DriverError, Transient):
-                for id in await half.inventory():
-                    if id not in self._resources:
-                        seen.add((half.kind, id))
-        self._orphans = {key: since for key, since in self._orphans.items() if key in seen}
-        for key in seen:
-            since = self._orphans.setdefault(key, now)
-            if now - since >= QUARANTINE_S:
-                log.warning("removing what no resource stands for", kind=key[0], id=key[1])
+                seen.update((half.kind, id) for id in await half.inventory() if id not in self._resources)
+        self._orphans = {key: self._orphans.get(key, now) for key in seen}
+        held = {id for _, id in seen}
+        self._gone = {id: since for id, since in self._gone.items() if id in held or now - since < GONE_S}
+        due = [key for key, since in self._orphans.items() if now - since >= QUARANTINE_S]
+        self._count_unclaimed(sorted({id for _, id in due} - self._gone.keys()))
+        for kind, id in due:
+            if id in self._gone and id not in self._resources:  # it may have come back meanwhile
+                log.warning("removing what no resource stands for", kind=kind, id=id)
                 with contextlib.suppress(DriverError, Transient):
-                    await self._halves[key[0]].remove(key[1])
+                    await self._halves[kind].remove(id)
+
+    def _count_unclaimed(self, ids: list[str]) -> None:
+        if len(ids) != self.unclaimed:
+            log.warning("on this host, but in no slice: left alone", count=len(ids), ids=ids[:10])
+        self.unclaimed = len(ids)
 
     async def counters(self) -> dict[str, str]:
         """Return the counters of every resource that has some, as JSON by id."""

@@ -1,7 +1,8 @@
 """What server and agent say to each other: msgpack frames over one mutually authenticated connection.
 
-The agent says its revision; the server answers with the ids of the host's slice and the bodies that are newer, then
-with each change. The agent reports what is. Nothing is an order: a lost frame costs a delay, a repeated one nothing.
+The agent says its revision; the server answers with the host's whole slice, then with each change. The agent reports
+what is. Nothing is an order: a lost frame costs a delay, a repeated one nothing. Only what is named as gone may be
+removed from a host: a server whose database is an old copy does not know what it forgot.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Message(Struct, frozen=True, tag_field="t", kw_only=True):
 
 
 class Hello(Message, frozen=True, kw_only=True, tag="hello"):
-    """Agent, first frame: what it runs, and the revision of its saved slice (0: none)."""
+    """Agent, first frame: what it runs, and the revision of its saved slice (0: none), which is for the log only."""
 
     version: str
     protocol: int
@@ -47,11 +48,12 @@ class Body(Struct, frozen=True, array_like=True):
 
 
 class Slice(Message, frozen=True, kw_only=True, tag="slice"):
-    """Server: every id of the slice at ``revision``, and the bodies newer than what the agent said."""
+    """Server: the whole slice at ``revision``, and the ids that are known to have left it in the last day."""
 
     revision: int
     ids: tuple[str, ...]
     bodies: tuple[Body, ...]
+    gone: tuple[str, ...] = ()
 
 
 class Delta(Message, frozen=True, kw_only=True, tag="delta"):

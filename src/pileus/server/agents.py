@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 import structlog
 
+from pileus.kernel.background import for_ever
 from pileus.kernel.errors import NotFound, Transient
 from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Resource
@@ -98,7 +99,7 @@ class Agents:
 
     async def open(self) -> None:
         """Start writing presence and samples, a second's worth at a time."""
-        self._flusher = asyncio.create_task(self._flush_for_ever(), name="presence")
+        self._flusher = for_ever(self._flush_for_ever, "presence")
 
     async def close(self) -> None:
         """Stop; connections are closed by whoever serves them."""
@@ -135,7 +136,7 @@ class Agents:
         if not isinstance(hello, Hello):
             return
         await self._arrived(session.host_id)
-        pusher = asyncio.create_task(self._push(session, hello.revision), name=f"push {session.host_id}")
+        pusher = asyncio.create_task(self._push(session), name=f"push {session.host_id}")
         try:
             while (frame := await session.channel.receive()) is not None:
                 self._seen[session.host_id] = self._store.clock()
@@ -161,14 +162,19 @@ class Agents:
 
     # slices out
 
-    async def _push(self, session: Session, known: int) -> None:
+    async def _push(self, session: Session) -> None:
         with self._hub.watch(("host", session.host_id)) as changes:
             revision = self._hub.revision
             rows = await self._store.fetch(SLICE, host=session.host_id)
-            bodies = tuple(_body(row) for row in rows if row[7] > known or known > revision)
+            left = await self._store.fetch(LEFT, host=session.host_id, after=0)
             session.told = {row[0]: (row[6], row[10]) for row in rows}
-            ids = tuple(row[0] for row in rows)
-            await session.channel.send(encode(Slice(revision=revision, ids=ids, bodies=bodies)))
+            whole = Slice(
+                revision=revision,
+                ids=tuple(session.told),
+                bodies=tuple(_body(row) for row in rows),
+                gone=tuple({row[0] for row in left} - session.told.keys()),
+            )
+            await session.channel.send(encode(whole))
             while True:
                 await changes.wait(60.0)
                 newest = self._hub.revision
