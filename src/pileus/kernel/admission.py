@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from msgspec import Struct
 
-from pileus.kernel.access import Principal
-from pileus.kernel.errors import Invalid, NotFound
+from pileus.kernel.access import Principal, Rule, covers
+from pileus.kernel.errors import Denied, Invalid, NotFound
 from pileus.kernel.ids import is_id
 from pileus.kernel.kind import Kind, Resource
 from pileus.kernel.shape import references
@@ -45,8 +45,8 @@ class Admission:
         """Make what comes with a new resource; returns what the answer says besides the resource (a key's secret)."""
         return {}
 
-    async def may_delete(self, tx: Transaction, resource: Resource) -> None:
-        """Raises: Conflict when the user must do something else first."""
+    async def may_delete(self, tx: Transaction, resource: Resource, principal: Principal) -> None:
+        """Raises: Conflict when the user must do something else first; Denied when it is not the caller's to delete."""
 
     async def preview(self, tx: Transaction, resource: Resource) -> list[Decision]:
         """Return what would be decided about a resource that a dry run has just written."""
@@ -127,6 +127,16 @@ async def only(tx: Transaction, kind_name: str, account_id: str, flag: str) -> R
     if not found:
         raise Invalid(f"there is no {kind.short} yet; `pileus create {kind.short}` makes one", field=f"desired.{flag}")
     raise Invalid(f"there are several {kind.short}s; say which with --{flag}", field=f"desired.{flag}")
+
+
+def refuse_more_powerful(tx: Transaction, principal: Principal, rules: Iterable[Rule], what: str) -> None:
+    """Raises: Denied when ``what`` has rights that the caller has not: nobody gives, changes or takes away more."""
+    kinds = [kind.name for kind in tx.registry]
+    for rule in rules:
+        if not covers(principal.rules, rule, kinds):
+            raise Denied(
+                f"{what} allows {', '.join(rule.verbs)} on {', '.join(rule.kinds)}, which you may not do yourself"
+            )
 
 
 async def make(tx: Transaction, admissions: Mapping[str, Admission], principal: Principal, new: Resource) -> Made:

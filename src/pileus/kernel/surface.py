@@ -104,7 +104,7 @@ class Surface(Reading):
             found = await self._own(tx, call, definition, ident)
             if not found.deleting:
                 await self._check_unused(tx, found)
-                await self._admissions.get(kind, self._default).may_delete(tx, found)
+                await self._admissions.get(kind, self._default).may_delete(tx, found, call.principal)
             marked = await tx.mark_deleting(found)
             return Written(marked, 202)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pileus.infra.host.types import HostAssigned
+from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change, only
 from pileus.kernel.errors import Conflict
 from pileus.kernel.kind import Resource
@@ -23,7 +24,7 @@ class HostAdmission(Admission):
         pod = await tx.get(change.links["pod"]) if "pod" in change.links else await only(tx, "infra.pod", "", "pod")
         return replace(new, assigned=HostAssigned(host=new.id, zone=pod.zone, pod=pod.id))
 
-    async def may_delete(self, tx: Transaction, resource: Resource) -> None:
+    async def may_delete(self, tx: Transaction, resource: Resource, principal: Principal) -> None:
         """Raises: Conflict while something of a tenant is on the host."""
         for kind, name in await tx.statement(sql.TENANTS_ON_HOST, host=resource.id):
             raise Conflict(

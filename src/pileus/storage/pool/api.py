@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change
 from pileus.kernel.errors import Conflict
 from pileus.kernel.kind import Resource
@@ -25,7 +26,7 @@ class PoolAdmission(Admission):
         host = await tx.get(change.links["host"])
         return replace(change.new, assigned=PoolAssigned(host=host.id, zone=host.zone))
 
-    async def may_delete(self, tx: Transaction, resource: Resource) -> None:
+    async def may_delete(self, tx: Transaction, resource: Resource, principal: Principal) -> None:
         """Raises: Conflict while volumes lie in it."""
         _, used = await tx.budget(space(resource.id, "disk_gib"))
         if used:

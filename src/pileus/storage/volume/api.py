@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change, only
 from pileus.kernel.errors import Conflict, Invalid
 from pileus.kernel.kind import Resource
@@ -36,7 +37,7 @@ class VolumeAdmission(Admission):
         await charge(tx, vdc, new.id, {"volumes": 1, "disk_gib": desired.size_gib})
         return new
 
-    async def may_delete(self, tx: Transaction, resource: Resource) -> None:
+    async def may_delete(self, tx: Transaction, resource: Resource, principal: Principal) -> None:
         """Raises: Conflict while a VM has it."""
         holder = await tx.holder(attachment_space(resource.id), "vm")
         if holder is not None:

@@ -7,10 +7,10 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from pileus.kernel.access import Principal, covers
-from pileus.kernel.admission import Admission, Change
+from pileus.kernel.access import Principal
+from pileus.kernel.admission import Admission, Change, refuse_more_powerful
 from pileus.kernel.clock import unix
-from pileus.kernel.errors import Denied, Invalid
+from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 from pileus.kernel.transaction import Transaction
 
@@ -41,15 +41,16 @@ class KeyAdmission(Admission):
             raise Invalid(
                 f"user {user.name} is not of this account; make the key where the user is", field="desired.user"
             )
-        role = await tx.get((await tx.links(user.id))["role"])
-        kinds = [kind.name for kind in tx.registry]
-        if not all(covers(change.principal.rules, rule, kinds) for rule in role.desired.rules):
-            raise Denied(f"user {user.name} has the role {role.name}, which allows more than you may")
+        await _refuse_more_powerful(tx, user, change.principal)
         if change.old is not None and expires_at != change.old.desired.expires_at:
             raise Invalid(
                 "a key's expiry cannot be changed; make another key", field="desired.expires_at", code="immutable"
             )
         return change.new
+
+    async def may_delete(self, tx: Transaction, resource: Resource, principal: Principal) -> None:
+        """Raises: Denied for the key of a more powerful user."""
+        await _refuse_more_powerful(tx, await tx.get((await tx.links(resource.id))["user"]), principal)
 
     async def created(self, tx: Transaction, resource: Resource, principal: Principal) -> Mapping[str, Any]:
         """Return the secret, which nobody can read again."""
@@ -63,6 +64,11 @@ class KeyAdmission(Admission):
             expires_at=unix(expires_at) if expires_at else 0.0,
         )
         return {"secret": secret}
+
+
+async def _refuse_more_powerful(tx: Transaction, user: Resource, principal: Principal) -> None:
+    role = await tx.get((await tx.links(user.id))["role"])
+    refuse_more_powerful(tx, principal, role.desired.rules, f"role {role.name} of user {user.name}")
 
 
 def _expiry(text: str, now: float) -> None:
