@@ -11,7 +11,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 
-from pileus.kernel.errors import Transient
+from pileus.kernel.background import for_ever
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.store import Store
 
@@ -57,7 +57,7 @@ class Hub:
         rows = await self._store.fetch(sql.NEWEST)
         self._revision = rows[0][0]
         self._store.engine.on_commit = lambda revision: self._changed.set()
-        self._task = asyncio.create_task(self._follow(), name="hub")
+        self._task = for_ever(self._follow, "hub")
 
     async def close(self) -> None:
         """Stop following."""
@@ -90,14 +90,12 @@ class Hub:
                     del self._watchers[scope]
 
     async def _follow(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
-                    await self._changed.wait()
-            self._changed.clear()
-            with contextlib.suppress(Transient):
-                while await self._announce():
-                    pass
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S):
+                await self._changed.wait()
+        self._changed.clear()
+        while await self._announce():
+            pass
 
     async def _announce(self) -> bool:
         newest = (await self._store.fetch(sql.NEWEST))[0][0]

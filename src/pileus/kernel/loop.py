@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import structlog
 from msgspec import Struct
 
+from pileus.kernel.background import for_ever
 from pileus.kernel.errors import Conflict, LeaseLost, NotFound, PileusError, Stuck, Transient
 from pileus.kernel.failpoint import failpoint
 from pileus.kernel.hub import Hub
@@ -79,12 +80,11 @@ class Loop:
 
     async def open(self) -> None:
         """Start leasing."""
-        for work, name in (
-            (self._lease_for_ever(), "loop"),
-            (self._renew(), "lease-renewal"),
-            (self._scan(), "loop-scan"),
-        ):
-            self._tasks.append(asyncio.create_task(work, name=name))
+        self._tasks = [
+            for_ever(self._lease_and_work, "loop"),
+            for_ever(self._renew, "lease-renewal"),
+            for_ever(self._scan, "loop-scan"),
+        ]
 
     async def close(self) -> None:
         """Stop; leases in hand expire by themselves."""
@@ -97,17 +97,12 @@ class Loop:
         """Whether nothing is in this loop's hands."""
         return not self._held
 
-    async def _lease_for_ever(self) -> None:
+    async def _lease_and_work(self) -> None:
         with self._hub.watch(("all", "")) as changes:
             while True:
-                try:
-                    batch = await self._lease()
-                    if len(self._held) + len(batch) == 0 or not batch:
-                        await changes.wait(await self._pause())
-                except Transient as error:
-                    log.warning("the database does not answer", error=error.message)
-                    await asyncio.sleep(1.0)
-                    continue
+                batch = await self._lease()
+                if not batch:
+                    await changes.wait(await self._pause())
                 for leased in batch:
                     self._held[leased.id] = leased
                     task = asyncio.create_task(self._work(leased), name=f"reconcile {leased.id}")
@@ -139,24 +134,20 @@ class Loop:
         return await self._store.write(lease)
 
     async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(RENEW_EVERY_S)
-            held = list(self._held.values())
-            until = self._store.clock() + LEASE_S
+        await asyncio.sleep(RENEW_EVERY_S)
+        held = list(self._held.values())
+        until = self._store.clock() + LEASE_S
 
-            async def renew(tx: Transaction, held: list[Leased] = held, until: float = until) -> None:
-                for leased in held:
-                    await tx.change(sql.WORK_RENEW, b_id=leased.id, b_token=leased.token, until=until)
+        async def renew(tx: Transaction) -> None:
+            for leased in held:
+                await tx.change(sql.WORK_RENEW, b_id=leased.id, b_token=leased.token, until=until)
 
-            if held:
-                with contextlib.suppress(Transient):
-                    await self._store.write(renew)
+        if held:
+            await self._store.write(renew)
 
     async def _scan(self) -> None:
-        while True:
-            with contextlib.suppress(Transient):
-                await scan(self._store)
-            await asyncio.sleep(SCAN_EVERY_S * self._random.uniform(0.8, 1.2))
+        await scan(self._store)
+        await asyncio.sleep(SCAN_EVERY_S * self._random.uniform(0.8, 1.2))
 
     async def _work(self, leased: Leased) -> None:
         try:

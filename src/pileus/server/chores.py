@@ -6,14 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-import structlog
-
-from pileus.kernel.errors import Transient
+from pileus.kernel.background import for_ever
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
-
-log = structlog.get_logger()
 
 EVERY_S = 600.0
 GONE_S = 86_400.0
@@ -27,13 +23,13 @@ CREDENTIAL_S = 30 * 86_400.0
 @contextlib.asynccontextmanager
 async def running(store: Store, renew: Callable[[], None]) -> AsyncIterator[None]:
     """Do the chores in the background for the block."""
-    task = asyncio.create_task(_for_ever(store, renew), name="chores")
+    tasks = [for_ever(lambda: _prune_later(store), "prune"), for_ever(lambda: _renew_later(renew), "renewal")]
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def prune(store: Store) -> None:
@@ -46,11 +42,11 @@ async def prune(store: Store) -> None:
     await store.write(work)
 
 
-async def _for_ever(store: Store, renew: Callable[[], None]) -> None:
-    while True:
-        await asyncio.sleep(EVERY_S)
-        try:
-            await prune(store)
-            renew()
-        except (Transient, OSError) as error:
-            log.warning("a chore failed and is tried again", error=str(error))
+async def _prune_later(store: Store) -> None:
+    await asyncio.sleep(EVERY_S)
+    await prune(store)
+
+
+async def _renew_later(renew: Callable[[], None]) -> None:
+    await asyncio.sleep(EVERY_S)
+    renew()

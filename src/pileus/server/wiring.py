@@ -16,6 +16,7 @@ from pileus.infra.host.controller import HostController, wake_silent
 from pileus.infra.pod.api import PodAdmission
 from pileus.infra.zone.api import ZoneAdmission
 from pileus.kernel.admission import Admission
+from pileus.kernel.background import for_ever
 from pileus.kernel.errors import Transient
 from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Resource
@@ -76,7 +77,7 @@ async def agents(store: Store, hub: Hub) -> AsyncIterator[Agents]:
     """Give the agents' side of the server for the block, with an eye on hosts that fall silent."""
     made = Agents(store, hub)
     await made.open()
-    watch = asyncio.create_task(_watch_silence(store), name="silence")
+    watch = for_ever(lambda: _watch_silence(store), "silence")
     try:
         yield made
     finally:
@@ -87,10 +88,8 @@ async def agents(store: Store, hub: Hub) -> AsyncIterator[Agents]:
 
 
 async def _watch_silence(store: Store) -> None:
-    while True:
-        await asyncio.sleep(SILENCE_EVERY_S)
-        with contextlib.suppress(Transient):
-            await wake_silent(store)
+    await asyncio.sleep(SILENCE_EVERY_S)
+    await wake_silent(store)
 
 
 def uploaded(store: Store, images: Files) -> Uploaded:

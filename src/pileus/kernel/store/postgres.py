@@ -26,13 +26,19 @@ NOTIFY_EVERY_S = 0.005
 CLOSE_TIMEOUT_S = 5.0
 
 _LOST = (
-    asyncpg.PostgresConnectionError,
+    asyncpg.PostgresError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # what asyncpg says when it was cut in the middle of a roll-back
-    asyncpg.exceptions.OperatorInterventionError,
-    asyncpg.exceptions.TransactionRollbackError,
     OSError,
 )
+"""Outside a caller's work every error is the database's, and may pass."""
+
+_WRONG = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.SyntaxOrAccessError,
+)
+"""Inside it these are the work's own fault."""
 
 
 class PostgresSession:
@@ -135,6 +141,8 @@ class PostgresEngine(Engine):
         try:
             async with self._connection.transaction():
                 return await work(session)
+        except _WRONG:
+            raise
         except _LOST as error:
             raise Transient(f"PostgreSQL did not take the write: {error}", code="database-unavailable") from error
 

@@ -73,7 +73,7 @@ class SqliteEngine(Engine):
                     self._write.execute(str(CreateIndex(index, if_not_exists=True).compile(dialect=self._dialect)))
             self._write.execute("INSERT INTO counter(name, value) VALUES('revision', 0) ON CONFLICT DO NOTHING")
             self._revision = self._write.execute("SELECT value FROM counter WHERE name='revision'").fetchone()[0]
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             raise Transient(f"the database {self._path.name} cannot be opened: {error}") from error
         self.start_writer()
 
@@ -85,7 +85,10 @@ class SqliteEngine(Engine):
 
     async def fetch(self, statement: sa.sql.ClauseElement, **parameters: Any) -> Sequence[Row]:
         prepared = self.prepare(statement)
-        return self._read.execute(prepared.sql, prepared.arguments(parameters)).fetchall()
+        try:
+            return self._read.execute(prepared.sql, prepared.arguments(parameters)).fetchall()
+        except sqlite3.Error as error:
+            raise Transient(f"the database does not answer: {error}", code="database-unavailable") from error
 
     @contextlib.asynccontextmanager
     async def group(self) -> AsyncIterator[Session]:
@@ -98,8 +101,8 @@ class SqliteEngine(Engine):
                 self._write.execute("COMMIT")
             else:
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._write.execute, "COMMIT")
-        except sqlite3.OperationalError as error:
-            with contextlib.suppress(sqlite3.OperationalError):
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
                 self._write.execute("ROLLBACK")
             raise Transient(f"the database did not take the write: {error}", code="database-unavailable") from error
         except BaseException:
