@@ -164,6 +164,41 @@ def test_a_vm_deleted_while_it_is_being_made_leaves_nothing_behind(after_s: floa
     run(main)
 
 
+def test_a_disk_stays_with_its_machine_while_an_agent_that_just_started_cannot_look() -> None:
+    async def main() -> None:
+        async with survived() as world:
+            await world.create("storage.volume", "disk", "acme", size_gib=1)
+            await world.create("compute.vm", "web", "acme", nics=[], volumes=[{"volume": "disk"}])
+            await world.until(lambda: all_ready(world, 1))
+            ((host, machine),) = world.hosts.items()
+            await world.stop_agent(host)
+            await world.patch("compute.vm", "web", "acme", volumes=[])
+            machine.machines.refuse("observe", "", INJECTED)
+            await world.start_agent(host)
+
+            async def told() -> bool:
+                return bool((await world.get("compute.vm", "web", "acme"))["conditions"][0]["reason"] == "Injected")
+
+            await world.until(told)
+            await asyncio.sleep(60.0)
+            with pytest.raises(Conflict, match="attached"):
+                await world.create("compute.vm", "two", "acme", nics=[], volumes=[{"volume": "disk"}])
+            assert (await world.get("compute.vm", "web", "acme"))["observed"]["power"] == "unknown"
+            machine.machines.refuse("observe", "", None)
+            await world.until(lambda: _takes(world, "disk", "two"))
+            await world.until(lambda: all_ready(world, 2))
+
+    run(main)
+
+
+async def _takes(world: Cloud, volume: str, vm: str) -> bool:
+    """Try to make a VM with the volume, until the one that had it let go."""
+    with contextlib.suppress(Conflict):
+        await world.create("compute.vm", vm, "acme", nics=[], volumes=[{"volume": volume}])
+        return True
+    return False
+
+
 def test_a_host_that_cannot_look_does_not_say_that_nothing_is_there() -> None:
     async def main() -> None:
         async with survived() as world:

@@ -211,4 +211,6 @@ def _held(vm: Resource) -> set[str] | None:
     if not vm.host:
         return set()
     observed: VmObserved | None = vm.observed
-    return None if observed is None else {*observed.volumes, *observed.ports, *observed.told}
+    if observed is None or observed.power == "unknown":
+        return None
+    return {*observed.volumes, *observed.ports, *observed.told}

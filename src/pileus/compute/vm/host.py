@@ -73,7 +73,6 @@ class VmHalf(Half[Seen, Step]):
         self._machines = Snapshot(hypervisor.observe)
         # Not among the notes: the disk that they would be written to may be the full one.
         self._disk_tried: dict[str, float] = {}
-        hypervisor.on_change(lambda machine: self._machines.changed())
         # A hint may come within the age of the last look: that look is of before.
         hypervisor.on_change(lambda machine: self._machines.changed())
 
@@ -215,7 +214,7 @@ class VmHalf(Half[Seen, Step]):
         previous: VmObserved | None = resource.observed
         told = (*resource.assigned.volumes, *resource.assigned.ports)
         if fact is None:
-            return replace(previous or VmObserved(power="absent"), problem=problem)
+            return replace(previous or VmObserved(power="unknown"), problem=problem)
         if machine is None:
             absent = resource.deleting or resource.desired.power != "stopped"
             power: Literal["absent", "stopped"] = "absent" if absent else "stopped"

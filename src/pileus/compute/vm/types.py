@@ -96,7 +96,8 @@ class VmExit(Struct, frozen=True, kw_only=True):
 class VmObserved(Struct, frozen=True, kw_only=True):
     """What the host has. ``boots`` counts starts and resets; ``failures`` the ends in a row that nobody asked for."""
 
-    power: Literal["running", "stopped", "paused", "absent"]
+    power: Literal["running", "stopped", "paused", "absent", "unknown"]
+    """``unknown``: its host could not look since its agent started, and then nothing else here says anything."""
     vcpus: int = 0
     memory_mib: int = 0
     boots: int = 0

@@ -44,9 +44,7 @@ class VolumeHalf(Half[Seen, Step]):
         wish = Wish(
             deleting=resource.deleting,
             size_bytes=resource.desired.size_gib * GIB,
-            used=any(
-                vm.observed is None or resource.id in vm.observed.volumes for vm in peers.peers("compute.vm")
-            ),  # a VM that was not looked at yet may run and have any volume open
+            used=any(_may_use(vm, resource.id) for vm in peers.peers("compute.vm")),
             image_needed=not fact.image_cached,
         )
         return plan(wish, Fact(size_bytes=fact.volume.size_bytes if fact.volume else None))
@@ -101,3 +99,8 @@ class VolumeHalf(Half[Seen, Step]):
     async def counters(self) -> dict[str, dict[str, Any]]:
         """Return the room each volume takes."""
         return {id: {"used_bytes": fact.used_bytes} for id, fact in (await self._disks.volumes()).items()}
+
+
+def _may_use(vm: Resource, volume: str) -> bool:
+    """Tell whether a VM has the volume open; one that could not be looked at yet may run and have any."""
+    return vm.observed is None or vm.observed.power == "unknown" or volume in vm.observed.volumes
