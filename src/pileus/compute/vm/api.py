@@ -19,7 +19,7 @@ from pileus.kernel.quota import charge, space
 from pileus.kernel.transaction import AlreadyClaimed, Exhausted, Transaction
 from pileus.network.network.plan import host_range, offset, parse_address, parse_range
 from pileus.network.network.types import address_space
-from pileus.storage.image.types import ImageObserved
+from pileus.storage.image.types import ImageObserved, refuse_unready
 from pileus.storage.volume.types import attachment_space
 
 DEFAULT_OFFERING = "tiny"
@@ -34,6 +34,8 @@ class VmAdmission(Admission):
         new = change.new
         desired: VmDesired = new.desired
         image = await tx.get(change.links["image"])
+        if change.old is None:
+            refuse_unready(image)
         wanted = await _size(tx, change, image)
         if change.old is None:
             vdc = await tx.get(change.links.get("vdc") or (await only(tx, "tenancy.vdc", new.account_id, "vdc")).id)
@@ -180,6 +182,7 @@ async def _claim_addresses(tx: Transaction, change: Change, vdc: Resource) -> No
 async def _attach_volumes(tx: Transaction, change: Change, vdc: Resource) -> None:
     """Take every volume asked for. Raises: Invalid, Conflict (in-use)."""
     desired: VmDesired = change.new.desired
+    host = change.old.host if change.old else ""
     seen: set[str] = set()
     for position in range(len(desired.volumes)):
         volume = await tx.get(change.links[f"volumes.{position}.volume"])
@@ -191,9 +194,11 @@ async def _attach_volumes(tx: Transaction, change: Change, vdc: Resource) -> Non
             raise Invalid(f"{volume} is in another zone than the VM", field=field)
         if volume.owner != volume.account_id:
             raise Conflict(f"{volume} belongs to {await tx.get(volume.owner)}", code="in-use", field=field)
-        host = change.old.host if change.old else ""
-        if host and volume.host and volume.host != host:
-            raise Conflict(f"{volume} lies on another host than the VM", code="elsewhere", field=field)
+        host = host or volume.host
+        if volume.host and volume.host != host:
+            raise Conflict(
+                f"{volume} lies on another host than the VM or its other volumes", code="elsewhere", field=field
+            )
         try:
             await tx.claim(attachment_space(volume.id), "vm", change.new.id)
         except AlreadyClaimed as error:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from pileus.compute.vm.placement import Candidate, Need
 from pileus.compute.vm.types import VmAssigned, VmDesired
@@ -17,9 +18,6 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.store.tables import budget
 from pileus.kernel.transaction import Transaction
 
-FREE = sa.select(budget.c.space, budget.c.capacity - budget.c.used).where(
-    budget.c.space.in_([sa.bindparam("vcpus"), sa.bindparam("memory"), sa.bindparam("disk")])
-)
 ALL_FREE = sa.select(budget.c.space, budget.c.capacity - budget.c.used)
 
 
@@ -31,18 +29,19 @@ class Reader(Protocol):
 
 
 async def need_of(reader: Reader, vm: Resource, links: dict[str, str]) -> Need:
-    """Return what the VM needs of a host."""
+    """Return what the VM needs of a host: room for its root volume, and for those volumes that are on none yet."""
     assigned: VmAssigned = vm.assigned
     desired: VmDesired = vm.desired
-    only_host = ""
+    only_host, disk_gib = "", assigned.disk_gib
     for position in range(len(desired.volumes)):
-        volume = links.get(f"volumes.{position}.volume")
-        only_host = ((await reader.get(volume)).host if volume else "") or only_host
+        volume = await reader.get(links[f"volumes.{position}.volume"])
+        only_host = volume.host or only_host
+        disk_gib += 0 if volume.host else volume.desired.size_gib
     return Need(
         zone=assigned.zone,
         vcpus=assigned.vcpus,
         memory_mib=assigned.memory_mib,
-        disk_gib=assigned.disk_gib,
+        disk_gib=disk_gib,
         only_host=only_host,
     )
 
@@ -58,7 +57,7 @@ async def candidates(tx: Transaction, vm: Resource) -> tuple[Need, list[Candidat
 
 def seen(hosts: Sequence[Resource], pools: Sequence[Resource], free: dict[str, Any]) -> list[Candidate]:
     """Return the hosts as candidates, given what is free of every budget."""
-    disks = {pool.host: int(free.get(space(pool.id, "disk_gib"), 0)) for pool in pools}
+    by_host = {pool.host: pool.id for pool in reversed(pools)}  # the first pool of a host takes its volumes
     return [
         Candidate(
             host=host.id,
@@ -66,7 +65,8 @@ def seen(hosts: Sequence[Resource], pools: Sequence[Resource], free: dict[str, A
             zone=host.zone,
             vcpus=int(free.get(space(host.id, "vcpus"), 0)),
             memory_mib=int(free.get(space(host.id, "memory_mib"), 0)),
-            disk_gib=disks.get(host.id, 0),
+            disk_gib=int(free.get(space(by_host.get(host.id, ""), "disk_gib"), 0)),
+            pool=by_host.get(host.id, ""),
             refuses=_refuses(host),
         )
         for host in hosts
@@ -113,14 +113,11 @@ class HostTable:
         """Lower what is thought free of a host."""
         known = self._hosts.get(host)
         if known is not None:
-            self._hosts[host] = Candidate(
-                host=known.host,
-                name=known.name,
-                zone=known.zone,
+            self._hosts[host] = replace(
+                known,
                 vcpus=known.vcpus - need.vcpus,
                 memory_mib=known.memory_mib - need.memory_mib,
                 disk_gib=known.disk_gib - need.disk_gib,
-                refuses=known.refuses,
             )
 
     def forget(self) -> None:

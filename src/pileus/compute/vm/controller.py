@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from pileus.compute.vm.capacity import HostTable, need_of
-from pileus.compute.vm.placement import Candidate, Need, explain, rank, summary
+from pileus.compute.vm.placement import Candidate, explain, rank, summary
 from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
@@ -44,8 +44,7 @@ class VmController(Controller):
         host = await store.get(assigned.host)
         if host.assigned.silent == "yes":
             return Wait("HostSilent", f"{host} does not report; the VM may still run there", 30.0, status="unknown")
-        children = await _children(resource, store)
-        waiting = _part_waiting(children)
+        waiting = _part_waiting(await _parts(resource, store))
 
         async def apply(tx: Transaction) -> None:
             await _charge_host(tx, resource, assigned)
@@ -72,25 +71,33 @@ class VmController(Controller):
             self._table.take(candidate.host, need)
 
         async def apply(tx: Transaction) -> None:
-            host = await self._charge_first(tx, vm, ranked, need)
-            placed = await _ensure_parts(tx, vm, links, replace(vm.assigned, host=host.host))
+            parts = await _ensure_parts(tx, vm, links, vm.assigned)
+            host = await self._charge_first(tx, vm, ranked, parts)
+            placed = replace(parts, host=host.host)
             await tx.update(vm, assigned=placed)
             for id in (*placed.volumes, *placed.ports):
                 await tx.enqueue(id)
 
         return Done(apply)
 
-    async def _charge_first(self, tx: Transaction, vm: Resource, ranked: Sequence[Candidate], need: Need) -> Candidate:
-        """Charge the VM to the best host that really has room."""
+    async def _charge_first(
+        self, tx: Transaction, vm: Resource, ranked: Sequence[Candidate], parts: VmAssigned
+    ) -> Candidate:
+        """Charge the VM to the best host that really has room, and to its pool the volumes that are on no host yet."""
+        volumes = [volume for id in parts.volumes if not (volume := await tx.get(id)).host]
         for candidate in ranked:
             host = await tx.find_id(candidate.host)
             if host is None or host.deleting:
                 continue
             try:
-                await tx.charge(space(candidate.host, "memory_mib"), vm.id, need.memory_mib)
-                await tx.charge(space(candidate.host, "vcpus"), vm.id, need.vcpus)
+                await tx.charge(space(candidate.host, "memory_mib"), vm.id, parts.memory_mib)
+                await tx.charge(space(candidate.host, "vcpus"), vm.id, parts.vcpus)
+                for volume in volumes:
+                    await tx.charge(space(candidate.pool, "disk_gib"), volume.id, volume.desired.size_gib)
             except Exhausted:
                 await tx.uncharge(vm.id, f"{candidate.host}/")
+                for volume in volumes:
+                    await tx.uncharge(volume.id, f"{candidate.pool}/")
                 continue
             return candidate
         self._table.forget()
@@ -110,16 +117,18 @@ async def _charge_host(tx: Transaction, vm: Resource, assigned: VmAssigned) -> N
         ) from None
 
 
-async def _children(vm: Resource, store: Store) -> list[Resource]:
-    volumes = await store.list(Filter(kind="storage.volume", owner=vm.id))
+async def _parts(vm: Resource, store: Store) -> list[Resource]:
+    """Return the VM's disks, the tenant's own among them, and its ports, those that are leaving among them."""
+    assigned: VmAssigned = vm.assigned
+    volumes = await store.list(Filter(kind="storage.volume", ids=assigned.volumes))
     ports = await store.list(Filter(kind="network.port", owner=vm.id))
     return volumes + ports
 
 
-def _part_waiting(children: Sequence[Resource]) -> Wait | None:
+def _part_waiting(parts: Sequence[Resource]) -> Wait | None:
     """Return why a part of the VM cannot be decided, if one says so; what only takes its time is no reason."""
-    for child in children:
-        for condition in child.conditions:
+    for part in parts:
+        for condition in part.conditions:
             if condition.type == WAITING and condition.reason not in ("NoHost", "Deleting"):
                 return Wait(condition.reason, condition.message)
     return None

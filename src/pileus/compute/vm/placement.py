@@ -16,6 +16,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     vcpus: int
     memory_mib: int
     disk_gib: int
+    pool: str = ""
     refuses: str = ""
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from pileus.kernel.condition import Condition, ready, unready
+from pileus.kernel.errors import Conflict
 from pileus.kernel.fields import Problem
 from pileus.kernel.kind import Column, Kind, Resource
 
@@ -47,6 +48,18 @@ def _ready(resource: Resource) -> Condition:
     if observed.state == "inspecting":
         return unready("Inspecting", "the uploaded disk is being inspected and converted")
     return ready()
+
+
+def refuse_unready(image: Resource) -> None:
+    """Raises: Conflict (image-not-ready) for an image whose size and content are not known yet."""
+    observed: ImageObserved | None = image.observed
+    state = observed.state if observed is not None else "awaiting-upload"
+    if state != "available":
+        raise Conflict(
+            f"{image} is {state}; repeat once `pileus describe image {image.name}` says it is available",
+            code="image-not-ready",
+            field="desired.image",
+        )
 
 
 KIND = Kind(

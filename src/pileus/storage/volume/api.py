@@ -10,6 +10,7 @@ from pileus.kernel.errors import Conflict, Invalid
 from pileus.kernel.kind import Resource
 from pileus.kernel.quota import charge
 from pileus.kernel.transaction import Transaction
+from pileus.storage.image.types import refuse_unready
 from pileus.storage.volume.types import VolumeAssigned, VolumeDesired, attachment_space
 
 
@@ -23,6 +24,8 @@ class VolumeAdmission(Admission):
         if old is None:
             vdc = await tx.get(change.links.get("vdc") or (await only(tx, "tenancy.vdc", new.account_id, "vdc")).id)
             new = replace(new, assigned=VolumeAssigned(zone=vdc.zone, vdc=vdc.id))
+            if "image" in change.links:
+                _check_image(await tx.get(change.links["image"]), desired)
         else:
             vdc = await tx.get(old.vdc)
             if old.owner != old.account_id:
@@ -42,3 +45,11 @@ class VolumeAdmission(Admission):
         holder = await tx.holder(attachment_space(resource.id), "vm")
         if holder is not None:
             raise Conflict(f"{resource} is attached to {await tx.get(holder)}; detach it first", code="in-use")
+
+
+def _check_image(image: Resource, desired: VolumeDesired) -> None:
+    """Raises: Conflict for an image that is not there yet; Invalid for one that is larger than the volume."""
+    refuse_unready(image)
+    image_gib = -(-image.observed.virtual_size_bytes // 2**30)
+    if desired.size_gib < image_gib:
+        raise Invalid(f"{image} has {image_gib} GiB; ask for as much at least", field="desired.size_gib")
