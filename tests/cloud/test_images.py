@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Literal
 
 import msgspec
+import pytest
 
-from pileus.storage.image.controller import ImageController
+from pileus.kernel.errors import Conflict
+from pileus.storage.image.controller import ImageController, upload_noted
 from pileus.storage.image.types import ImageObserved
 from tests.cloud.world import GIB, Cloud, cloud
 from tests.virtual_time import run
@@ -58,6 +61,10 @@ def convert_with(world: Cloud, folder: Path) -> Conversion:
     return conversion
 
 
+def names(folder: Path) -> list[str]:
+    return [file.name for file in folder.glob("*/*")]
+
+
 async def upload(world: Cloud, folder: Path, name: str) -> None:
     image = await world.create("storage.image", name, "acme")
     (folder / image["id"]).mkdir()
@@ -89,3 +96,29 @@ def test_many_uploaded_images_do_not_keep_a_vm_of_another_account_from_starting(
             assert conversion.most == 2
 
     run(main)
+
+
+def test_an_upload_is_removed_once_its_image_is_available_and_not_before(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with cloud() as world:
+            conversion = convert_with(world, tmp_path)
+            await world.create("tenancy.account", "acme")
+            await upload(world, tmp_path, "mine")
+            await asyncio.sleep(60)
+            assert names(tmp_path) == ["upload"]
+            conversion.allowed.set()
+            await world.until(lambda: world.is_ready("storage.image", "mine", "acme"))
+            await world.settle()
+            assert names(tmp_path) == []
+
+    run(main)
+
+
+@pytest.mark.parametrize("part", ["disk", "kernel", "initrd"])
+@pytest.mark.parametrize("state", ["inspecting", "available"])
+def test_an_upload_that_ends_after_another_changes_nothing(
+    part: str, state: Literal["inspecting", "available"]
+) -> None:
+    with pytest.raises(Conflict) as refused:
+        upload_noted(ImageObserved(state=state), part, "1" * 64, 1)
+    assert refused.value.code == "already-uploaded"

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from pileus.kernel.errors import PileusError, Transient
+from pileus.kernel.errors import Conflict, PileusError, Transient
 from pileus.kernel.fields import Problem
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
@@ -78,9 +78,11 @@ class ImageController(Controller):
             await asyncio.to_thread(self._files.remove, resource.id)
             return Done()
         observed: ImageObserved | None = resource.observed
+        source = self._files.present(resource.id, "upload")
+        if observed is not None and observed.state == "available" and source is not None:
+            await asyncio.to_thread(source.unlink, missing_ok=True)
         if observed is None or observed.state != "inspecting":
             return Done()
-        source = self._files.present(resource.id, "upload")
         if source is None:
             problem = Problem(reason="UploadLost", message="the uploaded disk is not on this server; upload it again")
             lost = replace(observed, state="awaiting-upload", problem=problem)
@@ -106,8 +108,13 @@ class ImageController(Controller):
             sha256=made.sha256,
             problem=None,
         )
-        # The upload goes only after the fact is written: cut here, the conversion is done again.
-        return Done(lambda tx: _write(tx, resource, available))
+
+        async def apply(tx: Transaction) -> None:
+            await _write(tx, resource, available)
+            # The next look removes the upload, only after the fact is written: cut here, the conversion is done again.
+            await tx.change(tx.insert.enqueue, id=resource.id, due=tx.now)
+
+        return Done(apply)
 
 
 async def _write(tx: Transaction, resource: Resource, observed: ImageObserved) -> None:
@@ -115,8 +122,16 @@ async def _write(tx: Transaction, resource: Resource, observed: ImageObserved) -
 
 
 def upload_noted(observed: ImageObserved | None, part: str, sha256: str, size_bytes: int) -> ImageObserved:
-    """Return the image's facts after an upload of one part. Raises: PileusError for a part that there is not."""
+    """Return the image's facts after an upload of one part.
+
+    Raises: Conflict (already-uploaded) when another upload came first; PileusError for a part that there is not.
+    """
     before = observed or ImageObserved()
+    if before.state in ("inspecting", "available"):
+        raise Conflict(
+            f"another upload of the image came first, it is {before.state}; make another image for another {part}",
+            code="already-uploaded",
+        )
     match part:
         case "disk":
             return replace(before, state="inspecting", problem=None)
