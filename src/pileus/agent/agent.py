@@ -138,7 +138,7 @@ class Agent:
             case Call():
                 await self._calls.start(frame, channel)
             case Chunk() | End():
-                await self._calls.take(frame)
+                await self._calls.take(frame, channel)
             case _:
                 log.warning("a frame that an agent does not take", frame=type(frame).__name__)
 

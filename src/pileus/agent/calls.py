@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from pileus.agent.channel import Channel
 from pileus.drivers.host.errors import DriverError
@@ -15,8 +14,12 @@ from pileus.kernel.stream import Call, Chunk, End, encode
 
 LOG_BYTES_MAX = 4 * 2**20
 CHUNK_BYTES = 64 * 1024
+TYPED_MAX = 256
+"""Frames kept of what is typed to a guest that reads nothing; one more ends its console."""
 CALLS_MAX = 64
 """Calls at once; more are refused."""
+
+Work = Callable[[Call, Channel], Awaitable[None]]
 
 
 class Calls:
@@ -25,7 +28,7 @@ class Calls:
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._consoles: dict[int, Console] = {}
+        self._typed: dict[int, asyncio.Queue[bytes]] = {}
 
     async def start(self, call: Call, channel: Channel) -> None:
         """Begin a call; it answers by itself."""
@@ -38,28 +41,36 @@ class Calls:
         if work is None:
             await channel.send(encode(End(number=call.number, code="unknown-call", error=f"no call {call.verb}")))
             return
-        task = asyncio.create_task(self._answer(work(call, channel), call.number, channel))
-        self._tasks[call.number] = task
-        task.add_done_callback(lambda _: self._tasks.pop(call.number, None))
+        self._typed[call.number] = asyncio.Queue(maxsize=TYPED_MAX)
+        task = self._tasks[call.number] = asyncio.create_task(self._answer(work, call, channel))
+        task.add_done_callback(lambda _: self._forget(call.number))
 
-    async def _answer(self, work: Coroutine[Any, Any, None], number: int, channel: Channel) -> None:
-        end = End(number=number)
+    def _forget(self, number: int) -> None:
+        del self._tasks[number]
+        del self._typed[number]
+
+    async def _answer(self, work: Work, call: Call, channel: Channel) -> None:
+        end = End(number=call.number)
         try:
-            await work
+            await work(call, channel)
         except DriverError as error:
-            end = End(number=number, code=error.reason, error=error.message)
+            end = End(number=call.number, code=error.reason, error=error.message)
         with contextlib.suppress(Transient):
             await channel.send(encode(end))
 
-    async def take(self, frame: Chunk | End) -> None:
-        """Give bytes, or the end, to a call that is open."""
-        console = self._consoles.get(frame.number)
-        if isinstance(frame, Chunk):
-            if console is not None:
-                with contextlib.suppress(DriverError):
-                    await console.write(frame.part)
-        elif console is not None:
-            await console.close()
+    async def take(self, frame: Chunk | End, channel: Channel) -> None:
+        """Give bytes, or the end, to a call that is open; it waits for no guest."""
+        if frame.number not in self._tasks:
+            return
+        task, typed = self._tasks[frame.number], self._typed[frame.number]
+        if isinstance(frame, End):
+            task.cancel()
+        elif typed.full():
+            task.cancel()
+            error = "the guest does not read what is typed; open the console again"
+            await channel.send(encode(End(number=frame.number, code="busy", error=error)))
+        else:
+            typed.put_nowait(frame.part)
 
     async def close(self) -> None:
         """End all calls: the connection is gone."""
@@ -67,9 +78,6 @@ class Calls:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for console in list(self._consoles.values()):
-            await console.close()
-        self._consoles.clear()
 
     async def _log(self, call: Call, channel: Channel) -> None:
         asked = call.arguments.get("tail_bytes", LOG_BYTES_MAX)
@@ -80,10 +88,18 @@ class Calls:
 
     async def _console(self, call: Call, channel: Channel) -> None:
         console = await self._guest.console(call.id)
-        self._consoles[call.number] = console
+        typing = asyncio.create_task(_type(console, self._typed[call.number]))
         try:
             while part := await console.read():
                 await channel.send(encode(Chunk(number=call.number, part=part)))
         finally:
-            self._consoles.pop(call.number, None)
+            typing.cancel()
+            await asyncio.gather(typing, return_exceptions=True)
             await console.close()
+
+
+async def _type(console: Console, typed: asyncio.Queue[bytes]) -> None:
+    """Write what is typed as fast as the guest reads it; when the console is gone, so does who reads from it."""
+    with contextlib.suppress(DriverError):
+        while True:
+            await console.write(await typed.get())

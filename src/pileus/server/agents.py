@@ -48,6 +48,8 @@ PRESENCE_EVERY_S = 1.0
 FACTS_MAX = 1024
 """Facts in one report; an agent that sends more is broken."""
 CALL_TIMEOUT_S = 30.0
+UNREAD_MAX = 1024
+"""Frames kept for a caller that is slow to read; one more ends the call."""
 
 _c = resource.c
 _BODY = sa.select(
@@ -76,14 +78,32 @@ class Session:
     def open_call(self) -> int:
         """Return the number of a new call."""
         number = next(self._numbers)
-        self.calls[number] = asyncio.Queue(maxsize=1024)
+        self.calls[number] = asyncio.Queue(maxsize=UNREAD_MAX)
         return number
+
+    def answer(self, frame: Chunk | End) -> End | None:
+        """Give a frame to whoever called; return the end to send to the agent when that one does not read."""
+        queue = self.calls.get(frame.number)
+        if queue is None:
+            return None
+        try:
+            queue.put_nowait(frame)
+        except asyncio.QueueFull:
+            slow = End(number=frame.number, code="too-slow", error="what the host sent was not read; open it again")
+            self._end_call(slow)
+            return slow
+        return None
 
     def end(self) -> None:
         """End every call: the connection is gone."""
-        for number, queue in self.calls.items():
-            with contextlib.suppress(asyncio.QueueFull):
-                queue.put_nowait(End(number=number, code="disconnected", error="the host's agent went away"))
+        for number in list(self.calls):
+            self._end_call(End(number=number, code="disconnected", error="the host's agent went away"))
+
+    def _end_call(self, end: End) -> None:
+        queue = self.calls.pop(end.number)
+        if queue.full():
+            queue.get_nowait()
+        queue.put_nowait(end)
 
 
 class Agents:
@@ -207,9 +227,9 @@ class Agents:
                 for id, counters in frame.counters.items():
                     self._samples[id] = (session.host_id, counters)
             case Chunk() | End():
-                queue = session.calls.get(frame.number)
-                if queue is not None:
-                    await queue.put(frame)
+                too_slow = session.answer(frame)
+                if too_slow is not None:
+                    await session.channel.send(encode(too_slow))
             case _:
                 pass  # a heartbeat: being heard is all
 
@@ -281,12 +301,13 @@ class Agents:
         """Ask the agent and yield its answer's parts. Raises: Transient when it is not connected or refuses."""
         session = self._session(host_id)
         number = session.open_call()
+        answers = session.calls[number]
         try:
             await session.channel.send(encode(Call(number=number, verb=verb, id=id, arguments=dict(arguments))))
             while True:
                 try:
                     async with asyncio.timeout(CALL_TIMEOUT_S):
-                        frame = await session.calls[number].get()
+                        frame = await answers.get()
                 except TimeoutError:
                     raise Transient(
                         "the agent of its host did not answer in time; try again", code="no-answer"
@@ -303,9 +324,9 @@ class Agents:
     async def console(self, host_id: str, vm_id: str) -> CallStream:
         """Open a VM's serial console. Raises: Transient when the agent is not connected."""
         session = self._session(host_id)
-        number = session.open_call()
-        await session.channel.send(encode(Call(number=number, verb="console", id=vm_id)))
-        return CallStream(session, number)
+        opened = CallStream(session, session.open_call())
+        await session.channel.send(encode(Call(number=opened.number, verb="console", id=vm_id)))
+        return opened
 
 
 class CallStream:
@@ -313,14 +334,15 @@ class CallStream:
 
     def __init__(self, session: Session, number: int) -> None:
         self._session = session
-        self._number = number
+        self.number = number
+        self._answers = session.calls[number]
         self._ended = False
 
     async def read(self) -> bytes:
         """Return what arrived; empty at the end. Raises: Transient when the host refused."""
         if self._ended:
             return b""
-        frame = await self._session.calls[self._number].get()
+        frame = await self._answers.get()
         if isinstance(frame, Chunk):
             return frame.part
         self._ended = True
@@ -331,15 +353,15 @@ class CallStream:
     async def write(self, content: bytes) -> None:
         """Send bytes."""
         if not self._ended:
-            await self._session.channel.send(encode(Chunk(number=self._number, part=content)))
+            await self._session.channel.send(encode(Chunk(number=self.number, part=content)))
 
     async def close(self) -> None:
         """End it; ended already: nothing."""
         if not self._ended:
             self._ended = True
             with contextlib.suppress(Transient):
-                await self._session.channel.send(encode(End(number=self._number)))
-        self._session.calls.pop(self._number, None)
+                await self._session.channel.send(encode(End(number=self.number)))
+        self._session.calls.pop(self.number, None)
 
 
 async def _is_on(tx: Transaction, id: str, host: str) -> bool:

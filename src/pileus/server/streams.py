@@ -22,6 +22,8 @@ OPEN_MAX = 100
 """Streams that one user may hold open at once."""
 SEND_S = 60.0
 """A reader that takes nothing for this long is given up."""
+CLOSE_S = 5.0
+"""A caller that takes nothing is left without a goodbye after this long."""
 GOING_AWAY, POLICY = 1001, 1008
 
 WatchEvent = tuple[str, int, str]
@@ -127,9 +129,10 @@ async def pump_console(websocket: WebSocket, console: Duplex) -> None:
 
     async def shown() -> None:
         while content := await console.read():
-            await websocket.send_bytes(content)
+            async with asyncio.timeout(SEND_S):
+                await websocket.send_bytes(content)
 
-    with contextlib.suppress(WebSocketDisconnect):
+    with contextlib.suppress(WebSocketDisconnect, TimeoutError):
         await first_of(typed(), shown())
 
 
@@ -137,5 +140,6 @@ async def close(websocket: WebSocket, code: int, reason: str) -> None:
     """Close a WebSocket that may be closed already."""
     if WebSocketState.DISCONNECTED in (websocket.client_state, websocket.application_state):
         return
-    with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-        await websocket.close(code, reason[:100])
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
+        async with asyncio.timeout(CLOSE_S):
+            await websocket.close(code, reason[:100])
