@@ -24,6 +24,21 @@ NOTIFY_EVERY_S = 0.005
 """At most one NOTIFY per this time: one in each transaction cost 4.5 times the throughput (measured)."""
 
 CLOSE_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 10.0
+"""For a connection or a statement: a database that vanished without a word is told from a slow one."""
+INDEX_TIMEOUT_S = 3600.0
+"""A new version may need an index over everything there is."""
+
+SETTINGS = {
+    "default_transaction_isolation": "read committed",  # whoever waited for the counter sees what was committed
+    "idle_in_transaction_session_timeout": "5s",  # a server that stands still lets the others write
+    "lock_timeout": "8s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "15s",
+}
+"""Of every session: what a server left that is gone is free soon."""
 
 _LOST = (
     asyncpg.PostgresError,
@@ -65,7 +80,12 @@ class PostgresEngine(Engine):
 
     def __init__(self, url: str) -> None:
         super().__init__(dialect.dialect(), insert)  # type: ignore[no-untyped-call]
-        self._url = url
+        self._connecting = {
+            "dsn": url,
+            "timeout": ANSWER_TIMEOUT_S,
+            "command_timeout": ANSWER_TIMEOUT_S,
+            "server_settings": SETTINGS,
+        }
         self._pool: Any = None
         self._connection: Any = None
         self._listener: Any = None
@@ -76,7 +96,7 @@ class PostgresEngine(Engine):
 
     async def open(self) -> None:
         try:
-            self._pool = await asyncpg.create_pool(self._url, min_size=1, max_size=8)
+            self._pool = await asyncpg.create_pool(min_size=1, max_size=8, **self._connecting)
             async with self._pool.acquire() as connection, connection.transaction():
                 await connection.execute("SELECT pg_advisory_xact_lock(7241)")  # two servers may start at once
                 await self._make_tables(connection)
@@ -97,7 +117,7 @@ class PostgresEngine(Engine):
             await connection.execute(str(CreateTable(table, if_not_exists=True).compile(dialect=self._dialect)))
             for index in table.indexes:
                 create = CreateIndex(index, if_not_exists=True)
-                await connection.execute(str(create.compile(dialect=self._dialect)))
+                await connection.execute(str(create.compile(dialect=self._dialect)), timeout=INDEX_TIMEOUT_S)
         await connection.execute("INSERT INTO counter VALUES('revision', 0) ON CONFLICT DO NOTHING")
 
     async def close(self) -> None:
@@ -118,7 +138,8 @@ class PostgresEngine(Engine):
     async def fetch(self, statement: sa.sql.ClauseElement, **parameters: Any) -> Sequence[Row]:
         prepared = self.prepare(statement)
         try:
-            return [tuple(row) for row in await self._pool.fetch(prepared.sql, *prepared.arguments(parameters))]
+            async with self._pool.acquire(timeout=ANSWER_TIMEOUT_S) as connection:
+                return [tuple(row) for row in await connection.fetch(prepared.sql, *prepared.arguments(parameters))]
         except _LOST as error:
             raise Transient(f"PostgreSQL does not answer: {error}", code="database-unavailable") from error
 
@@ -148,7 +169,7 @@ class PostgresEngine(Engine):
 
     async def _writing(self) -> Any:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await asyncpg.connect(self._url)
+            self._connection = await asyncpg.connect(**self._connecting)
         return self._connection
 
     async def _notify_others(self) -> None:
@@ -156,7 +177,7 @@ class PostgresEngine(Engine):
         while True:
             try:
                 if self._listener is None or self._listener.is_closed():
-                    self._listener = await asyncpg.connect(self._url)
+                    self._listener = await asyncpg.connect(**self._connecting)
                     await self._listener.add_listener(CHANNEL, lambda *_: self.on_notify())
                 await self._notify.wait()
                 self._notify.clear()
