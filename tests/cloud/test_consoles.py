@@ -7,11 +7,14 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
+from starlette.types import Message
+from starlette.websockets import WebSocket, WebSocketState
 
 from pileus.agent.calls import TYPED_MAX
 from pileus.drivers.host.guest.fake import FakeConsole
 from pileus.kernel.errors import Transient
 from pileus.server.agents import UNREAD_MAX, CallStream
+from pileus.server.streams import GOING_AWAY, SEND_S, close, pump_console
 from tests.cloud.world import Cloud, cloud
 from tests.virtual_time import run
 
@@ -98,6 +101,37 @@ def test_a_console_whose_guest_reads_nothing_can_be_closed(monkeypatch: pytest.M
             await console.close()
             await world.until(lambda: _closed(world, vm))
             await works(world)
+
+    run(main)
+
+
+class Endless:
+    """A console that prints for ever."""
+
+    async def read(self) -> bytes:
+        return b"y\n"
+
+    async def write(self, content: bytes) -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
+
+def test_a_caller_that_takes_nothing_is_given_up() -> None:
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        websocket = WebSocket({"type": "websocket"}, receive, send)
+        websocket.application_state = websocket.client_state = WebSocketState.CONNECTED
+        async with asyncio.timeout(2 * SEND_S):
+            await pump_console(websocket, Endless())
+            await close(websocket, GOING_AWAY, "over")
 
     run(main)
 
