@@ -251,6 +251,7 @@ def _orphans(world: Cloud, placed: set[tuple[str, str]], ledger: Ledger) -> None
             "volume": host.pool.volumes,
             "seed": host.guests.seeds,
             "note": host.notes.ids(),
+            "volume note": host.volume_notes.ids(),
         }
         for word, ids in things.items():
             for id in ids:

@@ -265,6 +265,49 @@ def test_what_an_agent_said_to_its_former_server_comes_too_late() -> None:
     run(main)
 
 
+def test_a_disk_that_is_lost_is_not_replaced_by_an_empty_one_and_is_used_again_when_it_is_back() -> None:
+    async def main() -> None:
+        async with survived() as world:
+            await world.create("compute.vm", "web", "acme", nics=[])
+            await world.until(lambda: all_ready(world, 1))
+            ((id, host),) = world.hosts.items()
+            await world.stop_agent(id)
+            host.machines.reboot()
+            disks = dict(host.pool.volumes)
+            host.pool.volumes.clear()  # after a reboot without the pool's file system
+            await world.start_agent(id)
+
+            async def lost() -> bool:
+                (volume,) = await world.list("storage.volume")
+                return bool(volume["conditions"][0]["reason"] == "VolumeLost")
+
+            await world.until(lost)
+            await asyncio.sleep(60.0)
+            assert host.pool.volumes == {}
+            host.pool.volumes.update(disks)
+            await world.until(lambda: all_ready(world, 1))
+            assert host.pool.volumes == disks
+
+    run(main)
+
+
+def test_a_disk_that_is_lost_can_be_deleted() -> None:
+    async def main() -> None:
+        async with survived() as world:
+            await world.create("compute.vm", "web", "acme", nics=[])
+            await world.until(lambda: all_ready(world, 1))
+            ((id, host),) = world.hosts.items()
+            await world.stop_agent(id)
+            host.machines.reboot()
+            host.pool.volumes.clear()
+            await world.start_agent(id)
+            await world.settle()
+            await world.delete("compute.vm", "web", "acme")
+            await world.until(lambda: gone(world))
+
+    run(main)
+
+
 def test_a_switch_that_lost_its_ports_gets_them_again() -> None:
     async def main() -> None:
         async with survived() as world:

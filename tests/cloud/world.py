@@ -354,6 +354,7 @@ async def leftovers(world: Cloud) -> dict[str, Any]:
             "volumes": list(host.pool.volumes),
             "seeds": list(host.guests.seeds),
             "notes": host.notes.ids(),
+            "volume notes": host.volume_notes.ids(),
         }
         found.update({f"{id}/{word}": held for word, held in things.items() if held})
     for kind in ("compute.vm", "storage.volume", "network.port"):

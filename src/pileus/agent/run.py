@@ -91,6 +91,7 @@ async def opened_drivers(settings: AgentSettings) -> AsyncIterator[Drivers]:
         guest=GuestChannel(paths),
         system=LinuxSystem(),
         notes=FileNotes(paths.state / "notes"),
+        volume_notes=FileNotes(paths.state / "volumes-made"),
     )
     await drivers.switch.open()
     await drivers.disks.open()

@@ -29,6 +29,7 @@ class Drivers(Struct, frozen=True, kw_only=True):
     guest: Guest
     system: System
     notes: Notes
+    volume_notes: Notes
 
 
 def halves(drivers: Drivers) -> list[Half[Any, Any]]:
@@ -36,7 +37,7 @@ def halves(drivers: Drivers) -> list[Half[Any, Any]]:
     return [
         HostHalf(drivers.system, drivers.hypervisor),
         PoolHalf(drivers.disks),
-        VolumeHalf(drivers.disks),
+        VolumeHalf(drivers.disks, drivers.volume_notes),
         PortHalf(drivers.switch),
         VmHalf(drivers.hypervisor, drivers.guest, drivers.disks, drivers.switch, drivers.notes),
     ]

@@ -46,6 +46,7 @@ class SimulatedHost:
         self.pool = FakePoolWorld(latencies_s={}) if instant else FakePoolWorld()
         self.guests = GuestWorld()
         self.notes = MemoryNotes()
+        self.volume_notes = MemoryNotes()
         self.slice = MemorySlice()
         self.system = FakeSystem(cpus, memory_mib)
 
@@ -58,6 +59,7 @@ class SimulatedHost:
             guest=FakeGuest(self.guests),
             system=self.system,
             notes=self.notes,
+            volume_notes=self.volume_notes,
         )
         await drivers.hypervisor.open()
         await drivers.switch.open()

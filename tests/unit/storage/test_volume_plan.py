@@ -43,5 +43,12 @@ def test_a_file_that_a_vm_has_open_is_neither_removed_nor_resized() -> None:
         assert step is None or step.verb == "wait"
 
 
+def test_a_volume_that_was_made_and_is_lost_is_not_made_again_and_can_be_deleted() -> None:
+    lost = Fact(made=True)
+    for image_needed, used in itertools.product((False, True), (False, True)):
+        assert plan(Wish(deleting=False, size_bytes=GIB, image_needed=image_needed, used=used), lost) is None
+    assert plan(Wish(deleting=True, size_bytes=GIB), lost) == Step(verb="delete")
+
+
 def test_a_volume_never_shrinks() -> None:
     assert plan(Wish(deleting=False, size_bytes=GIB), Fact(size_bytes=2 * GIB)) is None

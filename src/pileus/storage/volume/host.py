@@ -8,6 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from pileus.drivers.host.disk.base import DiskPool, ImagePart, ImageSpec, PartName, VolumeFact, VolumeSpec
+from pileus.drivers.host.notes import Notes
 from pileus.drivers.host.snapshot import Snapshot
 from pileus.kernel.fields import Problem
 from pileus.kernel.half import Half, Peers
@@ -15,12 +16,18 @@ from pileus.kernel.kind import Resource
 from pileus.storage.volume.plan import GIB, Fact, Step, Wish, plan
 from pileus.storage.volume.types import ImageSource, VolumeAssigned, VolumeObserved
 
+LOST = Problem(
+    reason="VolumeLost",
+    message="the disk was made and is not on its host any more; see that the file system of the pool is mounted there",
+)
+
 
 class Seen(Struct, frozen=True):
-    """The file as found, and whether its image is cached."""
+    """The file as found, whether its image is cached, and whether there ever was a file."""
 
     volume: VolumeFact | None
     image_cached: bool
+    made: bool
 
 
 class VolumeHalf(Half[Seen, Step]):
@@ -28,16 +35,22 @@ class VolumeHalf(Half[Seen, Step]):
 
     kind = "storage.volume"
 
-    def __init__(self, disks: DiskPool) -> None:
+    def __init__(self, disks: DiskPool, notes: Notes) -> None:
+        """``notes`` name the volumes that were made; they must not be in the pool, which may not be mounted."""
         self._disks = disks
+        self._notes = notes
         self._volumes = Snapshot(disks.volumes)
         self._images = Snapshot(disks.images)
 
     async def observe(self, resource: Resource, peers: Peers) -> Seen:
-        """Find the file, and its image in the cache."""
+        """Find the file, and its image in the cache; note that there is a file before anybody can write to it."""
         assigned: VolumeAssigned = resource.assigned
         cached = assigned.image is None or assigned.image.id in await self._images.get()
-        return Seen((await self._volumes.get()).get(resource.id), cached)
+        volume = (await self._volumes.get()).get(resource.id)
+        made = self._notes.get(resource.id) is not None
+        if volume is not None and not made:
+            self._notes.put(resource.id, b"made")
+        return Seen(volume, cached, made or volume is not None)
 
     def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
         """Return the next step of the volume."""
@@ -47,7 +60,7 @@ class VolumeHalf(Half[Seen, Step]):
             used=any(_may_use(vm, resource.id) for vm in peers.peers("compute.vm")),
             image_needed=not fact.image_cached,
         )
-        return plan(wish, Fact(size_bytes=fact.volume.size_bytes if fact.volume else None))
+        return plan(wish, Fact(size_bytes=fact.volume.size_bytes if fact.volume else None, made=fact.made))
 
     async def do(self, step: Step, resource: Resource, peers: Peers) -> None:
         """Do one step with the pool."""
@@ -63,7 +76,7 @@ class VolumeHalf(Half[Seen, Step]):
                 case "resize":
                     await self._disks.resize(resource.id, size_bytes)
                 case "delete":
-                    await self._disks.delete(resource.id)
+                    await self.remove(resource.id)
         finally:
             self._volumes.changed()
             self._images.changed()
@@ -84,16 +97,18 @@ class VolumeHalf(Half[Seen, Step]):
         """Return the volume's observed section."""
         volume = fact.volume if fact else None
         if volume is None:
-            return VolumeObserved(state="absent", problem=problem)
+            lost = LOST if fact is not None and fact.made and not resource.deleting else None
+            return VolumeObserved(state="absent", problem=problem or lost)
         return VolumeObserved(state="present", size_gib=volume.size_bytes // GIB, problem=problem)
 
     async def inventory(self) -> Collection[str]:
-        """Return every volume file of the pool."""
-        return (await self._disks.volumes()).keys()
+        """Return every volume file of the pool, and every volume that was made."""
+        return {*(await self._disks.volumes()), *self._notes.ids()}
 
     async def remove(self, id: str) -> None:
-        """Remove a file that no resource stands for."""
+        """Remove the file, and what is noted of it."""
         await self._disks.delete(id)
+        self._notes.remove(id)
         self._volumes.changed()
 
     async def counters(self) -> dict[str, dict[str, Any]]:

@@ -17,9 +17,10 @@ class Wish(Struct, frozen=True, kw_only=True):
 
 
 class Fact(Struct, frozen=True, kw_only=True):
-    """What the host has; None: no such file."""
+    """What the host has; None: no such file. ``made``: there was one, and whoever wrote to it wants it back."""
 
     size_bytes: int | None = None
+    made: bool = False
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -32,10 +33,12 @@ class Step(Struct, frozen=True, kw_only=True):
 def plan(wish: Wish, fact: Fact) -> Step | None:
     """Return the next step from ``fact`` to ``wish``; None when nothing is to be done until something changes."""
     if wish.deleting:
-        if fact.size_bytes is None:
+        if fact.size_bytes is None and not fact.made:
             return None
         return Step(verb="wait", after_s=1.0) if wish.used else Step(verb="delete")
     if fact.size_bytes is None:
+        if fact.made:
+            return None
         return Step(verb="fetch_image") if wish.image_needed else Step(verb="create")
     if fact.size_bytes < wish.size_bytes and not wish.used:
         return Step(verb="resize")
