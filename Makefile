@@ -41,7 +41,6 @@ test-vm: ## real VMs; needs root
 
 bench: ## every benchmark: JSON lines as they come, a table at the end
 	@$(PY) -m benchmarks
-	@$(PY) -m benchmarks.cli_start
 
 docs: ## write the generated reference, the schemas and the tree in DEVELOPMENT.md
 	$(PY) -m tools.reference
