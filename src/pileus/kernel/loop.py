@@ -35,6 +35,8 @@ BATCH = 64
 """Resources leased at once: enough to fill a group commit, few enough to share between servers."""
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 60.0
 STUCK_RECHECK_S = 300.0
+RETRYING = "Retrying"
+"""The reason of a passing failure; an ordinary wait is none, and is not counted as a try."""
 SHOW_AFTER_ATTEMPTS = 3
 """A passing failure is shown to users and warned of from this try on."""
 SCAN_EVERY_S = 120.0
@@ -175,10 +177,10 @@ class Loop:
         outcome = await self._decide(resource, leased)
         failpoint("loop.decided")
         try:
-            await self._store.write(lambda tx: self._finish(tx, leased, resource, outcome), reconciling=resource.id)
-        except Waiting as waiting:
-            wait = waiting.wait
-            await self._store.write(lambda tx: self._finish(tx, leased, resource, wait), reconciling=resource.id)
+            try:
+                await self._write(leased, resource, outcome)
+            except Waiting as waiting:
+                await self._write(leased, resource, waiting.wait)
         except Conflict as error:
             if error.code == "stale-revision":  # somebody wrote meanwhile: look again
                 await self._again(leased, 0.0, leased.attempts)
@@ -186,6 +188,9 @@ class Loop:
                 log.warning("decision refused", id=leased.id, kind=resource.kind, error=error.message)
                 await self._again(leased, self._backoff(leased.attempts), leased.attempts + 1)
         failpoint("loop.finished")
+
+    async def _write(self, leased: Leased, seen: Resource, outcome: Outcome) -> None:
+        await self._store.write(lambda tx: self._finish(tx, leased, seen, outcome), reconciling=seen.id)
 
     async def _decide(self, resource: Resource, leased: Leased) -> Outcome:
         controller = self._controllers.get(resource.kind)
@@ -198,7 +203,7 @@ class Loop:
         except Transient as error:
             if leased.attempts + 1 >= SHOW_AFTER_ATTEMPTS:
                 log.warning("still failing", id=resource.id, kind=resource.kind, error=error.message)
-            return Wait("Retrying", error.message, self._backoff(leased.attempts))
+            return Wait(RETRYING, error.message, self._backoff(leased.attempts))
 
     async def _finish(self, tx: Transaction, leased: Leased, seen: Resource, outcome: Outcome) -> None:
         seq = await tx.check_lease(leased.id, leased.token)
@@ -217,20 +222,18 @@ class Loop:
             await tx.set_waiting(current, None)
             await self._settle(tx, leased, seq, again_s=None, attempts=0)
         else:
-            attempts = leased.attempts + 1
-            hidden = outcome.reason == "Retrying" and attempts < SHOW_AFTER_ATTEMPTS
+            failed = outcome.reason == RETRYING
+            attempts = leased.attempts + 1 if failed else 0
+            hidden = failed and attempts < SHOW_AFTER_ATTEMPTS
             await tx.set_waiting(current, None if hidden else outcome)
             await self._settle(tx, leased, seq, again_s=outcome.after_s, attempts=attempts)
 
     async def _settle(self, tx: Transaction, leased: Leased, seq: int, *, again_s: float | None, attempts: int) -> None:
         """Give the lease back: forget the work, unless it became due again since it was leased."""
-        if seq != leased.seq:
-            again_s = 0.0
-        if again_s is None:
+        if again_s is None and seq == leased.seq:
             await tx.change(sql.WORK_DELETE, id=leased.id)
-            return
-        due = tx.now + again_s
-        await tx.change(sql.WORK_AGAIN, b_id=leased.id, b_token=leased.token, due=due, attempts=attempts)
+        else:
+            await _again(tx, leased, again_s or 0.0, attempts)
 
     async def _collect(self, tx: Transaction, resource: Resource) -> Wait | None:
         """Remove a resource whose facts are gone: children first, then what refers to it, then the row."""
@@ -250,14 +253,17 @@ class Loop:
         return None
 
     async def _again(self, leased: Leased, after_s: float, attempts: int) -> None:
-        due = self._store.clock() + after_s
-        await self._store.write(
-            lambda tx: tx.change(sql.WORK_AGAIN, b_id=leased.id, b_token=leased.token, due=due, attempts=attempts)
-        )
+        await self._store.write(lambda tx: _again(tx, leased, after_s, attempts))
 
     def _backoff(self, attempts: int) -> float:
         ceiling = min(BACKOFF_FIRST_S * 2 ** min(attempts, 16), BACKOFF_MAX_S)
         return float(ceiling * self._random.uniform(0.5, 1.0))
+
+
+async def _again(tx: Transaction, leased: Leased, after_s: float, attempts: int) -> None:
+    """Give the lease back, due ``after_s`` from now; at once when it became due again since it was leased."""
+    lease = {"b_id": leased.id, "b_token": leased.token, "b_seq": leased.seq}
+    await tx.change(sql.WORK_AGAIN, **lease, now=tx.now, due=tx.now + after_s, attempts=attempts)
 
 
 async def scan(store: Store, page: int = 500) -> int:

@@ -8,6 +8,7 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+import structlog
 from tests.contract.store.store_bench import THING, Bench, ThingAssigned, make
 
 from pileus.kernel.clock import system_clock
@@ -15,7 +16,7 @@ from pileus.kernel.errors import LeaseLost
 from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import LEASE_S, Controller, Leased, Loop, scan
-from pileus.kernel.outcome import Done, Outcome, Wait
+from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
@@ -85,6 +86,63 @@ def test_work_asked_for_while_it_is_done_is_done_once_more(bench: Bench) -> None
             made = await make(store, "a")
             await until(lambda: settled(store, made.id))
             assert len(seen) == 2
+
+    bench.run(main)
+
+
+def test_work_asked_for_while_a_failing_try_of_it_runs_is_due_at_once(bench: Bench) -> None:
+    async def main() -> None:
+        async with bench.store() as store:
+            made = await make(store, "a")
+            (leased,) = await lease(store)
+            await store.write(lambda tx: tx.enqueue(made.id))
+            await Loop(store, Hub(store), {})._again(leased, 60.0, 1)
+            assert [each.id for each in await lease(store)] == [made.id]
+
+    bench.run(main)
+
+
+def test_waiting_often_does_not_make_the_first_failure_after_it_a_late_one(bench: Bench) -> None:
+    seen: list[int] = []
+
+    class Waits(Controller):
+        async def reconcile(self, resource: Resource, store: Store) -> Outcome:
+            seen.append(len(seen))
+            if len(seen) == 12:
+                raise ZeroDivisionError
+            return Wait("NotYet", "it is not time", 0.01) if len(seen) < 12 else Done()
+
+    async def main() -> None:
+        async with bench.store(clock=system_clock) as store, running(store, Waits()), asyncio.timeout(15.0):
+            made = await make(store, "a")
+            await until(lambda: settled(store, made.id))
+            assert len(seen) == 13
+
+    bench.run(main)
+
+
+def test_a_write_between_a_decision_and_its_waiting_is_no_defect(bench: Bench) -> None:
+    others: list[asyncio.Task[Resource]] = []
+
+    class Waits(Controller):
+        async def reconcile(self, resource: Resource, store: Store) -> Outcome:
+            async def label(tx: Transaction) -> Resource:
+                return await tx.update(resource, labels={"a": "b"})
+
+            async def apply(tx: Transaction) -> None:
+                if not others:
+                    others.append(asyncio.create_task(store.write(label)))
+                    raise Waiting("NotYet", "it is not time", 0.01)
+
+            return Done(apply)
+
+    async def main() -> None:
+        async with bench.store(clock=system_clock) as store, running(store, Waits()):
+            with structlog.testing.capture_logs() as logs:
+                made = await make(store, "a")
+                await until(lambda: settled(store, made.id))
+            assert (await others[0]).labels == {"a": "b"}
+            assert [each for each in logs if each["log_level"] == "error"] == []
 
     bench.run(main)
 

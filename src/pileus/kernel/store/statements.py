@@ -144,7 +144,12 @@ WORK_TOKEN = sa.select(work.c.token, work.c.seq).where(work.c.id == _p("id"))
 WORK_AGAIN = (
     sa.update(work)
     .where(work.c.id == _p("b_id"), work.c.token == _p("b_token"))
-    .values(lease_until=0.0, server="", due=_p("due"), attempts=_p("attempts"))
+    .values(
+        lease_until=0.0,
+        server="",
+        due=sa.case((work.c.seq == _p("b_seq"), _p("due", type_=sa.Double)), else_=_p("now", type_=sa.Double)),
+        attempts=_p("attempts"),
+    )
 )
 WORK_DELETE = sa.delete(work).where(work.c.id == _p("id"))
 WORK_NEXT = sa.select(sa.func.min(sa.case((work.c.lease_until > work.c.due, work.c.lease_until), else_=work.c.due)))
