@@ -153,7 +153,8 @@ def test_a_wait_outlives_a_server_that_is_started_again(pileus: Run, tmp_path: P
         contexts.put("other", operator)
         cloud.vms.held.add("web")
         for arguments in (("zone", "local"), ("offering", "tiny", "--vcpus", "1", "--memory-mib", "64", "--disk-gib", "1"),
-                          ("image", "tiny"), ("account", "acme"), ("vm", "web", "--account", "acme")):  # fmt: skip
+                          ("image", "tiny", "--format", "raw", "--file", __file__),
+                          ("account", "acme"), ("vm", "web", "--account", "acme")):  # fmt: skip
             assert pileus("create", *arguments).code == OK
         child = stack_wait()
         assert "NoHost" in line(child.stderr, "NoHost")

@@ -19,6 +19,7 @@ from pileus.kernel.shape import fields
 from pileus.registry import KINDS
 from pileus.server.openapi import FILTERS, openapi
 from pileus.server.wiring import admissions
+from pileus.storage.image.types import ImageObserved
 
 pytestmark = pytest.mark.anyio
 
@@ -70,7 +71,9 @@ async def tenants(tmp_path: Path) -> AsyncIterator[Tenants]:
         for kind, name in (("infra.zone", "z"), ("infra.pod", "p"), ("infra.host", "h")):
             made = await world.operator("POST", f"/v1/{kind}", {"name": name, "desired": {}})
             assert made.status == 201, made.body
-        await world.operator("POST", "/v1/storage.image", {"name": "tiny", "desired": {}})
+        image = await world.operator("POST", "/v1/storage.image", {"name": "tiny", "desired": {}})
+        tiny = await world.store.get(image.json["id"])
+        await world.store.write(lambda tx: tx.update(tiny, observed=ImageObserved(state="available")))
         keys = {account: await world.account(account) for account in (MINE, THEIRS)}
         result = Tenants(world, world.caller(keys[MINE]))
         for account, name in ((MINE, "only-mine"), (THEIRS, UNIQUE)):
