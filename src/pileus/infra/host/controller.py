@@ -5,11 +5,11 @@ from __future__ import annotations
 from msgspec.structs import asdict, replace
 
 from pileus.infra.host.plan import Room, capacity
-from pileus.infra.host.types import SILENT_AFTER_S, HostAssigned, HostDesired, HostObserved
+from pileus.infra.host.types import SILENT_AFTER_S, HostAssigned, HostDesired, HostObserved, silence
 from pileus.kernel.clock import iso
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
-from pileus.kernel.outcome import Done, Outcome, Waiting
+from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
 from pileus.kernel.quota import remove_limits, set_limits
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.store import Store
@@ -48,6 +48,8 @@ class HostController(Controller):
                 for (id,) in await tx.statement(sql.ON_HOST, host=resource.id):
                     await tx.enqueue(id)
 
+        if silent:  # looked at often: it may speak again over the connection that it has
+            return Wait("HostSilent", silence(assigned), 5.0, apply=apply, status="unknown")
         return Done(apply)
 
     async def release(self, tx: Transaction, resource: Resource) -> None:
@@ -69,7 +71,7 @@ async def _wait_until_empty(tx: Transaction, host: Resource) -> None:
 
 
 async def wake_silent(store: Store) -> None:
-    """Make due every host that is thought ready and has not reported for SILENT_AFTER_S."""
+    """Make due every host that has not reported for SILENT_AFTER_S and is not known to be silent."""
     silent = await store.fetch(sql.SILENT, before=store.clock() - SILENT_AFTER_S)
 
     async def enqueue(tx: Transaction) -> None:

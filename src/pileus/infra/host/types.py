@@ -74,9 +74,14 @@ SILENT_AFTER_S = 15.0
 """A host that reported nothing for this long is unknown (reliability: fencing timeline)."""
 
 
+def silence(assigned: HostAssigned) -> str:
+    """Return what is known of a silent host."""
+    return f"the agent last reported at {assigned.seen_at}; see that it runs"
+
+
 def _ready(resource: Resource) -> Condition:
     if resource.assigned is not None and resource.assigned.silent == "yes":
-        return unknown("HostSilent", f"the agent last reported at {resource.assigned.seen_at}; see that it runs")
+        return unknown("HostSilent", silence(resource.assigned))
     observed: HostObserved | None = resource.observed
     if observed is None:
         return unready("NoAgent", "no agent has joined yet; see `pileus join-token`")

@@ -184,7 +184,7 @@ PRESENCE_DELETE = sa.delete(presence).where(presence.c.host == _p("host"))
 SILENT = (
     sa.select(presence.c.host)
     .select_from(presence.join(resource, presence.c.host == resource.c.id))
-    .where(presence.c.seen_at < _p("before"), resource.c.ready == "true")
+    .where(presence.c.seen_at < _p("before"), resource.c.reason != "HostSilent")
 )
 SAMPLE = sa.select(sample.c.at, sample.c.body).where(sample.c.id == _p("id"))
 SAMPLE_DELETE = sa.delete(sample).where(sample.c.id == _p("id"))
