@@ -150,7 +150,8 @@ class Surface(Reading):
     ) -> Answer:
         """Run ``work`` with rights, idempotency and audit around it."""
         principal = call.principal
-        digest = hashlib.sha256(b"\0".join((verb.encode(), kind.name.encode(), ident.encode(), body))).hexdigest()
+        asked = (verb, kind.name, ident, call.account, "dry" if call.dry_run else "")
+        digest = hashlib.sha256("\0".join(asked).encode() + b"\0" + body).hexdigest()
 
         async def inside(tx: Transaction) -> Answer:
             self._require_write(principal, verb, kind)
