@@ -141,21 +141,25 @@ class Reading:
         for revision, id, _, account_id, host, name, _ in await self._store.fetch(
             sql.GONE_OF, kind=filter.kind, after=since, until=newest
         ):
-            if filter.account_id in (None, account_id) and (not host or not filter.host or host == filter.host):
+            seen = filter.account_id in (None, account_id) or (filter.public and not account_id)
+            if seen and (not host or not filter.host or host == filter.host):
                 events.append(("gone", revision, _gone(filter.kind, id, name, revision)))
         return sorted(events, key=lambda event: event[1])
 
     async def events(self, call: Call, resource: Resource | None, since: int, limit: int) -> Answer:
-        """Return events in their order: the next after ``since``, or the newest when it is 0; of one resource or an account."""
-        limit = min(max(limit, 1), LIMIT_MAX)
+        """Return events in their order: the next after ``since``, or the newest when it is 0; of one resource or an account.
+
+        Only of kinds that the caller may get. Raises: Denied when there is none.
+        """
         statements = sql.EVENTS_AFTER if since else sql.EVENTS_NEWEST
+        page = {"kinds": self._readable(call.principal), "after": since, "n": min(max(limit, 1), LIMIT_MAX)}
         if resource is not None:
-            rows = await self._store.fetch(statements["id"], id=resource.id, after=since, n=limit)
+            rows = await self._store.fetch(statements["id"], id=resource.id, **page)
         elif call.principal.operator and (call.all_accounts or not call.account):
-            rows = await self._store.fetch(statements[""], after=since, n=limit)
+            rows = await self._store.fetch(statements[""], **page)
         else:
             scope = await self.scope(call, self._store)
-            rows = await self._store.fetch(statements["account_id"], account_id=scope.id, after=since, n=limit)
+            rows = await self._store.fetch(statements["account_id"], account_id=scope.id, **page)
         if not since:
             rows = rows[::-1]
         names = ("seq", "at", "account_id", "kind", "id", "name", "type", "reason", "message")
@@ -193,6 +197,13 @@ class Reading:
         if account is None:
             raise NotFound(f"there is no account {call.account!r}; `pileus get account` lists them")
         return Scope(account.id, account.name)
+
+    def _readable(self, principal: Principal) -> str:
+        """Return the kinds whose resources the caller may get, each between commas. Raises: Denied for none."""
+        names = [kind.name for kind in self._registry if principal.allows("get", kind.name)]
+        if not names:
+            raise Denied(f"user {principal.user} (role {principal.role}) may not see events; ask for a role that may")
+        return f",{','.join(names)},"
 
     async def _filter(self, call: Call, kind: Kind, query: ListQuery) -> Filter:
         principal = call.principal

@@ -160,7 +160,10 @@ def test_a_controller_that_waits_is_asked_again_and_says_why(bench: Bench) -> No
             made = await make(store, "a")
             await until(lambda: settled(store, made.id))
             assert len(seen) == 3
-            events = [(row[7], row[8]) for row in await store.fetch(sql.EVENTS_NEWEST["id"], id=made.id, after=0, n=10)]
+            events = [
+                (row[7], row[8])
+                for row in await store.fetch(sql.EVENTS_NEWEST["id"], id=made.id, kinds=",test.thing,", after=0, n=10)
+            ]
             assert ("NotYet", "it is not time") in events
             assert (await store.get(made.id)).ready is not None
 

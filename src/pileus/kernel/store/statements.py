@@ -160,7 +160,9 @@ WORK_MISSING = (
     .limit(_p("n"))
 )
 
-_events = sa.select(event).where(event.c.seq > _p("after")).limit(_p("n"))
+# ``kinds``: their names, each between commas: ",compute.vm,network.port,".
+_of_kinds = _p("kinds", type_=sa.Text).contains("," + event.c.kind + ",")
+_events = sa.select(event).where(event.c.seq > _p("after"), _of_kinds).limit(_p("n"))
 _scoped = {
     "": _events,
     "id": _events.where(event.c.id == _p("id")),
