@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
+import msgspec
 import pytest
 
 from pileus.kernel.access import Principal, Rule
-from pileus.kernel.errors import Denied
+from pileus.kernel.errors import Conflict, Denied
 from pileus.kernel.reading import Call
 from tests.cloud.world import Cloud, cloud
 from tests.virtual_time import run
@@ -50,5 +53,52 @@ def test_nobody_changes_or_removes_a_user_a_role_or_a_key_with_more_rights() -> 
             owner = await tenant(world, *ALL)
             await surface.patch(owner, "tenancy.user", "boss", b'{"desired":{"role":"weak"}}')
             await surface.delete(owner, "tenancy.key", "boss")
+
+    run(main)
+
+
+def test_a_tenant_learns_of_no_host_by_name_or_size_and_an_operator_of_all() -> None:
+    async def main() -> None:
+        async with cloud(hosts=2) as world:
+            await world.create("tenancy.account", "acme")
+            await world.patch("tenancy.vdc", "main", "acme", quota={"memory_mib": 9_000_000, "vcpus": 1000})
+            owner, surface = await tenant(world, *ALL), world.servers[0].surface
+            await world.create("compute.vm", "huge", "acme", nics=[], vcpus=16, memory_mib=4_000_000)
+            await world.create("compute.vm", "web", "acme", nics=[])
+            await world.until(lambda: world.is_ready("compute.vm", "web", "acme"))
+            told = [(await surface.get(owner, "compute.vm", "huge")).body]
+            plans = []
+            for memory_mib in (512, 4_000_000):
+                body = {"name": "new", "desired": {"nics": [], "vcpus": 1, "memory_mib": memory_mib}}
+                for call in (owner, world.call("acme")):
+                    dry = msgspec.structs.replace(call, dry_run=True)
+                    answer = await surface.create(dry, "compute.vm", msgspec.json.encode(body))
+                    plans.append(msgspec.json.encode(msgspec.json.decode(answer.body)["decisions"]).decode())
+            told += plans[::2]
+            await world.patch("compute.vm", "web", "acme", power="stopped")
+            await world.until(lambda: world.is_ready("compute.vm", "web", "acme"))
+            with pytest.raises(Conflict) as refused:
+                await world.patch("compute.vm", "web", "acme", offering="", vcpus=16, memory_mib=4_000_000)
+            assert refused.value.code == "no-capacity"
+            told.append(refused.value.message)
+            await world.cut_link((await world.get("compute.vm", "web", "acme"))["host"])
+
+            async def silent() -> bool:
+                vm = await world.get("compute.vm", "web", "acme")
+                return bool(vm["conditions"][0]["reason"] == "HostSilent")
+
+            await world.until(silent)
+            told.append((await world.get("compute.vm", "web", "acme"))["conditions"][0]["message"])
+            for text in told:
+                assert "host0" not in text
+                assert "host1" not in text
+                assert " free" not in text
+                assert not re.search(r"\d (memory_mib|MiB)", text)
+            assert "NoMemory" in told[0]
+            assert "NoMemory" in told[2]
+            assert '"chosen"' in told[1]
+            for operators in plans[1::2]:
+                assert "host host" in operators
+            assert "MiB free, 4000000 needed" in plans[3]
 
     run(main)

@@ -48,8 +48,8 @@ class Admission:
     async def may_delete(self, tx: Transaction, resource: Resource, principal: Principal) -> None:
         """Raises: Conflict when the user must do something else first; Denied when it is not the caller's to delete."""
 
-    async def preview(self, tx: Transaction, resource: Resource) -> list[Decision]:
-        """Return what would be decided about a resource that a dry run has just written."""
+    async def preview(self, tx: Transaction, resource: Resource, principal: Principal) -> list[Decision]:
+        """Return what would be decided about a resource that a dry run has just written, as far as the caller may know."""
         return []
 
 

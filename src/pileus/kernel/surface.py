@@ -67,7 +67,7 @@ class Surface(Reading):
             new = await self._new(tx, definition, scope, wish)
             made = await make(tx, self._admissions, call.principal, new)
             if call.dry_run:
-                decisions = await self._admissions.get(kind, self._default).preview(tx, made.resource)
+                decisions = await self._admissions.get(kind, self._default).preview(tx, made.resource, call.principal)
                 return Written(made.resource, 200, decisions=decisions)
             return Written(made.resource, 201, made.extra)
 

@@ -88,6 +88,6 @@ def test_no_host_that_refuses_is_ever_ranked() -> None:
     hosts = [host("a", refuses="Cordoned"), host("b", mib=1), host("c", zone="y")]
     assert rank(hosts, NEED) == []
     assert summary(explain(hosts, NEED)) == (
-        "no host takes it: Cordoned on 1, NoMemory on 1, OtherZone on 1 of 3 hosts (host a: takes no VMs now)"
+        "no host takes it: Cordoned, NoMemory, OtherZone; ask for less, or wait until there is room"
     )
     assert summary([]) == "there is no host yet; `pileus get host` lists them"

@@ -9,9 +9,10 @@ import msgspec
 
 from pileus.compute.offering.types import OfferingDesired
 from pileus.compute.vm.capacity import candidates
-from pileus.compute.vm.placement import explain, rank
+from pileus.compute.vm.placement import explain, rank, reasons
 from pileus.compute.vm.plan import Size, size
 from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved
+from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change, Decision, only
 from pileus.kernel.errors import Conflict, Invalid
 from pileus.kernel.kind import Resource
@@ -62,10 +63,14 @@ class VmAdmission(Admission):
         await _attach_volumes(tx, change, vdc)
         return replace(new, assigned=_assigned(change.old, vdc, image, wanted))
 
-    async def preview(self, tx: Transaction, resource: Resource) -> list[Decision]:
-        """Return the host that would be chosen, and why each other is not."""
+    async def preview(self, tx: Transaction, resource: Resource, principal: Principal) -> list[Decision]:
+        """Return the host that would be chosen, and why each other is not; a tenant hears of no host by name or size."""
         need, hosts = await candidates(tx, resource)
         best = rank(hosts, need, 1)
+        if not principal.operator and best:
+            return [Decision(subject="vm", verdict="chosen", message="a host has room for it")]
+        if not principal.operator:
+            return [Decision(subject="vm", verdict="refused", reason=each) for each in reasons(explain(hosts, need))]
         chosen = [Decision(subject=f"host {host.name}", verdict="chosen", message="most memory free") for host in best]
         refused = [
             Decision(subject=f"host {each.host}", verdict="refused", reason=each.reason, message=each.message)
@@ -129,11 +134,9 @@ async def _charge_host(tx: Transaction, old: Resource, wanted: Size) -> None:
     for word, amount in (("memory_mib", wanted.memory_mib), ("vcpus", wanted.vcpus)):
         try:
             await tx.charge(space(old.host, word), old.id, amount)
-        except Exhausted as error:
-            left = max(error.capacity - error.used, 0)
+        except Exhausted:
             raise Conflict(
-                f"the host of {old} has {left} {word} left, {error.asked} more were asked; choose a smaller size, or "
-                "make another VM",
+                f"the host of {old} has too little {word} left for that; choose a smaller size, or make another VM",
                 code="no-capacity",
             ) from None
 

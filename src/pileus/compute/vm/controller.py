@@ -43,7 +43,7 @@ class VmController(Controller):
             return await self._place(resource, links, store)
         host = await store.get(assigned.host)
         if host.assigned.silent == "yes":
-            return Wait("HostSilent", f"{host} does not report; the VM may still run there", 30.0, status="unknown")
+            return Wait("HostSilent", "its host does not report; the VM may still run there", 30.0, status="unknown")
         waiting = _part_waiting(await _parts(resource, store))
 
         async def apply(tx: Transaction) -> None:
@@ -109,12 +109,8 @@ async def _charge_host(tx: Transaction, vm: Resource, assigned: VmAssigned) -> N
     try:
         await tx.charge(space(assigned.host, "memory_mib"), vm.id, assigned.memory_mib)
         await tx.charge(space(assigned.host, "vcpus"), vm.id, assigned.vcpus)
-    except Exhausted as error:
-        raise Waiting(
-            "NoCapacity",
-            f"its host has {error.capacity - error.used} left of what the new size needs: {error.asked}",
-            30.0,
-        ) from None
+    except Exhausted:
+        raise Waiting("NoCapacity", "its host has too little left for the new size", 30.0) from None
 
 
 async def _parts(vm: Resource, store: Store) -> list[Resource]:

@@ -85,12 +85,12 @@ def explain(candidates: Sequence[Candidate], need: Need) -> list[Refusal]:
 
 
 def summary(refusals: Sequence[Refusal]) -> str:
-    """Return one sentence about why no host takes the VM: the reasons with their counts, and the first example."""
+    """Return one sentence for the VM's owner about why no host takes it: reasons, but no host's name and no size."""
     if not refusals:
         return "there is no host yet; `pileus get host` lists them"
-    counts: dict[str, int] = {}
-    for each in refusals:
-        counts[each.reason] = counts.get(each.reason, 0) + 1
-    reasons = ", ".join(f"{reason} on {count}" for reason, count in sorted(counts.items()))
-    first = refusals[0]
-    return f"no host takes it: {reasons} of {len(refusals)} hosts (host {first.host}: {first.message})"
+    return f"no host takes it: {', '.join(reasons(refusals))}; ask for less, or wait until there is room"
+
+
+def reasons(refusals: Sequence[Refusal]) -> list[str]:
+    """Return the different reasons, sorted."""
+    return sorted({each.reason for each in refusals})

@@ -75,9 +75,5 @@ async def _charge_pool(tx: Transaction, volume: Resource, pool: str) -> None:
     desired: VolumeDesired = volume.desired
     try:
         await tx.charge(space(pool, "disk_gib"), volume.id, desired.size_gib)
-    except Exhausted as error:
-        raise Waiting(
-            "PoolFull",
-            f"its pool has given out {error.used} of {error.capacity} GiB, {error.asked} more are needed",
-            30.0,
-        ) from None
+    except Exhausted:
+        raise Waiting("PoolFull", "its pool has too little room left for it", 30.0) from None
