@@ -37,6 +37,8 @@ BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 60.0
 STUCK_RECHECK_S = 300.0
 RETRYING = "Retrying"
 """The reason of a passing failure; an ordinary wait is none, and is not counted as a try."""
+AHEAD_MAX_S = 600.0
+"""Nothing is put off for longer: what is due later than that was written before the clock was set back."""
 SHOW_AFTER_ATTEMPTS = 3
 """A passing failure is shown to users and warned of from this try on."""
 SCAN_EVERY_S = 120.0
@@ -263,11 +265,20 @@ class Loop:
 async def _again(tx: Transaction, leased: Leased, after_s: float, attempts: int) -> None:
     """Give the lease back, due ``after_s`` from now; at once when it became due again since it was leased."""
     lease = {"b_id": leased.id, "b_token": leased.token, "b_seq": leased.seq}
-    await tx.change(sql.WORK_AGAIN, **lease, now=tx.now, due=tx.now + after_s, attempts=attempts)
+    await tx.change(sql.WORK_AGAIN, **lease, now=tx.now, due=tx.now + min(after_s, AHEAD_MAX_S), attempts=attempts)
 
 
 async def scan(store: Store, page: int = 500) -> int:
-    """Make due what is not ready and not due, and return how many that were."""
+    """Make due what is not ready and not due, and return how many that were.
+
+    What a clock that was set back since put too far ahead is due, and its lease free.
+    """
+
+    async def catch_up(tx: Transaction) -> None:
+        ahead = {"due_max": tx.now + AHEAD_MAX_S, "lease_max": tx.now + 2 * LEASE_S}  # servers' clocks differ a little
+        await tx.change(sql.WORK_AHEAD, now=tx.now, **ahead)
+
+    await store.write(catch_up)
     after, found = "", 0
     while True:
         ids = [row[0] for row in await store.fetch(sql.WORK_MISSING, after=after, n=page)]

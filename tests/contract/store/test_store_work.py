@@ -226,6 +226,21 @@ def test_what_is_not_ready_and_not_due_is_found_by_the_scan(bench: Bench) -> Non
     bench.run(main)
 
 
+def test_a_clock_that_was_set_back_by_an_hour_stops_neither_work_nor_leases(bench: Bench) -> None:
+    async def main() -> None:
+        async with bench.store() as store:
+            leased = await make(store, "leased")
+            await lease(store)
+            waiting = await make(store, "waiting")
+            bench.clock.now -= 3600.0
+            await scan(store)
+            assert {each.id for each in await lease(store)} == {leased.id, waiting.id}
+            await scan(store)
+            assert await lease(store) == [], "a lease that is no older than it may be holds"
+
+    bench.run(main)
+
+
 async def until(true: Callable[[], Awaitable[bool]]) -> None:
     """Wait for a condition; the bench's patience limits it."""
     while True:

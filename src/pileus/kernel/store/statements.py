@@ -153,6 +153,14 @@ WORK_AGAIN = (
 )
 WORK_DELETE = sa.delete(work).where(work.c.id == _p("id"))
 WORK_NEXT = sa.select(sa.func.min(sa.case((work.c.lease_until > work.c.due, work.c.lease_until), else_=work.c.due)))
+WORK_AHEAD = (
+    sa.update(work)
+    .where(sa.or_(work.c.due > _p("due_max"), work.c.lease_until > _p("lease_max")))
+    .values(
+        due=sa.case((work.c.due > _p("due_max"), _p("now", type_=sa.Double)), else_=work.c.due),
+        lease_until=sa.case((work.c.lease_until > _p("lease_max"), 0.0), else_=work.c.lease_until),
+    )
+)
 WORK_MISSING = (
     sa.select(resource.c.id)
     .where(resource.c.ready != "true", resource.c.id.not_in(sa.select(work.c.id)), resource.c.id > _p("after"))
