@@ -21,6 +21,7 @@ CATCH_ALL = {
     "kernel/loop.py": "a defect of one kind must not stop the others",
     "kernel/store/engine.py": "handed to the caller, who knows what it means",
     "agent/converge.py": "a defect of one kind must not stop the others",
+    "server/agents.py": "a defect of one kind must not end the conversation with a host",
     "server/edge.py": "whatever fails, the caller gets an answer",
 }
 """Where everything may be caught, and why; anywhere else a catch of everything must raise again."""

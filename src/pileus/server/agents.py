@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -48,6 +49,8 @@ PRESENCE_EVERY_S = 1.0
 FACTS_MAX = 1024
 """Facts in one report; an agent that sends more is broken."""
 CALL_TIMEOUT_S = 30.0
+SAMPLE_CHARACTERS_MAX = 16_384
+"""Counters of one resource; a VM with many disks and ports has some 2,000."""
 UNREAD_MAX = 1024
 """Frames kept for a caller that is slow to read; one more ends the call."""
 
@@ -114,12 +117,13 @@ class Agents:
         self._hub = hub
         self._sessions: dict[str, Session] = {}
         self._seen: dict[str, float] = {}
-        self._samples: dict[str, tuple[str, str]] = {}
+        self._samples: dict[tuple[str, str], str] = {}
+        """Newest counters by host and resource."""
         self._flusher: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Start writing presence and samples, a second's worth at a time."""
-        self._flusher = for_ever(self._flush_for_ever, "presence")
+        self._flusher = for_ever(self._flush, "presence")
 
     async def close(self) -> None:
         """Stop; connections are closed by whoever serves them."""
@@ -225,7 +229,8 @@ class Agents:
                 await self._report(session, frame)
             case Samples():
                 for id, counters in frame.counters.items():
-                    self._samples[id] = (session.host_id, counters)
+                    if id in session.told and _is_sample(counters):
+                        self._samples[session.host_id, id] = counters
             case Chunk() | End():
                 too_slow = session.answer(frame)
                 if too_slow is not None:
@@ -261,31 +266,47 @@ class Agents:
         if current.host != host_id or not self._store.registry[current.kind].host_bound:
             return
         generation = min(fact.generation, current.generation)
-        if generation >= current.observed_generation:  # else it was said before what is known already
+        if generation < current.observed_generation:
+            return  # it was said before what is known already
+        if self._is_sound(dataclasses.replace(current, observed=observed)):
             await tx.update(current, observed=observed, observed_generation=generation)
 
-    async def _flush_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(PRESENCE_EVERY_S)
-            with contextlib.suppress(Transient):
-                await self._flush()
+    def _is_sound(self, resource: Resource) -> bool:
+        """Tell whether the resource's kind copes with what was observed; one fact must not hold up all others."""
+        try:
+            self._store.registry[resource.kind].ready(resource)
+        except Exception:  # a defect of one kind must not end the conversation with a host for ever
+            log.exception("defect in a kind's condition", kind=resource.kind, id=resource.id, host=resource.host)
+            return False
+        return True
 
     async def _flush(self) -> None:
+        await asyncio.sleep(PRESENCE_EVERY_S)
+        await self._write_presence()
+        await self._write_samples()  # on its own and last: hosts are heard although their counters cannot be written
+
+    async def _write_presence(self) -> None:
         seen, self._seen = self._seen, {}
-        samples, self._samples = self._samples, {}
-        if not seen and not samples:
-            return
 
         async def write(tx: Transaction) -> None:
             for host, at in seen.items():
                 if not await self._has(tx, host):
                     continue  # removed meanwhile, or another server's now: what is heard of it here leaves no trace
                 await tx.change(tx.insert.presence, host=host, seen_at=at, server=self._store.server)
-            for id, (host, counters) in samples.items():
+
+        if seen:
+            await self._store.write(write)
+
+    async def _write_samples(self) -> None:
+        samples, self._samples = self._samples, {}
+
+        async def write(tx: Transaction) -> None:
+            for (host, id), counters in samples.items():
                 if await _is_on(tx, id, host):
                     await tx.change(tx.insert.sample, id=id, at=tx.now, body=counters)
 
-        await self._store.write(write)
+        if samples:
+            await self._store.write(write)
 
     # calls
 
@@ -370,6 +391,15 @@ async def _is_on(tx: Transaction, id: str, host: str) -> bool:
     except NotFound:
         return False
     return found.host == host
+
+
+def _is_sample(text: str) -> bool:
+    """Tell whether counters are a JSON object of a sensible size: they are given to readers as they came."""
+    try:
+        msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return False
+    return len(text) <= SAMPLE_CHARACTERS_MAX
 
 
 def _body(row: Row) -> Body:
