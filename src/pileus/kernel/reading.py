@@ -100,8 +100,8 @@ class Reading:
         """Yield ("put", revision, resource) and ("gone", revision, {id, kind, name}) for ever.
 
         Without ``since`` everything there is comes first, then ("synced", revision, "{}"). A ``since`` too old to
-        know what is gone gives ("reset", revision, "{}") and then everything. Every 15 s without a change gives
-        ("idle", revision, "{}").
+        know what is gone, or newer than a restored database, gives ("reset", revision, "{}") and then everything.
+        Every 15 s without a change gives ("idle", revision, "{}").
         """
         filter = await self._filter(call, self._registry[kind], query)
         with self._hub.watch(("kind", kind)) as changes:
@@ -125,8 +125,9 @@ class Reading:
                     yield "idle", since, "{}"
 
     async def _forgotten(self, since: int) -> bool:
-        oldest = (await self._store.fetch(sql.OLDEST_GONE))[0][0]
-        return since < (oldest or 0) - 1 and since > 0
+        """Tell whether what went after ``since`` is not known any more, or the database is older than ``since``."""
+        forgotten = int(await self._store.setting(sql.FORGOTTEN) or 0)
+        return 0 < since < forgotten or since > (await self._store.fetch(sql.NEWEST))[0][0]
 
     async def _changes(self, filter: Filter, since: int, newest: int) -> Sequence[tuple[str, int, str]]:
         """Return what changed for a watcher; what no longer matches its filter is gone for it."""

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from pileus.kernel.background import for_ever
+from pileus.kernel.clock import iso
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
@@ -16,6 +17,10 @@ GONE_S = 86_400.0
 """A watch that was away longer starts again from the whole list."""
 IDEMPOTENCY_S = 86_400.0
 """How long a repeated Idempotency-Key gets the first answer."""
+EVENT_S = 30 * 86_400.0
+"""How long events are kept. The audit log is kept for ever."""
+EVENTS_AT_ONCE = 5_000
+"""Few enough not to keep other writers waiting."""
 CREDENTIAL_S = 30 * 86_400.0
 """How long an expired key is told from an unknown one."""
 
@@ -36,10 +41,18 @@ async def prune(store: Store) -> None:
     """Forget what is too old to matter."""
 
     async def work(tx: Transaction) -> None:
+        last = (await tx.statement(sql.GONE_LAST, before=tx.now - GONE_S))[0][0]
+        if last is not None:
+            await tx.change(tx.insert.setting, name=sql.FORGOTTEN, value=str(last))
         for statement, age_s in zip(sql.PRUNE, (GONE_S, IDEMPOTENCY_S, CREDENTIAL_S), strict=True):
             await tx.change(statement, before=tx.now - age_s)
 
+    async def events(tx: Transaction) -> int:
+        return await tx.change(sql.PRUNE_EVENTS, before=iso(tx.now - EVENT_S), n=EVENTS_AT_ONCE)
+
     await store.write(work)
+    while await store.write(events) == EVENTS_AT_ONCE:
+        pass
 
 
 async def _prune_later(store: Store) -> None:

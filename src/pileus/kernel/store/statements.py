@@ -55,7 +55,6 @@ GONE_OF = sa.select(gone).where(
 )
 GONE = sa.select(gone).where(gone.c.revision > _p("after")).order_by(gone.c.revision).limit(_p("n"))
 NEWEST = sa.select(counter.c.value).where(counter.c.name == sa.literal_column("'revision'"))
-OLDEST_GONE = sa.select(sa.func.min(gone.c.revision))
 
 UPDATE = (
     sa.update(resource)
@@ -199,6 +198,11 @@ SILENT = (
 SAMPLE = sa.select(sample.c.at, sample.c.body).where(sample.c.id == _p("id"))
 SAMPLE_DELETE = sa.delete(sample).where(sample.c.id == _p("id"))
 SETTING = sa.select(setting.c.value).where(setting.c.name == _p("name"))
+GONE_LAST = sa.select(sa.func.max(gone.c.revision)).where(gone.c.at < _p("before"))
+FORGOTTEN = "gone-forgotten"
+"""The setting with the newest revision whose deletion is forgotten."""
+_oldest = sa.select(event.c.seq, event.c.at).order_by(event.c.seq).limit(_p("n")).subquery()
+PRUNE_EVENTS = sa.delete(event).where(event.c.seq.in_(sa.select(_oldest.c.seq).where(_oldest.c.at < _p("before"))))
 PRUNE = (
     sa.delete(gone).where(gone.c.at < _p("before")),
     sa.delete(idempotency).where(idempotency.c.at < _p("before")),
