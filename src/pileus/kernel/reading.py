@@ -20,6 +20,8 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 
 LIMIT_MAX = 1000
+CHANGES_PAGE = 500
+"""What one watcher takes from the database at once."""
 
 
 class Call(Struct, frozen=True, kw_only=True):
@@ -118,9 +120,10 @@ class Reading:
                 yield "synced", revision, "{}"
             while True:
                 newest = self._hub.revision
-                for event in await self._changes(filter, since, newest):
-                    yield event
-                since = newest
+                while since < newest:
+                    events, since = await self._changes(filter, since, newest)
+                    for event in events:
+                        yield event
                 if not await changes.wait(15.0):
                     yield "idle", since, "{}"
 
@@ -129,23 +132,28 @@ class Reading:
         forgotten = int(await self._store.setting(sql.FORGOTTEN) or 0)
         return 0 < since < forgotten or since > (await self._store.fetch(sql.NEWEST))[0][0]
 
-    async def _changes(self, filter: Filter, since: int, newest: int) -> Sequence[tuple[str, int, str]]:
-        """Return what changed for a watcher; what no longer matches its filter is gone for it."""
+    async def _changes(self, filter: Filter, since: int, newest: int) -> tuple[Sequence[tuple[str, int, str]], int]:
+        """Return what changed for a watcher, a page of it, and up to which revision; what no longer matches is gone."""
+        all_accounts = filter.account_id is None
+        statements = (sql.CHANGED, sql.GONE_OF) if all_accounts else (sql.CHANGED_SEEN, sql.GONE_SEEN)
+        page = {"kind": filter.kind, "after": since, "until": newest, "n": CHANGES_PAGE}
+        if not all_accounts:
+            page |= {"account_id": filter.account_id, "common": "" if filter.public else filter.account_id}
+        changed, gone = [await self._store.fetch(statement, **page) for statement in statements]
         events = []
-        for row in await self._store.fetch(sql.CHANGED, kind=filter.kind, after=since, until=newest):
-            if filter.account_id is None or row[3] == filter.account_id or (filter.public and not row[3]):
-                if matches(filter, row):
-                    events.append(("put", records.revision_of(row), records.public(row)))
-                else:
-                    revision = records.revision_of(row)
-                    events.append(("gone", revision, _gone(filter.kind, row[0], row[2], revision)))
-        for revision, id, _, account_id, host, name, _ in await self._store.fetch(
-            sql.GONE_OF, kind=filter.kind, after=since, until=newest
-        ):
-            seen = filter.account_id in (None, account_id) or (filter.public and not account_id)
-            if seen and (not host or not filter.host or host == filter.host):
+        for row in changed:
+            revision = records.revision_of(row)
+            if matches(filter, row):
+                events.append(("put", revision, records.public(row)))
+            else:
+                events.append(("gone", revision, _gone(filter.kind, row[0], row[2], revision)))
+        for revision, id, _, _, host, name, _ in gone:
+            if not host or not filter.host or host == filter.host:
                 events.append(("gone", revision, _gone(filter.kind, id, name, revision)))
-        return sorted(events, key=lambda event: event[1])
+        ends = [records.revision_of(changed[-1])] if len(changed) == CHANGES_PAGE else []
+        ends += [gone[-1][0]] if len(gone) == CHANGES_PAGE else []
+        until = min([newest, *ends])
+        return sorted((event for event in events if event[1] <= until), key=lambda event: event[1]), until
 
     async def events(self, call: Call, resource: Resource | None, since: int, limit: int) -> Answer:
         """Return events in their order: the next after ``since``, or the newest when it is 0; of one resource or an account.

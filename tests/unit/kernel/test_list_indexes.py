@@ -59,7 +59,9 @@ def test_an_account_with_and_without_an_id_are_different_statements() -> None:
     assert cluster is not tenant
 
 
-@pytest.mark.parametrize("name", ["CHILDREN", "CHANGED", "CHANGES", "GONE", "LINKED_BY", "WORK_DUE", "ON_HOST"])
+@pytest.mark.parametrize(
+    "name", ["CHILDREN", "CHANGED", "CHANGED_SEEN", "CHANGES", "GONE", "LINKED_BY", "WORK_DUE", "ON_HOST"]
+)
 def test_what_the_loop_and_the_watches_read_is_never_a_whole_table(tmp_path: Path, name: str) -> None:
     steps = asyncio.run(plan(tmp_path, getattr(sql, name)))
     assert not any(step.startswith("SCAN") for step in steps), steps

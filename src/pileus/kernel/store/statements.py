@@ -47,12 +47,22 @@ CHANGES = (
     .order_by(resource.c.revision)
     .limit(_p("n"))
 )
-CHANGED = ALL.where(
-    unindexed(resource.c.kind) == _p("kind"), resource.c.revision > _p("after"), resource.c.revision <= _p("until")
-).order_by(resource.c.revision)
-GONE_OF = sa.select(gone).where(
-    gone.c.kind == _p("kind"), gone.c.revision > _p("after"), gone.c.revision <= _p("until")
+CHANGED = (
+    ALL.where(
+        unindexed(resource.c.kind) == _p("kind"), resource.c.revision > _p("after"), resource.c.revision <= _p("until")
+    )
+    .order_by(resource.c.revision)
+    .limit(_p("n"))
 )
+GONE_OF = (
+    sa.select(gone)
+    .where(gone.c.kind == _p("kind"), gone.c.revision > _p("after"), gone.c.revision <= _p("until"))
+    .order_by(gone.c.revision)
+    .limit(_p("n"))
+)
+# ``common``: the account whose rows are seen too: "" for the cluster's.
+CHANGED_SEEN = CHANGED.where(unindexed(resource.c.account_id).in_([_p("account_id"), _p("common")]))
+GONE_SEEN = GONE_OF.where(gone.c.account_id.in_([_p("account_id"), _p("common")]))
 GONE = sa.select(gone).where(gone.c.revision > _p("after")).order_by(gone.c.revision).limit(_p("n"))
 NEWEST = sa.select(counter.c.value).where(counter.c.name == sa.literal_column("'revision'"))
 
