@@ -234,6 +234,8 @@ class Converger:
         for other in self._resources.values():
             if other.owner == resource.id or resource.id in getattr(other.assigned, "volumes", ()):
                 self.wake(other.id)
+        for volume in getattr(resource.assigned, "volumes", ()):
+            self.wake(volume)
 
     # the rest of the host
 

@@ -81,7 +81,7 @@ async def run(settings: AgentSettings, ready: Callable[[], None] = lambda: None)
 async def opened_drivers(settings: AgentSettings) -> AsyncIterator[Drivers]:
     """Give the drivers of this machine, open, for the block. What runs on the machine goes on after it."""
     paths = settings.paths
-    paths.state.mkdir(parents=True, exist_ok=True, mode=0o711)
+    paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     switch = OpenVSwitch(paths)
     hypervisor = QemuHypervisor(paths, switch.open_tap, settings.accelerator, test_guest())
     drivers = Drivers(
@@ -121,7 +121,7 @@ async def _rotate(drivers: Drivers) -> None:
 @contextlib.contextmanager
 def sole_user(data: Path) -> Iterator[None]:
     """Hold the agent's folder for the block. Raises: Rejected when another agent has it."""
-    data.mkdir(parents=True, exist_ok=True, mode=0o711)
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(data / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

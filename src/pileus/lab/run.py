@@ -42,7 +42,7 @@ async def run(settings: LabSettings, say: Say, ready: Callable[[str], None]) -> 
 
     Raises: Rejected when a part of it does not start, or ends by itself.
     """
-    settings.data.mkdir(parents=True, exist_ok=True, mode=0o711)
+    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     stop = asyncio.Event()
     with _signals(stop.set):
         async with contextlib.AsyncExitStack() as stack:

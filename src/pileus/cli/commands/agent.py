@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ def command(data: Path | None, server: str, token: str, accelerator: str) -> Non
     require()
     folder = (data or default_data()).absolute()
     settings = AgentSettings(data=folder, accelerator=accelerator)  # type: ignore[arg-type]
+    os.umask(0o077)  # whatever is made holds tenants' secrets
     logs.set_up()
     try:
         asyncio.run(_main(settings, server, token))  # not uvloop: its subprocesses inherit sockets and know no umask

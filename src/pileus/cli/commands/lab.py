@@ -129,7 +129,7 @@ def _say(line: str) -> None:
 
 def _detach(settings: LabSettings) -> None:
     """Run the lab in the background and tell what it says until it is ready."""
-    settings.data.mkdir(parents=True, exist_ok=True, mode=0o711)
+    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     arguments = ["--simulated", str(settings.hosts), "--data", str(settings.data), "--port", str(settings.port)]
     arguments += ["--processes", str(settings.processes), *(["--instant"] if settings.instant else [])]
     arguments += ["--database", settings.database] if settings.database else []

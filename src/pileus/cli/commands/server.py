@@ -37,6 +37,7 @@ def command(data: Path | None, host: str, port: int, database: str, tls_names: t
 
     folder = (data or default_data()).absolute()
     settings = ServerSettings(data=folder, host=host, port=port, database=database, tls_names=tls_names, name=name)
+    os.umask(0o077)  # whatever is made holds tenants' secrets
     logs.set_up()
     try:
         uvloop.run(serve(settings, lambda started: _announce(folder, started)))

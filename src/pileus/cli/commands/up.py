@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pileus.cli import contexts
 from pileus.cli.commands.server import default_data
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def command(data: Path | None, host: str, port: int, database: str, accelerator:
     running = Running.load(folder)
     if running is not None:
         click.echo(f"a cloud runs here already, at {running.url} (pid {running.pid})")
+        if contexts.load().contexts.get("local") is None:
+            click.echo("its context was lost; `pileus down --keep-vms`, then `pileus up` write it again")
         return
     if detach:
         _detach(folder, ["--data", str(folder), "--host", host, "--port", str(port), "--accelerator", accelerator,
@@ -57,6 +60,7 @@ def _run(settings: UpSettings) -> None:
     from pileus.local.up import up
     from pileus.server import logs
 
+    os.umask(0o077)  # whatever is made holds tenants' secrets
     logs.set_up()
     try:
         asyncio.run(up(settings, _say, _ready))  # not uvloop: its subprocesses inherit sockets and know no umask
@@ -84,8 +88,9 @@ def _ready(started: Started) -> None:
 
 def _detach(folder: Path, arguments: list[str]) -> None:
     """Run the cloud in the background and tell what it says until it is ready."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o711)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = folder / "pileus.log"
+    log.touch(mode=0o600)
     with log.open("ab") as errors:
         child = subprocess.Popen(
             [sys.executable, "-m", "pileus.cli.main", "up", *arguments],
