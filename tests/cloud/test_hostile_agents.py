@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from pileus.kernel.condition import Condition
 from pileus.kernel.kind import Resource
+from pileus.kernel.store import statements as sql
 from pileus.kernel.stream import PROTOCOL, Acknowledge, Fact, Heartbeat, Hello, Report, Samples, Slice, decode, encode
 from pileus.kernel.transaction import Transaction
 from pileus.registry import KINDS
@@ -111,6 +112,8 @@ def test_hosts_are_heard_although_their_counters_cannot_be_written() -> None:
                 bad.say(Heartbeat())
                 bad.say(Samples(counters={id: "{}" for id in ids}))
                 await asyncio.sleep(1.0)
+            ((seen_at, _),) = await world.store.fetch(sql.PRESENCE, host=host)
+            assert clock() - seen_at < 5.0
             assert await world.is_ready("infra.host", "host0")
 
     run(main)
