@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 import pytest
 
-from pileus.kernel.errors import Conflict
+from pileus.kernel.errors import Conflict, QuotaExceeded
 from pileus.storage.image.controller import ImageController, upload_noted
 from pileus.storage.image.types import ImageObserved
 from tests.cloud.world import GIB, Cloud, cloud
@@ -122,3 +122,21 @@ def test_an_upload_that_ends_after_another_changes_nothing(
     with pytest.raises(Conflict) as refused:
         upload_noted(ImageObserved(state=state), part, "1" * 64, 1)
     assert refused.value.code == "already-uploaded"
+
+
+def test_an_account_has_a_bounded_number_of_images_and_the_others_theirs() -> None:
+    async def main() -> None:
+        async with cloud() as world:
+            for account in ("acme", "other"):
+                await world.create("tenancy.account", account)
+            for number in range(100):
+                await world.create("storage.image", f"i{number}", "acme")
+            with pytest.raises(QuotaExceeded, match="acme has 100 images"):
+                await world.create("storage.image", "more", "acme")
+            await world.create("storage.image", "more", "other")
+            await world.create("storage.image", "more")
+            await world.delete("storage.image", "i7", "acme")
+            await world.settle()
+            await world.create("storage.image", "more", "acme")
+
+    run(main)

@@ -29,6 +29,7 @@ from pileus.server.agents import Agents
 from pileus.server.defaults import AccountAdmission, HostWithPool
 from pileus.server.parts import Uploaded
 from pileus.server.run import Wiring
+from pileus.storage.image.api import ImageAdmission
 from pileus.storage.image.controller import Files, ImageController, Refused, upload_noted
 from pileus.storage.pool.api import PoolAdmission, PoolController
 from pileus.storage.volume.api import VolumeAdmission
@@ -63,6 +64,7 @@ def admissions() -> dict[str, Admission]:
         "infra.zone": ZoneAdmission(),
         "infra.pod": PodAdmission(),
         "storage.pool": PoolAdmission(),
+        "storage.image": ImageAdmission(),
         "storage.volume": VolumeAdmission(),
         "network.network": NetworkAdmission(),
         "compute.vm": VmAdmission(),
