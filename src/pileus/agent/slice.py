@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 from msgspec import Struct
 
+from pileus.drivers.host.disk.files import publish
 from pileus.kernel.stream import Body
 
 
@@ -46,11 +46,8 @@ class DiskSlice:
         """Write the slice and wait for the disk."""
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary = self._path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            file.write(msgspec.msgpack.encode(saved))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        temporary.write_bytes(msgspec.msgpack.encode(saved))
+        publish(temporary, self._path)
 
 
 class MemorySlice:

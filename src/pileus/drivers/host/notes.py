@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Protocol
 
+from pileus.drivers.host.disk.files import publish
 from pileus.drivers.host.errors import DriverError
 
 
@@ -41,11 +41,8 @@ class FileNotes:
         """Write the note and wait for the disk. Raises DriverError (NoteRefused)."""
         temporary = self._folder / f"{id}.tmp"
         try:
-            with temporary.open("wb") as file:
-                file.write(note)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._folder / id)
+            temporary.write_bytes(note)
+            publish(temporary, self._folder / id)
         except OSError as error:
             message = f"the host cannot keep what it must remember of it: {error.strerror}"
             raise DriverError("NoteRefused", message) from error
