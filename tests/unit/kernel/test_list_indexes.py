@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,29 @@ def test_an_account_with_and_without_an_id_are_different_statements() -> None:
     cluster, _ = list_statement(Filter(kind="infra.host", account_id="", ready="false"), after="", limit=5)
     tenant, _ = list_statement(Filter(kind="infra.host", account_id="a", ready="false"), after="", limit=5)
     assert cluster is not tenant
+
+
+def test_statements_are_kept_for_a_bounded_number_of_shapes(tmp_path: Path) -> None:
+    async def main() -> None:
+        engine = SqliteEngine(tmp_path / "db")
+        await engine.open()
+        try:
+            made = []
+            for number in range(600):
+                words, ids = divmod(number, 150)
+                shape = Filter(
+                    kind="infra.host", ids=("i",) * (ids + 1), name="n" * (words % 2), host="h" * (words // 2)
+                )
+                statement, parameters = list_statement(shape, after="", limit=5)
+                assert await engine.fetch(statement, **parameters) == []
+                made.append(weakref.ref(statement))
+                del statement
+            gc.collect()
+            assert sum(statement() is not None for statement in made) < 500
+        finally:
+            await engine.close()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(

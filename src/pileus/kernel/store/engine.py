@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +24,8 @@ Row = tuple[Any, ...]
 
 BATCH_MAX = 256
 """Writes in one commit: more only lengthens the wait of the first."""
+PREPARED_MAX = 384
+"""Compiled statements kept: all fixed ones, and as many shapes of lists as callers ask for at a time."""
 
 
 class Prepared:
@@ -67,7 +70,7 @@ class Engine(abc.ABC):
     def __init__(self, dialect: Dialect, insert: Callable[[sa.Table], Any]) -> None:
         self._dialect = dialect
         self.statements = Statements(insert)
-        self._prepared: dict[int, tuple[Prepared, sa.sql.ClauseElement]] = {}
+        self._prepare = functools.lru_cache(PREPARED_MAX)(lambda statement: Prepared(statement, dialect))
         self._queue: list[tuple[Work[Any], asyncio.Future[Any]]] = []
         self._wake = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
@@ -75,11 +78,8 @@ class Engine(abc.ABC):
         """Called with the newest revision after each commit of this process."""
 
     def prepare(self, statement: sa.sql.ClauseElement) -> Prepared:
-        """Return the compiled statement; statements live as long as the engine, so each is compiled once."""
-        entry = self._prepared.get(id(statement))
-        if entry is None:
-            entry = self._prepared[id(statement)] = (Prepared(statement, self._dialect), statement)
-        return entry[0]
+        """Return the compiled statement; those in use are compiled once."""
+        return self._prepare(statement)
 
     @abc.abstractmethod
     async def open(self) -> None:

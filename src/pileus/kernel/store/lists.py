@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,7 +11,8 @@ from msgspec import Struct
 from pileus.kernel.store.tables import label, resource, unindexed
 
 WORDS = ("host", "zone", "vdc", "owner", "name", "ready")
-_statements: dict[tuple[Any, ...], sa.Select[Any]] = {}
+SHAPES_MAX = 256
+"""Statements kept: callers choose the shapes, of which there are thousands."""
 
 
 class Filter(Struct, frozen=True, kw_only=True):
@@ -32,18 +34,7 @@ class Filter(Struct, frozen=True, kw_only=True):
 
 def list_statement(filter: Filter, *, after: str, limit: int) -> tuple[sa.Select[Any], dict[str, Any]]:
     """Return the statement and its parameters: at most ``limit`` rows with ids above ``after``, in their order."""
-    words = tuple(word for word in WORDS if getattr(filter, word))
-    shape = (
-        filter.account_id is not None,
-        bool(filter.account_id),
-        filter.public,
-        words,
-        len(filter.labels),
-        len(filter.ids),
-    )
-    statement = _statements.get(shape)
-    if statement is None:
-        statement = _statements[shape] = _build_list(filter, words)
+    statement = _build_list(_shape(filter))
     parameters: dict[str, Any] = {"kind": filter.kind, "after": after, "limit": limit, "account_id": filter.account_id}
     for word in WORDS:
         parameters[word] = getattr(filter, word)
@@ -54,7 +45,21 @@ def list_statement(filter: Filter, *, after: str, limit: int) -> tuple[sa.Select
     return statement, parameters
 
 
-def _build_list(filter: Filter, words: tuple[str, ...]) -> sa.Select[Any]:
+def _shape(filter: Filter) -> Filter:
+    """Return the filter without its values: the same for all that one statement serves."""
+    return Filter(
+        kind="",
+        account_id=filter.account_id and "?",
+        public=filter.public,
+        labels=(("?", "?"),) * len(filter.labels),
+        ids=("?",) * len(filter.ids),
+        **{word: "?" for word in WORDS if getattr(filter, word)},
+    )
+
+
+@functools.lru_cache(SHAPES_MAX)
+def _build_list(filter: Filter) -> sa.Select[Any]:
+    words = tuple(word for word in WORDS if getattr(filter, word))
     columns = resource.c
     narrow = _narrowest(filter, words)
     served = {"name": ("kind", "account_id", "name"), "owner": ("owner",), "id": ()}.get(narrow, ("kind", narrow))
