@@ -37,7 +37,7 @@ def test_a_host_that_speaks_again_over_its_old_connection_is_ready_soon(monkeypa
         async with cloud() as world:
             agents = world.servers[0].agents
             with monkeypatch.context() as away:
-                away.setattr(agents, "_flush", not_written)
+                away.setattr(agents, "_write_presence", not_written)
                 await world.until(lambda: _is(world, "HostSilent"), SOON_S)
             assert agents.connected == 1
             await world.until(lambda: world.is_ready("infra.host", "host0"), 10.0)

@@ -87,6 +87,8 @@ class SqliteEngine(Engine):
         prepared = self.prepare(statement)
         try:
             return self._read.execute(prepared.sql, prepared.arguments(parameters)).fetchall()
+        except sqlite3.ProgrammingError:  # ours, not the database's
+            raise
         except sqlite3.Error as error:
             raise Transient(f"the database does not answer: {error}", code="database-unavailable") from error
 
