@@ -61,6 +61,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
 
 _FLAT = {word: place for words in COMMANDS.values() for word, place in words.items()}
 
+_OTHERS_SAY = {"ls": "get", "list": "get", "show": "describe"}
+"""Verbs of other commands, with ours."""
+
 EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES) + "."
 
 
@@ -105,7 +108,9 @@ class Verbs(click.Group):
         """Find the verb. Raises: UsageError with the closest ones."""
         word = args[0]
         if not word.startswith("-") and self.get_command(ctx, word) is None and not ctx.resilient_parsing:
-            close = suggestion(word, list(_FLAT)) or "; `pileus --help` lists the commands"
+            said = _OTHERS_SAY.get(word.lower())
+            close = f"; did you mean {said}?" if said else suggestion(word, list(_FLAT))
+            close = close or "; `pileus --help` lists the commands"
             raise click.UsageError(f'there is no command "{word}"{close}', ctx)
         return super().resolve_command(ctx, args)
 

@@ -26,6 +26,8 @@ class Output(msgspec.Struct, frozen=True):
 
     form: str = "table"
     argument: str = ""
+    accounts: bool = False
+    """Whether names are of several accounts, and the form ``name`` has to say of which."""
 
     @property
     def wide(self) -> bool:
@@ -81,12 +83,16 @@ def render(output: Output, answer: Json, items: Sequence[Json]) -> str:
     if output.form == "yaml":
         return to_yaml(answer).rstrip("\n")
     if output.form == "name":
-        return "\n".join(item["name"] for item in items)
+        return "\n".join(_name(item, accounts=output.accounts) for item in items)
     if output.form == "jsonpath":
         return "\n".join(_text(value) for value in find(answer, parse(output.argument)))
     columns = _columns(output.argument)
     rows = [[",".join(map(_text, find(item, parse(path)))) or "-" for _, path in columns] for item in items]
     return table.plain([header for header, _ in columns], rows)
+
+
+def _name(item: Json, *, accounts: bool) -> str:
+    return f"{item['account']}/{item['name']}" if accounts and item["account"] else str(item["name"])
 
 
 def _text(value: Any) -> str:

@@ -81,6 +81,11 @@ def noun(kind: Kind, resource: Json) -> str:
     return f"{kind.short} {resource['name']}{account}"
 
 
+def a(word: str) -> str:
+    """Return the word with its article: ``a vm``, ``an account``."""
+    return f"{'an' if word[:1] in 'aeio' else 'a'} {word}"
+
+
 class KindWord(click.ParamType[Kind]):
     """A kind by its full name, short word, plural or alias."""
 
@@ -98,10 +103,10 @@ class KindWord(click.ParamType[Kind]):
 def find_kind(word: str, ctx: click.Context | None = None) -> Kind:
     """Return the kind for a word. Raises: UsageError with the closest kinds."""
     try:
-        return KINDS.find(word)
+        return KINDS.find(word.lower())
     except NotFound:
         words = [known for kind in KINDS for known in (kind.short, f"{kind.short}s", kind.name, *kind.aliases)]
-        close = suggestion(word, words) or "; `pileus explain` lists the kinds"
+        close = suggestion(word.lower(), words) or "; `pileus explain` lists the kinds"
         raise click.UsageError(f'there is no kind "{word}"{close}', ctx) from None
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import re
 
-UNITS = {"mib": "MiB", "gib": "GiB", "bytes": "bytes", "s": "seconds", "ms": "milliseconds", "percent": "percent"}
-"""What the last word of a field's name says of its unit. ``kbps`` is bits in one field and bytes in another."""
+UNITS = {
+    "mib": "MiB", "gib": "GiB", "bytes": "bytes", "kib_s": "KiB per second", "s": "seconds", "ms": "milliseconds",
+    "percent": "percent",
+}  # fmt: skip
+"""What the end of a field's name says of its unit. ``kbps`` is bits in one field and bytes in another."""
 
 _BYTES = {
     "": 1, "b": 1,
@@ -18,6 +21,7 @@ _SCALES: dict[str, tuple[dict[str, float], float]] = {
     "mib": (dict(_BYTES), 2**20),
     "gib": (dict(_BYTES), 2**30),
     "bytes": (dict(_BYTES), 1),
+    "kib_s": (dict(_BYTES), 2**10),
     "s": (dict(_SECONDS), 1),
     "ms": (dict(_SECONDS), 0.001),
 }
@@ -25,9 +29,8 @@ _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 
 
 def suffix(name: str) -> str:
-    """Return the unit's word at the end of a field's name; empty for none."""
-    last = name.rpartition("_")[2] if "_" in name else ""
-    return last if last in UNITS else ""
+    """Return the longest word of UNITS at the end of a field's name; empty for none."""
+    return max((unit for unit in UNITS if name.endswith(f"_{unit}")), key=len, default="")
 
 
 def refuse_number(flag: str, unit: str, text: str) -> str:
@@ -35,7 +38,7 @@ def refuse_number(flag: str, unit: str, text: str) -> str:
     if not unit:
         return f"{flag} takes a whole number, not {text!r}"
     message = f"{flag} takes {UNITS[unit]} as a whole number"
-    found = _QUANTITY.fullmatch(text.strip())
+    found = _QUANTITY.fullmatch(text.strip().removesuffix("/s" if unit == "kib_s" else ""))
     scale, size = _SCALES.get(unit, ({}, 1))
     factor = scale.get(found[2].lower()) if found else None
     if not found or factor is None:

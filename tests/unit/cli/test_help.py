@@ -56,6 +56,15 @@ def test_an_explanation_has_unit_limits_default_and_flag(capsys: pytest.CaptureF
     text = capsys.readouterr().out
     for line in ("Unit       seconds", "Default    30", "Limits     0 to 3600", "Flag       --shutdown-timeout-s"):
         assert line in text
+    assert main(["explain", "offering.throughput_limit_kib_s"]) == 0
+    assert "Unit       KiB per second" in capsys.readouterr().out
+
+
+def test_a_kind_is_known_in_any_case(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "VM"]) == 0
+    upper = capsys.readouterr().out
+    assert main(["explain", "vm"]) == 0
+    assert upper == capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -65,7 +74,18 @@ def test_an_explanation_has_unit_limits_default_and_flag(capsys: pytest.CaptureF
         (["frobnicate"], "`pileus --help` lists the commands"),
         (["get", "vmm"], 'there is no kind "vmm"; did you mean vm'),
         (["get", "vm", "-o", "xml"], "-o takes table"),
+        (["ls", "vm"], 'there is no command "ls"; did you mean get?'),
+        (["list", "vm"], "did you mean get?"),
+        (["show", "vm", "web"], "did you mean describe?"),
+        (["start", "ACCOUNT", "acme"], "only a vm can start, not an account"),
         (["get", "vm", "-l", "novalue"], "--label takes KEY=VALUE"),
+        (["get", "vm", "-l", "a=b,c"], "--label takes KEY=VALUE, not 'c'"),
+        (["get", "vm", "-l", "a=b,"], "--label takes KEY=VALUE"),
+        (["get", "vm", "-l", "a=b\n"], "a label's value is at most 255 printable characters"),
+        (["create", "vm", "web", "--label", f"{'k' * 64}=b"], "a label's key is at most 63 printable characters"),
+        (["patch", "vm", "web", "--label", "a\x07=b"], "a label's key is at most 63 printable characters"),
+        (["create", "volume", "v", "--size-gib", "1", "--throughput-limit-kib-s", "2MiB/s"],
+         "takes KiB per second as a whole number; for 2MiB/s say 2048"),
         (["get", "vm", "--limit", "0"], "--limit"),
         (["create", "vm", "web", "--imgae", "x"], "no flag --imgae; did you mean --image"),
         (["create", "vm"], "missing argument 'NAME'"),

@@ -16,7 +16,7 @@ from msgspec import Struct
 from pileus.cli.failure import suggestion, usage
 from pileus.cli.fields import Field, fields_of
 from pileus.cli.flags import flags_of
-from pileus.cli.session import find_kind
+from pileus.cli.session import a, find_kind
 from pileus.cli.units import UNITS, suffix
 from pileus.kernel.kind import Empty, Kind
 from pileus.registry import KINDS
@@ -136,7 +136,7 @@ def _facts(kind: Kind, path: Sequence[str], field: Field) -> Iterator[str]:
         ("Default", "none: it must be given" if field.required else default_of(field)),
         ("Limits", limits_of(field)),
         ("One of", ", ".join(field.choices)),
-        ("Refers to", f"a {field.ref.rpartition('.')[2]}, by name or id" if field.ref else ""),
+        ("Refers to", f"{a(field.ref.rpartition('.')[2])}, by name or id" if field.ref else ""),
         ("Flag", _flag(kind, path)),
         ("Changes", "never after creation" if path[-1] in kind.immutable and len(path) == 1 else ""),
     ]

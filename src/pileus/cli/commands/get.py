@@ -12,6 +12,7 @@ import msgspec
 
 from pileus.cli.client import Json
 from pileus.cli.failure import NOT_FOUND, UNREACHABLE, Failure
+from pileus.cli.labels import check_label
 from pileus.cli.output import Output, Referred, output_option, render
 from pileus.cli.session import (
     Session,
@@ -28,11 +29,14 @@ RECONNECT_S = 1.0
 
 
 def labels_of(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> tuple[str, ...]:
-    """Return the given k=v. Raises: UsageError."""
-    for text in given:
-        if "=" not in text.strip("="):
-            raise click.UsageError(f"{param.opts[-1]} takes KEY=VALUE, not {text!r}", ctx)
-    return tuple(given)
+    """Return the given k=v, of which a comma starts another. Raises: UsageError."""
+    labels = tuple(part for text in given for part in text.split(","))
+    for label in labels:
+        key, equals, value = label.partition("=")
+        if not key or not equals:
+            raise click.UsageError(f"{param.opts[-1]} takes KEY=VALUE, not {label!r}", ctx)
+        check_label(key, value, param.opts[-1])
+    return labels
 
 
 @click.command("get", no_args_is_help=True)
@@ -41,7 +45,9 @@ def labels_of(ctx: click.Context, param: click.Parameter, given: Sequence[str]) 
 @account_option
 @all_accounts_option
 @output_option()
-@click.option("-l", "--label", "labels", multiple=True, callback=labels_of, metavar="K=V", help="With this label.")
+@click.option(
+    "-l", "--label", "labels", multiple=True, callback=labels_of, metavar="K=V,...", help="With these labels."
+)
 @click.option("--host", default="", metavar="HOST", help="On this host.")
 @click.option("--zone", default="", metavar="ZONE", help="In this zone.")
 @click.option("--vdc", default="", metavar="VDC", help="Of this vdc.")
@@ -55,7 +61,7 @@ def command(session: Session, /, kind: Kind, names: tuple[str, ...], **options: 
 
     `pileus get vm`, `pileus get vm web -o yaml`, `pileus get vm -A --ready false`, `pileus get volume -l tier=db -w`
     """
-    view = View(session, kind, names, options)
+    view = View(session, kind, tuple(dict.fromkeys(names)), options)
     if options["watch"]:
         view.follow()
     else:
@@ -70,8 +76,8 @@ class View:
         self._kind = kind
         self._names = names
         self._options = options
-        self._output: Output = options["output"]
         self._all = bool(options["all_accounts"])
+        self._output: Output = msgspec.structs.replace(options["output"], accounts=self._all)
         self._account: str = options["account"]
         scope = session.query(kind, self._account, all_accounts=self._all)
         self._filters = [

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pileus.cli.client import Json, segment
-from pileus.cli.session import Session, account_option, kind_argument, name_argument, root
+from pileus.cli.session import Session, a, account_option, kind_argument, name_argument, root
 from pileus.kernel.kind import Kind
 
 FOLLOW_BYTES = 65_536
@@ -39,7 +39,7 @@ _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
 def command(session: Session, /, kind: Kind, name: str, account: str, **options: Any) -> None:
     """Print what a VM wrote to its console: `pileus logs vm web -f`."""
     if kind.name != "compute.vm":
-        raise click.UsageError(f"only a vm has a log, not a {kind.short}: `pileus logs vm NAME`")
+        raise click.UsageError(f"only a vm has a log, not {a(kind.short)}: `pileus logs vm NAME`")
     vm = session.get(kind, name, account)
     clean = sys.stdout.isatty() and not options["raw"]
     tail = options["tail"]

@@ -12,8 +12,9 @@ from pileus.cli.failure import suggestion, usage
 from pileus.cli.fields import fields_of
 from pileus.cli.flags import DesiredCommand, desired_of, flags_of, given_flags
 from pileus.cli.kindgroup import KindGroup, refuse_made_by_cloud
+from pileus.cli.labels import check_label
 from pileus.cli.output import Output, output_option
-from pileus.cli.session import Session, account_option, name_argument, root, wait_options
+from pileus.cli.session import Session, a, account_option, name_argument, root, wait_options
 from pileus.cli.waiting import READY, wait_for
 from pileus.kernel.kind import Kind
 
@@ -35,7 +36,7 @@ def _command(kind: Kind) -> click.Command:
     changeable = tuple(flag for flag in flags_of(kind) if (flag.group or flag.path)[0] not in kind.immutable)
     return DesiredCommand(
         kind.short, changeable, required=False, params=params, callback=callback,
-        help=f"Change a {kind.short}: only what is named changes, a list is replaced as a whole.",
+        help=f"Change {a(kind.short)}: only what is named changes, a list is replaced as a whole.",
         context_settings={"max_content_width": 110},
     )  # fmt: skip
 
@@ -55,7 +56,7 @@ def patch(session: Session, kind: Kind, **options: Any) -> None:
     for word in options["reset"]:
         name = word.replace("-", "_")
         if name not in known:
-            raise click.UsageError(f"a {kind.short} has no field {word!r}{suggestion(name, known)}")
+            raise click.UsageError(f"{a(kind.short)} has no field {word!r}{suggestion(name, known)}")
         desired[name] = None
     body: Json = {}
     if desired:
@@ -75,8 +76,9 @@ def patch(session: Session, kind: Kind, **options: Any) -> None:
 
 def _labels(given: tuple[str, ...]) -> dict[str, str | None]:
     labels: dict[str, str | None] = {}
-    for text in given:
+    for text in (part for one in given for part in one.split(",")):
         key, equals, value = text.partition("=")
+        check_label(key.removesuffix("-") if not equals else key, value, "--label")
         if equals and key:
             labels[key] = value
         elif key.endswith("-") and key != "-":
