@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -70,7 +71,7 @@ def goal_of(text: str) -> Goal:
     """Return the goal of ``--for``. Raises: ValueError."""
     if text in ("ready", "Ready"):
         return READY
-    if text in ("deleted", "delete"):
+    if text in ("deleted", "delete", "gone"):
         return DELETED
     if text.startswith("condition="):
         return _condition(text.removeprefix("condition="))
@@ -121,10 +122,14 @@ class _Wait:
 
     def run(self) -> list[Json]:
         """Follow one stream after the other until nothing is pending."""
-        with Progress() as progress:
-            self._say(progress)
-            while self._pending:
-                self._follow(progress)
+        try:
+            with Progress() as progress:
+                self._say(progress)
+                while self._pending:
+                    self._follow(progress)
+        except KeyboardInterrupt:
+            sys.stderr.write("stopped waiting; it goes on\n")
+            raise click.Abort from None
         return list(self._latest.values())
 
     def _follow(self, progress: Progress) -> None:

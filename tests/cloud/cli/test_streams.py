@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from pileus.cli import contexts
-from pileus.cli.failure import BROKEN_PIPE, BUG, INTERRUPTED, OK
+from pileus.cli.failure import BROKEN_PIPE, BUG, INTERRUPTED, NOT_FOUND, OK, USAGE
 
 if TYPE_CHECKING:
     from tests.cloud.cli.cli_world import Cloud
@@ -106,16 +106,70 @@ def test_a_followed_log_is_printed_as_it_grows(pileus: Run, account: str, cloud:
         assert out == b""
 
 
-@pytest.mark.parametrize("kind", ["pipe", "file"])
-def test_the_console_takes_what_is_piped_into_it(pileus: Run, account: str, kind: str, tmp_path: Path) -> None:
-    assert pileus("create", "vm", "web", "--account", account, "--wait").code == OK
-    keys = tmp_path / "keys"
-    keys.write_bytes(b"hello\nbye\n")
-    with keys.open("rb") as file:
-        stdin = file if kind == "file" else subprocess.PIPE
-        with running("console", "vm", "web", "--account", account, stdin=stdin) as child:
-            out, err = child.communicate(keys.read_bytes() if kind == "pipe" else None, timeout=LIMIT_S)
-    assert (child.returncode, out) == (OK, b"HELLO\nBYE\n"), err
+def test_the_console_needs_a_terminal_and_says_what_prints_the_log(pileus: Run, account: str) -> None:
+    with running("console", "vm", "web", "--account", account) as child:
+        out, err = child.communicate(timeout=LIMIT_S)
+    assert (child.returncode, out) == (USAGE, b"")
+    assert err.decode() == (
+        f"error: console needs a terminal; `pileus logs vm web --account {account}` prints what was written\n"
+    )
+
+
+def test_a_wait_that_is_interrupted_says_that_it_goes_on(pileus: Run, account: str, cloud: Cloud) -> None:
+    name = f"held-{account}"
+    cloud.vms.held.add(name)
+    with running("create", "vm", name, "--account", account, "--wait") as child:
+        assert "NoHost" in line(child.stderr, "NoHost")
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=LIMIT_S)
+    assert (child.returncode, out) == (INTERRUPTED, b"")
+    assert err.decode().endswith("stopped waiting; it goes on\n")
+    cloud.vms.held.discard(name)
+    assert pileus("wait", "vm", name, "--account", account).code == OK
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_on_a_terminal_deleting_an_account_asks_and_says_what_goes_with_it(
+    pileus: Run, account: str, answer: str
+) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        command = [*COMMAND, "delete", "account", account, "--wait"]
+        with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as child:
+            try:
+                asked = read_until(ours, b"[y/N]")
+                os.write(ours, answer.encode() + b"\r")
+                code = child.wait(LIMIT_S)
+            finally:
+                if child.poll() is None:
+                    child.kill()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert b"all its VMs, volumes and networks go with it" in asked.lower().replace(b"vms", b"VMs")
+    there = pileus("get", "account", account).code
+    assert (code, there) == ((OK, NOT_FOUND) if answer == "y" else (INTERRUPTED, OK))
+
+
+def test_on_a_terminal_forgetting_a_context_asks(pileus: Run) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        with subprocess.Popen(
+            [*COMMAND, "context", "delete", "local"], stdin=theirs, stdout=theirs, stderr=theirs
+        ) as child:
+            try:
+                read_until(ours, b"Forget context local and its key?")
+                os.write(ours, b"n\r")
+                assert child.wait(LIMIT_S) == INTERRUPTED
+            finally:
+                if child.poll() is None:
+                    child.kill()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "local" in contexts.load().contexts
+    assert pileus("context", "delete", "local").code == OK, "a script is not asked"
+    assert "local" not in contexts.load().contexts
 
 
 def test_the_console_on_a_terminal_is_left_with_its_escape_and_gives_the_terminal_back(

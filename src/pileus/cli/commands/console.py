@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import stat
 import sys
 import termios
 import tty
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from pileus.cli.client import refusal, segment
-from pileus.cli.failure import UNREACHABLE, Failure
-from pileus.cli.session import Session, account_option, kind_argument, name_argument, root
+from pileus.cli.failure import UNREACHABLE, Failure, usage
+from pileus.cli.session import Session, a, account_option, kind_argument, name_argument, root
 from pileus.kernel.kind import Kind
 
 if TYPE_CHECKING:
@@ -36,7 +35,10 @@ CHUNK_BYTES = 4096
 def command(session: Session, /, kind: Kind, name: str, account: str) -> None:
     """Use a VM's serial console; ctrl-] leaves it."""
     if kind.name != "compute.vm":
-        raise click.UsageError(f"only a vm has a console, not a {kind.short}: `pileus console vm NAME`")
+        raise click.UsageError(f"only a vm has a console, not {a(kind.short)}: `pileus console vm NAME`")
+    if not sys.stdin.isatty():
+        place = f" --account {account}" if account else ""
+        raise usage(f"console needs a terminal; `pileus logs vm {name}{place}` prints what was written")
     vm = session.get(kind, name, account)
     target = session.client.target(f"{root(kind)}/{segment(vm['id'])}/console", [("account", vm["account"])])
     asyncio.run(_run(session, f"wss://{session.client.authority}{target}", vm["name"]))
@@ -63,8 +65,7 @@ async def _run(session: Session, url: str, name: str) -> None:
 
 async def _use(socket: ClientConnection, name: str) -> None:
     with _raw_terminal():
-        if sys.stdin.isatty():
-            sys.stderr.write(f"console of vm {name}; ctrl-] leaves it, Enter shows a prompt\r\n")
+        sys.stderr.write(f"console of vm {name}; ctrl-] leaves it, Enter shows a prompt\r\n")
         tasks = [asyncio.create_task(_type(socket)), asyncio.create_task(_show(socket))]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -77,24 +78,18 @@ async def _use(socket: ClientConnection, name: str) -> None:
 
 
 async def _type(socket: ClientConnection) -> None:
-    """Send what is typed until ctrl-]; after the end of piped input wait for the other side to close."""
+    """Send what is typed until ctrl-], or until the terminal goes away."""
     async for keys in _keys():
         before, escape, _ = keys.partition(ESCAPE)
         if before:
             await socket.send(before)
-        if escape and sys.stdin.isatty():
+        if escape:
             return
-    await socket.wait_closed()
 
 
 async def _keys() -> AsyncIterator[bytes]:
-    """Yield what comes on standard input until it ends."""
+    """Yield what is typed until the terminal goes away."""
     stdin = sys.stdin.fileno()
-    if stat.S_ISREG(os.fstat(stdin).st_mode):
-        # epoll refuses regular files, and they never block.
-        while text := os.read(stdin, CHUNK_BYTES):
-            yield text
-        return
     typed: asyncio.Queue[bytes] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     loop.add_reader(stdin, lambda: typed.put_nowait(os.read(stdin, CHUNK_BYTES)))
@@ -114,9 +109,6 @@ async def _show(socket: ClientConnection) -> None:
 @contextlib.contextmanager
 def _raw_terminal() -> Iterator[None]:
     """Give every key to the guest, and the terminal back as it was."""
-    if not sys.stdin.isatty():
-        yield
-        return
     stdin = sys.stdin.fileno()
     before = termios.tcgetattr(stdin)
     try:

@@ -83,9 +83,12 @@ def show(session: Session, /, name: str) -> None:
 
 @command.command("delete")
 @click.argument("name", shell_complete=_complete)
-def delete(name: str) -> None:
-    """Forget a context."""
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def delete(name: str, yes: bool) -> None:
+    """Forget a context and its key. On a terminal it asks first."""
     contexts.choose(name)
+    if not yes and sys.stdin.isatty() and sys.stderr.isatty():
+        click.confirm(f"Forget context {name} and its key?", abort=True, err=True)
     config = contexts.load()
     del config.contexts[name]
     if config.current == name:

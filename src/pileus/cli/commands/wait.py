@@ -33,7 +33,7 @@ class GoalWord(click.ParamType[Goal]):
 @account_option
 @click.option(
     "--for", "goal", type=GoalWord(), default="ready", show_default=True, metavar="GOAL",
-    help="ready, deleted, condition=TYPE[=STATUS], jsonpath={.observed.power}=running",
+    help="ready, deleted (or gone), condition=TYPE[=STATUS], jsonpath={.observed.power}=running",
 )  # fmt: skip
 @click.option(
     "--timeout", type=Timeout(), default=DEFAULT_TIMEOUT_S, show_default="5m", metavar="TIME",
