@@ -75,10 +75,12 @@ class Hosts:
 
 
 class Vms(Controller):
-    """Runs VMs at once, on a host that nobody made; those named in ``held`` wait."""
+    """Runs VMs at once, on a host that nobody made; those in ``held`` wait, the guests in ``ended`` powered off."""
 
     def __init__(self) -> None:
         self.held: set[str] = set()
+        self.ended: dict[str, int] = {}
+        """The boot_serial at which the guest ended: a higher one boots it again."""
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Make the facts follow the wish."""
@@ -92,8 +94,12 @@ class Vms(Controller):
             for word in ("vcpus", "memory_mib"):
                 await tx.set_capacity(space(HOST, word), 1_000_000)
             assigned = msgspec.structs.replace(resource.assigned, host=HOST)
+            off = desired.power == "running" and desired.boot_serial <= self.ended.get(resource.name, -1)
             observed = VmObserved(
-                power=desired.power, memory_mib=128, boot_serial=desired.boot_serial, addresses=("10.1.1.10",)
+                power="stopped" if off else desired.power,
+                memory_mib=128,
+                boot_serial=desired.boot_serial,
+                addresses=("10.1.1.10",),
             )
             if (resource.assigned, resource.observed) != (assigned, observed):
                 await tx.update(resource, assigned=assigned, observed=observed)

@@ -10,6 +10,7 @@ import click
 
 from pileus.cli.client import Json, segment
 from pileus.cli.failure import BUG, NOT_FOUND, REFUSED, Failure
+from pileus.cli.fields import walk
 from pileus.cli.output import names_of
 from pileus.cli.progress import clean
 from pileus.cli.session import Query, Session, account_option, kind_argument, names_argument, root
@@ -22,6 +23,15 @@ from pileus.registry import KINDS
 
 EVENTS = 10
 WITH_USAGE = ("tenancy.vdc", "infra.host", "storage.pool")
+
+OWNER = "compute.vm"
+"""The only kind whose resources own others, but for accounts."""
+
+_FOR_MACHINES = frozenset({"told", "boot_serial"})
+"""Fields that server and agent tell each other, and that say nothing to people."""
+
+_SIZES = frozenset({"vcpus", "memory_mib", "disk_gib"})
+"""Nothing has none of these: 0 means that it is said elsewhere, or not known."""
 
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
@@ -52,7 +62,7 @@ class _Sheet:
     def lines(self) -> Iterator[str]:
         """Yield the lines of the sheet."""
         yield from self._head()
-        yield from self._section("Wish (desired)", self._resource["desired"])
+        yield from self._section("Wish (desired)", self._resource["desired"], _unsaid(self._kind))
         if self._kind.assigned is not Empty:
             yield from self._section("Decision (assigned)", self._resource["assigned"])
         if self._kind.observed is not Empty:
@@ -70,7 +80,7 @@ class _Sheet:
             ("Name", resource["name"]),
             ("Kind", f"{self._kind.name}, {self._kind.summary[:1].lower()}{self._kind.summary[1:]}"),
             ("Account", resource["account"] or ("" if self._kind.scope == "account" else "none: the cloud's own")),
-            ("Belongs to", self._name(resource["owner"]) if resource["owner"] != resource["account_id"] else ""),
+            ("Belongs to", self._owner()),
             ("Id", resource["id"]),
             ("Labels", labels),
             ("Created", f"{resource['created_at']} ({age(resource['created_at'])} ago)"),
@@ -81,9 +91,15 @@ class _Sheet:
             if value:
                 yield f"{word + ':':<12} {clean(value)}"
 
-    def _section(self, title: str, section: Json | None) -> Iterator[str]:
+    def _owner(self) -> str:
+        owner = self._resource["owner"]
+        if owner in ("", self._resource["account_id"]):
+            return ""
+        return f"{KINDS[OWNER].short} {self._name(owner)}" if owner in self._names else str(owner)
+
+    def _section(self, title: str, section: Json | None, unsaid: frozenset[str] = frozenset()) -> Iterator[str]:
         yield from _title(title)
-        rows = list(_rows(section or {}, "", self._name))
+        rows = [row for row in _rows(section or {}, "", self._name) if row[1] != "0" or row[0] not in unsaid]
         width = max((len(word) for word, _ in rows), default=0)
         for word, value in rows:
             first, *more = value.split("\n") if value else [""]
@@ -149,7 +165,7 @@ class _Sheet:
 
     def _learn(self) -> dict[str, str]:
         """Return the names of the ids in what was decided, where the field's word is a kind's."""
-        wanted: dict[str, set[str]] = {}
+        wanted = {OWNER: {self._resource["owner"]} - {"", self._resource["account_id"]}}
         sections = (self._resource["assigned"] or {}, self._resource["observed"] or {})
         for section in sections:
             for word, value in section.items():
@@ -170,6 +186,12 @@ def _kind_of(word: str) -> str:
         return KINDS.find(word).name
     except NotFound:
         return ""
+
+
+def _unsaid(kind: Kind) -> frozenset[str]:
+    """Return the fields of the wish whose default is 0: there it stands for what nobody said."""
+    zeros = (path for path, field in walk(kind.desired) if field.form == "integer" and field.default == 0)
+    return frozenset(".".join(path) for path in zeros)
 
 
 def next_steps(kind: Kind, resource: Json) -> Iterator[tuple[str, str]]:
@@ -217,15 +239,23 @@ def _rows(value: Any, word: str, name: Any) -> Iterator[tuple[str, str]]:
     """Yield (path, text) of every value in a section; empty ones are left out."""
     if isinstance(value, dict):
         for key, part in value.items():
-            yield from _rows(part, f"{word}.{key}" if word else key, name)
+            if key not in _FOR_MACHINES:
+                yield from _rows(part, f"{word}.{key}" if word else key, name)
     elif isinstance(value, list):
         if any(isinstance(part, dict | list) for part in value):
             for position, part in enumerate(value):
                 yield from _rows(part, f"{word}[{position}]", name)
         elif value:
             yield word, "\n".join(name(str(part)) for part in value)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        human = human_number(word, value)
-        yield word, human
     elif value not in (None, ""):
-        yield word, name(str(value))
+        text = _number(word, value) if isinstance(value, int) and not isinstance(value, bool) else name(str(value))
+        if text:
+            yield word, text
+
+
+def _number(word: str, value: int) -> str:
+    """Return a number for people; empty for a 0 that says nothing."""
+    last = word.rpartition(".")[2]
+    if value or not (last in _SIZES or "limit" in last.split("_")):
+        return human_number(word, value)
+    return "" if last in _SIZES else "no limit"

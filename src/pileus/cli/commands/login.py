@@ -20,7 +20,8 @@ from pileus.cli.values import read_text
 @click.option("--key", default="", metavar="KEY", help="Your key; -: from standard input. Else $PILEUS_KEY or asked.")
 @click.option("--account", default="", metavar="ACCOUNT", help="Account to use when --account is left out.")
 @click.option("--name", default="", metavar="NAME", help="Name of the context; the server's name when left out.")
-def command(server: str, ca_file: str, key: str, account: str, name: str) -> None:
+@click.option("--force", is_flag=True, help="Replace a context of that name which has another key.")
+def command(server: str, ca_file: str, key: str, account: str, name: str, force: bool) -> None:
     """Sign in to a cloud and make it the current context.
 
     A key on the command line can be seen by others on this machine: prefer `--key -` or $PILEUS_KEY.
@@ -31,12 +32,21 @@ def command(server: str, ca_file: str, key: str, account: str, name: str) -> Non
         raise usage(str(error)) from None
     address = server if "://" in server else f"https://{server}"
     context = contexts.Context(server=address, ca=ca, key=_key(key), account=account)
+    chosen = name or urlsplit(address).hostname or "cloud"
+    if not force:
+        _refuse_other_key(chosen, context)
     with Client(context) as client:
         me = client.get("/v1/whoami")
-    chosen = name or urlsplit(address).hostname or "cloud"
     contexts.put(chosen, context)
     place = f" of account {me['account']}" if me["account"] else ", an operator"
     sys.stdout.write(f"signed in as {me['user']}{place}; context {chosen} is current\n")
+
+
+def _refuse_other_key(name: str, context: contexts.Context) -> None:
+    """Raises: Failure when the context is there with another key, which nobody could get back."""
+    there = contexts.load().contexts.get(name)
+    if there is not None and there.key != context.key:
+        raise usage(f"context {name} has another key", "keep both with --name OTHER, or replace it with --force")
 
 
 def _key(given: str) -> str:

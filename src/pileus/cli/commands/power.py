@@ -11,6 +11,7 @@ import click
 from pileus.cli.client import Json, segment
 from pileus.cli.session import (
     Session,
+    a,
     account_option,
     kind_argument,
     names_argument,
@@ -22,10 +23,11 @@ from pileus.cli.waiting import Goal, is_ready, wait_for
 from pileus.kernel.kind import Kind
 
 Change = Callable[[Json], Json]
+"""From a VM to the part of its wish that changes; empty when it is as wished already."""
 
 
 def _verb(word: str, text: str, done: str, change: Change) -> click.Command:
-    """Return the command of a verb; ``change`` gives the part of the wish that changes."""
+    """Return the command of a verb."""
 
     @click.command(word, help=text, no_args_is_help=True)
     @kind_argument
@@ -35,10 +37,13 @@ def _verb(word: str, text: str, done: str, change: Change) -> click.Command:
     @click.pass_obj
     def command(session: Session, /, kind: Kind, names: tuple[str, ...], **options: Any) -> None:
         if kind.name != "compute.vm":
-            raise click.UsageError(f"only a vm can {word}, not a {kind.short}: `pileus {word} vm NAME`")
+            raise click.UsageError(f"only a vm can {word}, not {a(kind.short)}: `pileus {word} vm NAME`")
         found = [session.get(kind, name, options["account"]) for name in names]
-        changed = [_patch(session, kind, vm, change(vm["desired"])) for vm in found]
-        if options["wait"]:
+        changes = [(vm, change(vm)) for vm in found]
+        for vm in (vm for vm, part in changes if not part):
+            sys.stdout.write(f"{noun(kind, vm)} is {done} already\n")
+        changed = [_patch(session, kind, vm, part) for vm, part in changes if part]
+        if changed and options["wait"]:
             wait_for(session, kind, changed, Goal(text=done, met=_booted), options["timeout"])
         for vm in changed:
             sys.stdout.write(f"{noun(kind, vm)} {'is' if options['wait'] else 'shall be'} {done}\n")
@@ -60,19 +65,23 @@ def _booted(vm: Json) -> bool:
     return is_ready(vm) and (not running or observed.get("boot_serial", 0) >= serial)
 
 
-def _start(desired: Json) -> Json:
+def _start(vm: Json) -> Json:
+    desired, power = vm["desired"], (vm["observed"] or {}).get("power")
+    if desired["power"] != "running":
+        return {"power": "running"}
+    if power == "running":
+        return {}
     # A guest that powered itself off leaves the wish "running": only a raised serial boots it again.
-    if desired["power"] == "running":
-        return {"boot_serial": desired["boot_serial"] + 1}
-    return {"power": "running"}
+    # What is being started, or is on a silent host, may run by the time it is heard: a raised serial would reset it.
+    return {"boot_serial": desired["boot_serial"] + 1} if power == "stopped" else {"power": "running"}
 
 
-def _reboot(desired: Json) -> Json:
-    return {"power": "running", "boot_serial": desired["boot_serial"] + 1}
+def _reboot(vm: Json) -> Json:
+    return {"power": "running", "boot_serial": vm["desired"]["boot_serial"] + 1}
 
 
 start = _verb("start", "Start VMs, also those whose guest powered itself off.", "running", _start)
-stop = _verb("stop", "Shut VMs down: the guest is asked, then ended.", "stopped", lambda desired: {"power": "stopped"})
+stop = _verb("stop", "Shut VMs down: the guest is asked, then ended.", "stopped", lambda vm: {"power": "stopped"})
 reboot = _verb("reboot", "Boot VMs again.", "booted again", _reboot)
-pause = _verb("pause", "Stop the virtual CPUs of VMs; memory is kept.", "paused", lambda desired: {"power": "paused"})
-resume = _verb("resume", "Let paused VMs run on.", "running", lambda desired: {"power": "running"})
+pause = _verb("pause", "Stop the virtual CPUs of VMs; memory is kept.", "paused", lambda vm: {"power": "paused"})
+resume = _verb("resume", "Let paused VMs run on.", "running", lambda vm: {"power": "running"})

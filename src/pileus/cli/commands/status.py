@@ -42,4 +42,4 @@ def _count(session: Session, kind: str, words: str, query: list[tuple[str, str]]
     total = sum(counts.values())
     wrong = total - counts["true"]
     hint = f"; see `pileus get {kind.partition('.')[2]} -A --ready false`" if wrong else ""
-    click.echo(f"{total} {words}, {counts['true']} as wished{hint}")
+    click.echo(f"{total} {words if total != 1 else words.removesuffix('s')}, {counts['true']} as wished{hint}")
