@@ -8,8 +8,10 @@ import pytest
 
 from pileus.compute.offering.types import OfferingDesired
 from pileus.compute.vm.placement import Candidate, Need, explain, fits, rank, refusal, summary
-from pileus.compute.vm.plan import size
+from pileus.compute.vm.plan import refuse_bad_keys, size
 from pileus.compute.vm.types import VmDesired
+from pileus.drivers.host.guest.base import Seed
+from pileus.drivers.host.guest.seed import seed_files
 from pileus.kernel.errors import Invalid
 
 OFFERING = OfferingDesired(vcpus=2, memory_mib=512, disk_gib=4, iops_limit=100)
@@ -91,3 +93,23 @@ def test_no_host_that_refuses_is_ever_ranked() -> None:
         "no host takes it: Cordoned, NoMemory, OtherZone; ask for less, or wait until there is room"
     )
     assert summary([]) == "there is no host yet; `pileus get host` lists them"
+
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
+
+
+@pytest.mark.parametrize("text", [KEY, KEY + " ann@home", f"  {KEY} a: b # c\n"])
+def test_a_public_key_line_is_taken_and_a_seed_can_say_it(text: str) -> None:
+    refuse_bad_keys([text])
+    assert "public-keys" in seed_files(Seed(instance_id="i", hostname="a", ssh_keys=(text,)))["meta-data"].decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nonsense", "", "ssh-rsa", "ssh-ed25519 AAAA", KEY.replace("ed25519", "rsa", 1), KEY[:-2] + "=", KEY + "\n" + KEY],
+)
+def test_what_is_no_public_key_line_is_refused_and_the_message_says_which(text: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        refuse_bad_keys([KEY, text])
+    assert refused.value.field == "desired.ssh_keys[1]"
+    assert refused.value.message == "desired.ssh_keys[1] is not a public key line such as 'ssh-ed25519 AAAA… name'"

@@ -10,7 +10,7 @@ import msgspec
 from pileus.compute.offering.types import OfferingDesired
 from pileus.compute.vm.capacity import candidates
 from pileus.compute.vm.placement import explain, rank, reasons
-from pileus.compute.vm.plan import Size, size
+from pileus.compute.vm.plan import Size, refuse_bad_keys, size
 from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved
 from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change, Decision, only
@@ -37,6 +37,7 @@ class VmAdmission(Admission):
         image = await tx.get(change.links["image"])
         if change.old is None:
             refuse_unready(image)
+            refuse_bad_keys(desired.ssh_keys)
         wanted = await _size(tx, change, image)
         if change.old is None:
             vdc = await tx.get(change.links.get("vdc") or (await only(tx, "tenancy.vdc", new.account_id, "vdc")).id)

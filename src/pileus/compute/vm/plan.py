@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+
 from msgspec import Struct
 
 from pileus.compute.offering.types import OfferingDesired
@@ -16,6 +21,9 @@ STABLE_S = 60.0
 """A VM that ran this long is no longer failing."""
 DISK_RETRY_S = 5.0
 """Between two tries of a write that failed; a VM that ran this long after a try has a disk again."""
+
+_SSH_KEY = re.compile(r"((?:ssh|ecdsa|sk)-[a-z0-9@.-]{1,60}) ([A-Za-z0-9+/]{16,16384}={0,3})(?: [^\r\n]*)?")
+"""What a seed can say (drivers.host.guest.seed), so that no VM is taken that could never start."""
 
 
 class Size(Struct, frozen=True, kw_only=True):
@@ -51,6 +59,23 @@ def size(desired: VmDesired, offering: OfferingDesired | None, image_gib: int) -
         throughput_limit_kib_s=offering.throughput_limit_kib_s,
         rate_limit_kbps=offering.rate_limit_kbps,
     )
+
+
+def refuse_bad_keys(texts: Sequence[str]) -> None:
+    """Raises: Invalid for an SSH key that is no public key line. Source: RFC 4253 6.6, the key begins with its type."""
+    for position, text in enumerate(texts):
+        match = _SSH_KEY.fullmatch(text.strip())
+        if match is None or not _begins_with_type(*match.groups()):
+            field = f"desired.ssh_keys[{position}]"
+            raise Invalid(f"{field} is not a public key line such as 'ssh-ed25519 AAAA… name'", field=field)
+
+
+def _begins_with_type(type: str, key: str) -> bool:
+    try:
+        blob = base64.b64decode(key, validate=True)
+    except binascii.Error:
+        return False
+    return blob.startswith(len(type).to_bytes(4, "big") + type.encode())
 
 
 class Wish(Struct, frozen=True, kw_only=True):
