@@ -33,6 +33,14 @@ def test_other_ranges_are_refused_and_the_message_names_them(text: str) -> None:
     assert text.split("/", maxsplit=1)[0] in refused.value.message
 
 
+@pytest.mark.parametrize(("text", "said"), [("10.0.0.0", "10.0.0.0/24"), ("192.168.7.9", "192.168.7.0/24")])
+def test_a_range_without_prefix_length_is_refused_with_one_that_would_do(text: str, said: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        parse_range(text)
+    assert refused.value.message == f"{text} has no prefix length; say {said}"
+    assert str(parse_range(said)) == said
+
+
 @pytest.mark.parametrize("text", ["10.1.2.1", "10.1.1.0", "10.1.1.255", "no", "10.1.1.1.1", "::1"])
 def test_addresses_that_no_host_of_the_range_may_have_are_refused(text: str) -> None:
     with pytest.raises(Invalid):

@@ -16,7 +16,11 @@ def parse_range(text: str) -> IPv4Network:
         network = IPv4Network(text)
     except ValueError as error:
         raise Invalid(f"{text!r} is not a range such as 10.1.1.0/24: {error}", field="desired.range") from None
-    if not any(network.subnet_of(private) for private in PRIVATE) or network.prefixlen > 30:
+    private = any(network.subnet_of(each) for each in PRIVATE)
+    if private and "/" not in text:
+        suggested = IPv4Network(f"{text}/24", strict=False)
+        raise Invalid(f"{text} has no prefix length; say {suggested}", field="desired.range")
+    if not private or network.prefixlen > 30:
         raise Invalid(
             f"{network} is not a private range from /8 to /30; take one inside 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16",
             field="desired.range",
