@@ -33,7 +33,7 @@ class NetworkAdmission(Admission):
         for other in await tx.matching(Filter(kind=new.kind, account_id=new.account_id, zone=vdc.zone)):
             if parse_range(other.desired.range).overlaps(range_):
                 raise Conflict(
-                    f"{range_} overlaps {other.desired.range} of {other}, which is in the same zone; choose another range",
+                    f"{range_} overlaps {other.desired.range} of {other}, which is in the same zone; say another with --range",
                     code="overlap",
                     field="desired.range",
                 )
