@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from pileus.kernel.access import Principal, Rule
-from pileus.kernel.errors import Conflict, Denied
+from pileus.kernel.errors import Conflict, Denied, Invalid
 from pileus.kernel.reading import Call
 from tests.cloud.world import Cloud, cloud
 from tests.virtual_time import run
@@ -100,5 +100,84 @@ def test_a_tenant_learns_of_no_host_by_name_or_size_and_an_operator_of_all() -> 
             for operators in plans[1::2]:
                 assert "host host" in operators
             assert "MiB free, 4000000 needed" in plans[3]
+
+    run(main)
+
+
+def test_the_role_operator_is_for_users_of_the_cloud_only() -> None:
+    async def main() -> None:
+        async with cloud() as world:
+            await world.create("tenancy.account", "acme")
+            await world.create("tenancy.user", "ann", "acme", role="reader")
+            for work in (
+                world.create("tenancy.user", "bob", "acme", role="operator"),
+                world.patch("tenancy.user", "ann", "acme", role="operator"),
+            ):
+                with pytest.raises(Invalid) as refused:
+                    await work
+                assert refused.value.field == "desired.role"
+                assert refused.value.message == (
+                    "role operator is for the cloud's own users; take owner, member or reader"
+                )
+            assert not await world.exists("tenancy.user", "bob", "acme")
+            assert (await world.get("tenancy.user", "ann", "acme"))["desired"]["role"] == "reader"
+            await world.create("tenancy.user", "second", role="operator")
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "verbs", "field", "message"),
+    [
+        (["vm"], ["get"], "kinds", "'vm' is not a kind's full name; say compute.vm"),
+        (["compute.*", "vms"], ["get"], "kinds", "'vms' is not a kind's full name; say compute.vm"),
+        (["cumpute.*"], ["get"], "kinds", "'cumpute.*' names no capability; there are compute.*, "),
+        (["compute.vn"], ["get"], "kinds", "'compute.vn' is not a kind; say *, a capability such as compute.*, or "),
+        (["compute"], ["get"], "kinds", "'compute' is not a kind; say *, "),
+        (["*"], ["get", "list"], "verbs", "'list' is not a verb; say get, create, update, delete or console"),
+    ],
+)
+def test_a_role_names_kinds_in_full_and_verbs_that_there_are(
+    kinds: list[str], verbs: list[str], field: str, message: str
+) -> None:
+    async def main() -> None:
+        async with cloud() as world:
+            await world.create("tenancy.account", "acme")
+            good = {"kinds": ["*", "network.*", "compute.vm"], "verbs": ["get", "console"]}
+            await world.create("tenancy.role", "watcher", "acme", rules=[good])
+            for work in (
+                world.create("tenancy.role", "other", "acme", rules=[good, {"kinds": kinds, "verbs": verbs}]),
+                world.patch("tenancy.role", "watcher", "acme", rules=[good, {"kinds": kinds, "verbs": verbs}]),
+            ):
+                with pytest.raises(Invalid) as refused:
+                    await work
+                assert refused.value.field == f"desired.rules[1].{field}"
+                assert refused.value.message.startswith(message)
+
+    run(main)
+
+
+def test_a_vm_with_a_key_that_no_guest_could_take_is_never_made() -> None:
+    async def main() -> None:
+        async with cloud() as world:
+            await world.create("tenancy.account", "acme")
+            with pytest.raises(Invalid) as refused:
+                await world.create("compute.vm", "web", "acme", nics=[], ssh_keys=["nonsense"])
+            assert refused.value.field == "desired.ssh_keys[0]"
+            assert not await world.exists("compute.vm", "web", "acme")
+
+    run(main)
+
+
+def test_a_range_that_is_taken_is_refused_with_the_flag_that_says_another() -> None:
+    async def main() -> None:
+        async with cloud() as world:
+            await world.create("tenancy.account", "acme")
+            with pytest.raises(Conflict) as refused:
+                await world.create("network.network", "second", "acme")
+            assert refused.value.message == (
+                "10.1.1.0/24 overlaps 10.1.1.0/24 of network default, which is in the same zone; "
+                "say another with --range"
+            )
 
     run(main)
