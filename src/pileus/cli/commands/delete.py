@@ -57,5 +57,5 @@ def command(session: Session, /, kind: Kind, names: tuple[str, ...], account: st
 
 def question(kind: Kind, resource: Json) -> str:
     """Return what a person is asked before the resource is deleted."""
-    more = "all its VMs, volumes and networks go with it. " if kind.name == "tenancy.account" else ""
-    return f"{more[:1].upper()}{more[1:]}Delete {noun(kind, resource)}?"
+    more = "All its VMs, volumes and networks go with it. " if kind.name == "tenancy.account" else ""
+    return f"{more}Delete {noun(kind, resource)}?"
