@@ -40,8 +40,12 @@ class Principal(Struct, frozen=True, kw_only=True):
 
     def require(self, verb: str, kind: str) -> None:
         """Raises: Denied unless a rule allows it."""
-        if not self.allows(verb, kind):
-            raise Denied(f"user {self.user} (role {self.role}) may not {verb} {kind}; ask for a role that may")
+        if self.allows(verb, kind):
+            return
+        who = f"user {self.user} (role {self.role})"
+        if verb == "console":
+            raise Denied(f"{who} may not use consoles and logs of VMs; ask for a role with the verb console")
+        raise Denied(f"{who} may not {verb} {kind}; ask for a role that may")
 
 
 def _matches(patterns: Iterable[str], kind: str) -> bool:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
-from pileus.kernel.access import Rule, covers
+from pileus.kernel.access import Principal, Rule, covers
 from pileus.kernel.clock import iso, unix
-from pileus.kernel.errors import Invalid
+from pileus.kernel.errors import Denied, Invalid
 from pileus.kernel.ids import IdSource, is_id
 from pileus.kernel.kind import is_name
 from pileus.kernel.merge import merge_patch
@@ -146,3 +146,19 @@ def test_times_sort_as_text_and_come_back(unix_s: float) -> None:
 )
 def test_rights_cover_only_what_they_allow(holder: Rule, wanted: Rule, result: bool) -> None:
     assert covers([holder], wanted, [kind.name for kind in KINDS]) == result
+
+
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [
+        ("console", "may not use consoles and logs of VMs; ask for a role with the verb console"),
+        ("delete", "may not delete compute.vm; ask for a role that may"),
+    ],
+)
+def test_who_may_not_is_told_which_role_may(verb: str, message: str) -> None:
+    rules = (Rule(kinds=("*",), verbs=("get",)),)
+    ann = Principal(user_id="1", user="ann", account_id="2", account="acme", role="reader", rules=rules)
+    ann.require("get", "compute.vm")
+    with pytest.raises(Denied) as refused:
+        ann.require(verb, "compute.vm")
+    assert refused.value.message == f"user ann (role reader) {message}"
