@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from pileus.kernel.access import Principal, Rule
-from pileus.kernel.errors import Conflict, Denied
+from pileus.kernel.errors import Conflict, Denied, NotFound
 from pileus.kernel.reading import Call, ListQuery
 from tests.cloud.world import Cloud, cloud
 from tests.virtual_time import run
@@ -81,5 +81,28 @@ def test_a_tenant_who_watches_hears_that_a_public_image_went() -> None:
                 pass
             assert event[0] == "gone"
             assert msgspec.json.decode(event[2])["name"] == "public"
+
+    run(main)
+
+
+def test_nobody_is_sent_to_a_list_that_it_may_not_see() -> None:
+    async def main() -> None:
+        async with cloud() as world:
+            await world.create("tenancy.account", "acme")
+            surface = world.servers[0].surface
+            user = Call(principal=await tenant(world, "acme", ALL))
+            for call, kind, where, hint in (
+                (user, "infra.host", " in account acme", ""),
+                (user, "compute.vm", " in account acme", "; `pileus get vm` lists what there is"),
+                (user, "tenancy.user", " in account acme", "; `pileus get user` lists what there is"),
+                (world.call(), "infra.host", "", "; `pileus get host` lists what there is"),
+            ):
+                with pytest.raises(NotFound) as refused:
+                    await surface.get(call, kind, "nosuch")
+                short = kind.partition(".")[2]
+                assert refused.value.message == f"there is no {short} 'nosuch'{where}{hint}"
+            with pytest.raises(NotFound) as refused:
+                await surface.list(user, "compute.vm", ListQuery(host="nosuch"))
+            assert refused.value.message == "there is no host 'nosuch' in account acme"
 
     run(main)

@@ -110,12 +110,18 @@ async def resolve(tx: Transaction, desired: Struct, account_id: str, account: st
         if target is None or target.deleting:
             where = f" in account {account}" if account else ""
             raise Invalid(
-                f"there is no {kind.short} {word!r}{where}; `pileus get {kind.short}` lists what there is",
+                f"there is no {kind.short} {word!r}{where}{list_hint(kind, operator=not account_id)}",
                 code="no-such-object",
                 field=f"desired.{path}",
             )
         links[path] = target.id
     return links
+
+
+def list_hint(kind: Kind, *, operator: bool) -> str:
+    """Return the end of a message that says how to see what there is; empty for who may not list the kind."""
+    hidden = kind.scope == "cluster" and kind.readable_by == "operator" and not operator
+    return "" if hidden else f"; `pileus get {kind.short}` lists what there is"
 
 
 async def only(tx: Transaction, kind_name: str, account_id: str, flag: str) -> Resource:

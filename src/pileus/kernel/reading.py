@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from pileus.kernel import records
 from pileus.kernel.access import Principal
-from pileus.kernel.admission import look_up
+from pileus.kernel.admission import list_hint, look_up
 from pileus.kernel.errors import Denied, Invalid, NotFound
 from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Kind, Registry, Resource
@@ -93,7 +93,7 @@ class Reading:
         scope = await self.scope(call, self._store)
         found = await look_up(self._store, definition, scope.id, ident)
         if found is None or not visible(call.principal, definition, found):
-            raise missing(definition, ident, scope)
+            raise missing(definition, ident, scope, operator=call.principal.operator)
         return found
 
     async def watch(
@@ -247,7 +247,7 @@ class Reading:
         kind = self._registry[kind_name]
         found = await look_up(self._store, kind, scope.id, word)
         if found is None or not visible(principal, kind, found):
-            raise missing(kind, word, scope)
+            raise missing(kind, word, scope, operator=principal.operator)
         return found.id
 
 
@@ -257,9 +257,10 @@ def visible(principal: Principal, kind: Kind, resource: Resource) -> bool:
     return resource.account_id == "" and kind.readable_by == "everyone"
 
 
-def missing(kind: Kind, ident: str, scope: Scope) -> NotFound:
+def missing(kind: Kind, ident: str, scope: Scope, *, operator: bool = True) -> NotFound:
+    """Return the refusal; only an operator may change what only operators may list, so a change need not say who asks."""
     where = f" in account {scope.name}" if scope.name else ""
-    return NotFound(f"there is no {kind.short} {ident!r}{where}; `pileus get {kind.short}` lists what there is")
+    return NotFound(f"there is no {kind.short} {ident!r}{where}{list_hint(kind, operator=operator)}")
 
 
 def matches(filter: Filter, row: Row) -> bool:
