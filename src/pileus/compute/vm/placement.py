@@ -87,7 +87,7 @@ def explain(candidates: Sequence[Candidate], need: Need) -> list[Refusal]:
 def summary(refusals: Sequence[Refusal]) -> str:
     """Return one sentence for the VM's owner about why no host takes it: reasons, but no host's name and no size."""
     if not refusals:
-        return "there is no host yet; `pileus get host` lists them"
+        return "there is no host yet"
     return f"no host takes it: {', '.join(reasons(refusals))}; ask for less, or wait until there is room"
 
 
