@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import functools
 import itertools
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ def text_of(expression: ast.expr | None, texts: Texts | None = None) -> str:
     if isinstance(expression, ast.Constant) and isinstance(expression.value, str):
         return expression.value
     if isinstance(expression, ast.JoinedStr):
-        return "".join(text_of(part) or "…" for part in expression.values)
+        return re.sub("…+", "…", "".join(text_of(part) or "…" for part in expression.values))
     if isinstance(expression, ast.Name) and texts:
         above = [value for line, value in texts.get(expression.id, ()) if line < expression.lineno]
         return text_of(above[-1]) if above else ""
