@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import re
 import functools
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
