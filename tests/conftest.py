@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -68,3 +69,8 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 
 def _is_allowed(reason: str, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatchcase(reason, pattern) for pattern in patterns)
+
+
+# A shell that starts a job in the background has it ignore SIGINT, and children inherit that: ctrl-C could not be tested.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
