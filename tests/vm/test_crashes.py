@@ -87,10 +87,9 @@ def test_a_vm_that_ended_while_the_agent_was_away_is_started_again(cloud: SplitC
 def test_a_killed_qemu_runs_again_at_once_and_then_ever_later(cloud: SplitCloud) -> None:
     cloud.pileus("create", "vm", "three", "--account", "acme", "--user-data", cloud.file("three.sh", SCRIPT), "--wait")
     cloud.until_printed("three", r"^UP (\S+)$")
-    seen_s, up_s = _kill_and_time(cloud, "three")
-    print(f"measured: QEMU killed: next process after {seen_s:.2f} s, running after {up_s:.2f} s")
-    assert seen_s <= SEEN_LIMIT_S
-    assert up_s <= RESTART_LIMIT_S
+    next_s, up_s = _kill_and_time(cloud, "three")
+    print(f"measured: QEMU killed: next process after {next_s:.2f} s, running after {up_s:.2f} s")
+    assert max(next_s, up_s) <= RESTART_LIMIT_S  # that the end is seen within 1 s shows below, where no start follows it
     vm = cloud.vm("three")
     assert vm["observed"]["failures"] == 1
 
