@@ -89,7 +89,7 @@ def test_a_killed_qemu_runs_again_at_once_and_then_ever_later(cloud: SplitCloud)
     cloud.until_printed("three", r"^UP (\S+)$")
     next_s, up_s = _kill_and_time(cloud, "three")
     print(f"measured: QEMU killed: next process after {next_s:.2f} s, running after {up_s:.2f} s")
-    assert max(next_s, up_s) <= RESTART_LIMIT_S  # that the end is seen within 1 s shows below, where no start follows it
+    assert max(next_s, up_s) <= RESTART_LIMIT_S  # when the end is seen shows below, where no start follows
     vm = cloud.vm("three")
     assert vm["observed"]["failures"] == 1
 
