@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from pileus.kernel.condition import Condition, ready, unknown, unready
+from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.fields import ImageRef, NetworkRef, OfferingRef, Problem, VdcRef, VolumeRef
 from pileus.kernel.kind import Column, Kind, Resource
 
@@ -136,11 +136,6 @@ def _not_as_wished(desired: VmDesired, observed: VmObserved) -> Condition:
             return unready("GuestShutdown", "the guest powered itself off; `pileus start vm` starts it again")
         return unready("Ended", f"the VM ended ({observed.exit.reason}) {observed.exit.message}".rstrip())
     return unready("Converging", f"the VM is {observed.power}, wished {desired.power}")
-
-
-def silent(host: str) -> Condition:
-    """Return the condition of a VM whose host reports nothing."""
-    return unknown("HostSilent", f"host {host} does not report; the VM may still run there")
 
 
 KIND = Kind(
