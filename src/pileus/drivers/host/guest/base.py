@@ -1,8 +1,9 @@
-"""The contract of the way into a guest: for now its NoCloud seed and its serial console."""
+"""The contract of the way into a guest: its NoCloud seed, its serial console, and an appliance's backchannel."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
@@ -16,6 +17,13 @@ class SeedNic(Struct, frozen=True, kw_only=True):
     dns: tuple[str, ...] = ()
 
 
+ChannelForm = Literal["serial", "nic"]
+"""``serial``: a virtio-serial port. ``nic``: frames that the switch puts into the VM's first NIC and takes out there."""
+
+Document = dict[str, dict[str, Any]]
+"""A node's configuration: section -> key -> entry, JSON."""
+
+
 class Seed(Struct, frozen=True, kw_only=True):
     """NoCloud data of one VM. ``user_data`` goes in as it is: a script (``#!``) or cloud-config, or nothing."""
 
@@ -24,6 +32,10 @@ class Seed(Struct, frozen=True, kw_only=True):
     ssh_keys: tuple[str, ...] = ()
     user_data: str = ""
     nics: tuple[SeedNic, ...] = ()
+    channel: ChannelForm | Literal[""] = ""
+    """Set for an appliance: the seed then carries its backchannel key, made here and kept beside the seed."""
+    role: str = ""
+    """What the appliance shall be, such as ``router``."""
 
 
 class Console(Protocol):
@@ -39,8 +51,38 @@ class Console(Protocol):
         """Let go of the console."""
 
 
+class NodeFact(Struct, frozen=True, kw_only=True):
+    """What is known of a node: ``silent`` until it has proved itself on the open channel since its last boot.
+
+    ``hash``: of the document it runs (``document_hash`` of pileus.node.document), empty before its first one.
+    ``refused``: why it did not take, or could not do, the last document. ``status``: what its role says of itself,
+    at most 64 KiB of JSON, untrusted.
+    """
+
+    machine: str
+    state: Literal["silent", "ready"]
+    hash: str = ""
+    version: str = ""
+    boot_id: str = ""
+    refused: str = ""
+    status: dict[str, Any] = {}
+
+
+class Stream(Protocol):
+    """A TCP connection that a node made on our behalf, inside its networks."""
+
+    async def read(self) -> bytes:
+        """Return the next bytes; empty at the end."""
+
+    async def write(self, data: bytes) -> None:
+        """Send ``data``; waits while the node cannot take more."""
+
+    async def close(self) -> None:
+        """End both directions."""
+
+
 class Guest(Protocol):
-    """Seeds and consoles of the machines of one host. Every call is idempotent."""
+    """Seeds, consoles and backchannels of the machines of one host. Every call is idempotent."""
 
     async def write_seed(self, machine: str, seed: Seed) -> str:
         """Write the machine's NoCloud ISO (label ``cidata``), atomically, and return its path."""
@@ -56,3 +98,27 @@ class Guest(Protocol):
 
     async def remove(self, machine: str) -> None:
         """Remove seed and logs of the machine."""
+
+    async def attach(self, machine: str, form: ChannelForm, port: str = "") -> None:
+        """Hold the machine's backchannel from now on: connect, prove each other, and again after every end.
+
+        ``port``: the switch port of the machine's first NIC, for the form ``nic``.
+        """
+
+    async def detach(self, machine: str) -> None:
+        """Let go of the machine's backchannel."""
+
+    async def nodes(self) -> dict[str, NodeFact]:
+        """Return what is known of every attached machine's node."""
+
+    async def configure(self, machine: str, document: Document) -> None:
+        """Let the node run ``document``: what differs from what it runs is sent, all of it when nothing is known.
+
+        Returns when the node runs it. Raises: DriverError (NodeSilent; NodeRefused with the node's own words).
+        """
+
+    async def connect(self, machine: str, address: str, port: int, timeout_s: float = 10.0) -> Stream:
+        """Let the node open a TCP connection in its networks. Raises: DriverError (NodeSilent, ConnectRefused)."""
+
+    def on_change(self, listener: Callable[[str], None]) -> None:
+        """Call ``listener`` with a machine's id whenever its NodeFact changed."""

@@ -6,11 +6,38 @@ from typing import Protocol
 
 from msgspec import Struct
 
+PUBLIC_VLAN = 0
+"""In place of a VLAN: the zone's public segment, untagged on the public uplink."""
+
+
+class Uplinks(Struct, frozen=True, kw_only=True):
+    """How this host meets others: network devices in the switch's namespace; empty: it has no such link.
+
+    ``trunk`` carries the guests' VLANs, tagged, to the hosts of the pod. ``tunnel`` carries VXLAN to the hosts of other
+    pods (all hosts, in a zone with isolation vxlan); ``tunnel_address`` (CIDR) is this host's on it, ``tunnel_gateway``
+    the way to other pods. ``public`` is the public segment, untagged.
+    """
+
+    trunk: str = ""
+    tunnel: str = ""
+    tunnel_address: str = ""
+    tunnel_gateway: str = ""
+    public: str = ""
+
+
+class Station(Struct, frozen=True, kw_only=True):
+    """A machine of another site behind a port, as in a stretched network."""
+
+    mac: str
+    addresses: tuple[str, ...]
+
 
 class PortSpec(Struct, frozen=True, kw_only=True):
     """A port of a VM. ``addresses`` are the only IPv4 addresses it may use, ``mac`` its only MAC.
 
-    1 <= ``vlan`` <= 4094. ``rate_limit_kbps`` 0 means no limit; it holds in each direction.
+    1 <= ``vlan`` <= 4094, or ``PUBLIC_VLAN``. ``rate_limit_kbps`` 0 means no limit; it holds in each direction.
+    ``routes``: any IPv4 source address may come out of it that is none of its own VLAN's ports (a router forwards).
+    ``stations``: those that may speak through it besides, with their own MACs.
     """
 
     id: str
@@ -18,6 +45,21 @@ class PortSpec(Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...]
     vlan: int
     rate_limit_kbps: int = 0
+    routes: bool = False
+    stations: tuple[Station, ...] = ()
+
+
+class SegmentSpec(Struct, frozen=True, kw_only=True):
+    """A VLAN as this host shares it with others. ``vni`` is its VXLAN number.
+
+    ``trunk``: it also goes, tagged, over the trunk. ``peers``: tunnel addresses of the hosts that have ports in it and
+    are reached by VXLAN. What came over trunk or tunnel goes to ports of this host only.
+    """
+
+    vlan: int
+    vni: int
+    trunk: bool
+    peers: tuple[str, ...] = ()
 
 
 class PortFact(Struct, frozen=True, kw_only=True):
@@ -32,6 +74,8 @@ class PortFact(Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...]
     vlan: int
     rate_limit_kbps: int = 0
+    routes: bool = False
+    stations: tuple[Station, ...] = ()
     blocked: bool = False
 
 
@@ -46,6 +90,23 @@ class PortCounters(Struct, frozen=True, kw_only=True):
     tx_bytes: int
     tx_packets: int
     dropped_packets: int = 0
+
+
+ETHERTYPE_CONTROL = 0x88B5
+"""Of the frames between host and appliance (IEEE 802 local experimental 1)."""
+
+
+class FrameExchange(Protocol):
+    """The control path of one port; payloads without Ethernet header, at most 1,400 bytes, may be lost."""
+
+    async def send(self, payload: bytes) -> None:
+        """Put a frame into the guest's NIC."""
+
+    async def receive(self) -> bytes:
+        """Return the next payload that the guest sent; empty when the path is closed."""
+
+    async def close(self) -> None:
+        """Let go."""
 
 
 class Switch(Protocol):
@@ -72,6 +133,15 @@ class Switch(Protocol):
     async def unplug(self, port: str) -> None:
         """Remove the port's flows, bridge port, queues and tap."""
 
+    async def segments(self) -> dict[int, SegmentSpec]:
+        """Return every segment in force, by VLAN."""
+
+    async def join(self, spec: SegmentSpec) -> None:
+        """Make the segment be as ``spec`` says; until then the VLAN ends at this host. Raises: OvsdbError, DriverError."""
+
+    async def leave(self, vlan: int) -> None:
+        """Let the VLAN end at this host; nothing of it stays on trunk or tunnel."""
+
     async def counters(self) -> dict[str, PortCounters]:
         """Return the counters of every port."""
 
@@ -87,6 +157,13 @@ class Switch(Protocol):
 
         It carries bare Ethernet frames (no header before them, no offloads). Raises: DriverError (TapRefused) when
         there is no such tap, another machine has it open, or the switch has no taps at all.
+        """
+
+    async def exchange(self, port: str) -> FrameExchange:
+        """Open the reserved control path of a port: frames of ETHERTYPE_CONTROL that the switch puts in and takes out.
+
+        No flow of a tenant ever sees them; a guest's own frames of that type go nowhere else. One owner per port: a
+        second open ends the first. Raises: DriverError (NoPort).
         """
 
     async def remove(self) -> None:

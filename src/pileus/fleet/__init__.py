@@ -1,0 +1,1 @@
+"""Fleets: nodes, the appliances of a manager."""

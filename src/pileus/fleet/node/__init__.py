@@ -1,0 +1,1 @@
+"""Nodes: appliance VMs that are configured over the backchannel."""

@@ -1,0 +1,1 @@
+"""Gateways: routers and what they do for a tenant's networks."""

@@ -1,0 +1,1 @@
+"""Routers: the routing appliances of an account in a zone."""
