@@ -18,6 +18,7 @@ from pileus.kernel.store.engine import Session
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 from pileus.network.network.types import NetworkAssigned, NetworkDesired
+from pileus.registry import KINDS
 from pileus.storage.volume.types import VolumeAssigned, VolumeDesired, VolumeObserved
 from pileus.tenancy.account.types import AccountDesired
 
@@ -162,7 +163,7 @@ async def fill(store: Store, sizes: Sizes, seed: int) -> Filled:
     vm_bytes = 0
     while batch := list(itertools.islice(rows, BATCH)):
         written = await _write(store, batch)
-        vm_bytes += sum(len(records.public_of(each)) for each in written if each.kind == "compute.vm")
+        vm_bytes += sum(len(records.public_of(KINDS, each)) for each in written if each.kind == "compute.vm")
     return Filled(account="account-1", host=filler.hosts[0], row_bytes=vm_bytes / sizes.vms)
 
 

@@ -21,6 +21,10 @@ ProviderRef = Annotated[str, Meta(extra={"ref": "infra.provider"})]
 ImageRef = Annotated[str, Meta(extra={"ref": "storage.image"})]
 VolumeRef = Annotated[str, Meta(extra={"ref": "storage.volume"})]
 NetworkRef = Annotated[str, Meta(extra={"ref": "network.network"})]
+PortRef = Annotated[str, Meta(extra={"ref": "network.port"})]
+VmRef = Annotated[str, Meta(extra={"ref": "compute.vm"})]
+AddressRef = Annotated[str, Meta(extra={"ref": "gateway.address"})]
+VpnRef = Annotated[str, Meta(extra={"ref": "gateway.vpn"})]
 OfferingRef = Annotated[str, Meta(extra={"ref": "compute.offering"})]
 
 

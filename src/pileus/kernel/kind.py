@@ -105,6 +105,8 @@ class Kind(Struct, frozen=True, kw_only=True):
     """Fields of ``desired`` that never change after creation."""
     host_bound: bool = False
     """Whether an agent observes it: its row then goes to the host in its ``host`` column."""
+    private: frozenset[str] = frozenset()
+    """Sections that hold secrets: agents and controllers get them, no answer of the API has them."""
     created_by: Literal["user", "kernel"] = "user"
     """``kernel``: only controllers make one (a VM's port); users read it."""
 

@@ -78,13 +78,13 @@ class Reading:
         filter = await self._filter(call, self._registry[kind], query)
         revision = self._hub.revision
         rows = await self._store.list_rows(filter, after=query.after, limit=limit)
-        items = ",".join([records.public(row) for row in rows])
+        items = ",".join([records.public(self._registry, row) for row in rows])
         cursor = f'"{rows[-1][0]}"' if len(rows) == limit else "null"
         return Answer(200, f'{{"items":[{items}],"next":{cursor},"revision":{revision}}}')
 
     async def get(self, call: Call, kind: str, ident: str) -> Answer:
         """Return one resource. Raises: NotFound."""
-        return Answer(200, records.public_of(await self.row(call, kind, ident)))
+        return Answer(200, records.public_of(self._registry, await self.row(call, kind, ident)))
 
     async def row(self, call: Call, kind: str, ident: str, verb: str = "get") -> Resource:
         """Return the resource if the caller may ``verb`` it. Raises: NotFound also when it is another account's."""
@@ -114,7 +114,7 @@ class Reading:
                 after = ""
                 while rows := await self._store.list_rows(filter, after=after):
                     for row in rows:
-                        yield "put", records.revision_of(row), records.public(row)
+                        yield "put", records.revision_of(row), records.public(self._registry, row)
                     after = rows[-1][0]
                 since = revision
                 yield "synced", revision, "{}"
@@ -144,7 +144,7 @@ class Reading:
         for row in changed:
             revision = records.revision_of(row)
             if matches(filter, row):
-                events.append(("put", revision, records.public(row)))
+                events.append(("put", revision, records.public(self._registry, row)))
             else:
                 events.append(("gone", revision, _gone(filter.kind, row[0], row[2], revision)))
         for revision, id, _, _, host, name, _ in gone:

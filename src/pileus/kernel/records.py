@@ -80,27 +80,30 @@ def encode(resource: Resource) -> dict[str, Any]:
     }
 
 
-def public(row: Sequence[Any]) -> str:
-    """Return the resource's JSON as the API gives it; the stored sections pass through as they are.
+def public(registry: Registry, row: Sequence[Any]) -> str:
+    """Return the resource's JSON as the API gives it; the stored sections pass through as they are, private ones never.
 
     Only ``kind``, ids, names and times stand outside the stored JSON, and none of them can hold a character that
     JSON escapes.
     """
     deleting = f'"{row[_DELETING]}"' if row[_DELETING] else "null"
+    private = registry[row[_KIND]].private
+    desired = "null" if "desired" in private else row[_DESIRED]
+    assigned = "null" if "assigned" in private else row[_ASSIGNED]
     return (
         f'{{"kind":"{row[_KIND]}","id":"{row[_ID]}","name":"{row[_NAME]}","account":"{row[_ACCOUNT]}",'
         f'"account_id":"{row[_ACCOUNT_ID]}","owner":"{row[_OWNER]}","zone":"{row[_ZONE]}","vdc":"{row[_VDC]}",'
         f'"host":"{row[_HOST]}","labels":{row[_LABELS]},"generation":{row[_GENERATION]},'
         f'"observed_generation":{row[_OBSERVED_GENERATION]},"revision":{row[_REVISION]},'
-        f'"created_at":"{row[_CREATED]}","deleting_at":{deleting},"desired":{row[_DESIRED]},'
-        f'"assigned":{row[_ASSIGNED] or "null"},"observed":{row[_OBSERVED] or "null"},"conditions":{row[_CONDITIONS]}}}'
+        f'"created_at":"{row[_CREATED]}","deleting_at":{deleting},"desired":{desired},'
+        f'"assigned":{assigned or "null"},"observed":{row[_OBSERVED] or "null"},"conditions":{row[_CONDITIONS]}}}'
     )
 
 
-def public_of(resource: Resource) -> str:
+def public_of(registry: Registry, resource: Resource) -> str:
     """Return the same JSON of a resource in hand."""
     values = encode(resource)
-    return public([values[name] for name in COLUMNS])
+    return public(registry, [values[name] for name in COLUMNS])
 
 
 def revision_of(row: Sequence[Any]) -> int:

@@ -161,9 +161,9 @@ class Surface(Reading):
                     return known
             written = await work(tx)
             if call.dry_run:
-                return Answer(200, _dry(written))
+                return Answer(200, _dry(self._registry, written))
             await tx.audit(_entry(call, verb, kind, ident, "ok", written.resource))
-            body = records.public_of(written.resource)
+            body = records.public_of(self._registry, written.resource)
             if call.idempotency_key:
                 await tx.change(
                     tx.insert.idempotency,
@@ -305,6 +305,6 @@ def _with(body: str, extra: Mapping[str, Any]) -> str:
     return f"{body[:-1]},{msgspec.json.encode(extra).decode()[1:]}"
 
 
-def _dry(written: Written) -> str:
+def _dry(registry: Registry, written: Written) -> str:
     decisions = msgspec.json.encode(written.decisions).decode()
-    return f'{{"resource":{records.public_of(written.resource)},"decisions":{decisions}}}'
+    return f'{{"resource":{records.public_of(registry, written.resource)},"decisions":{decisions}}}'

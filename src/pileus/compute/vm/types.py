@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.fields import ImageRef, NetworkRef, OfferingRef, Problem, VdcRef, VolumeRef
 from pileus.kernel.kind import Column, Kind, Resource
+from pileus.network.port.types import Attachment, PortStation
 
 Power = Literal["running", "stopped", "paused"]
 
@@ -21,6 +22,24 @@ class VmNic(Struct, frozen=True, kw_only=True):
     extra_addresses: Annotated[
         tuple[str, ...], Meta(max_length=15, description="Further addresses that the guest may use on this NIC.")
     ] = ()
+    attachment: Annotated[Attachment, Meta(description="network; anything else is for the cloud's appliances.")] = (
+        "network"
+    )
+    addresses: Annotated[
+        tuple[str, ...], Meta(description="For the cloud's appliances: every address of the NIC.")
+    ] = ()
+    stations: Annotated[
+        tuple[PortStation, ...], Meta(description="For the cloud's appliances: other sites' machines behind the NIC.")
+    ] = ()
+
+
+class VmAppliance(Struct, frozen=True, kw_only=True):
+    """What makes a VM an appliance of the cloud: how it is reached, what it shall be, and where it may run."""
+
+    channel: Literal["serial", "nic"]
+    role: str
+    apart_from: str = ""
+    """Another VM whose host it avoids when it can."""
 
 
 class VmVolume(Struct, frozen=True, kw_only=True):
@@ -63,6 +82,7 @@ class VmDesired(Struct, frozen=True, kw_only=True):
     ssh_keys: Annotated[
         tuple[str, ...], Meta(max_length=32, description="Public keys that may log in.", extra={"flag": "ssh-key"})
     ] = ()
+    appliance: Annotated[VmAppliance | None, Meta(description="Set for the cloud's own appliances only.")] = None
     vdc: Annotated[VdcRef, Meta(description="The account's vdc; left out: the only one.")] = ""
 
 
@@ -83,6 +103,8 @@ class VmAssigned(Struct, frozen=True, kw_only=True):
     iops_limit: int = 0
     throughput_limit_kib_s: int = 0
     rate_limit_kbps: int = 0
+    hold: str = ""
+    """Why the VM may not start yet: what its networks still wait for; a running one goes on."""
 
 
 class VmExit(Struct, frozen=True, kw_only=True):

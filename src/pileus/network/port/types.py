@@ -10,18 +10,39 @@ from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.fields import NetworkRef, Problem
 from pileus.kernel.kind import Column, Kind, Resource
 
+Attachment = Literal["network", "gateway", "public"]
+"""``network``: a guest's place in a network. ``gateway``: an appliance's in all networks of the account in the zone.
+``public``: an appliance's in the zone's public segment."""
+
+
+class PortStation(Struct, frozen=True, kw_only=True):
+    """A machine of another site that speaks through this port."""
+
+    mac: str
+    addresses: tuple[str, ...]
+
 
 class PortDesired(Struct, frozen=True, kw_only=True):
     """The network and the addresses that the VM asked for."""
 
-    network: Annotated[NetworkRef, Meta(description="The network it is on.")]
+    network: Annotated[NetworkRef, Meta(description="The network it is on; empty for an appliance's port.")] = ""
+    attachment: Annotated[Attachment, Meta(description="What the port is a place in.")] = "network"
+    addresses: Annotated[
+        tuple[str, ...], Meta(description="An appliance's port: every address it may use, claimed by who made it.")
+    ] = ()
+    stations: Annotated[
+        tuple[PortStation, ...], Meta(description="An appliance's port: machines of other sites that speak through it.")
+    ] = ()
     address: Annotated[str, Meta(description="IPv4 address; empty: the next free one.")] = ""
     extra_addresses: Annotated[tuple[str, ...], Meta(description="Further addresses of the same NIC.")] = ()
     rate_limit_kbps: Annotated[int, Meta(ge=0, description="Limit each way in kilobits per second; 0: none.")] = 0
 
 
 class PortAssigned(Struct, frozen=True, kw_only=True):
-    """Everything the switch and the guest need to know."""
+    """Everything the switch and the guest need to know. An appliance's port has no network and no ``address``.
+
+    ``vlan`` 0 is the zone's public segment.
+    """
 
     zone: str
     vdc: str
@@ -33,6 +54,8 @@ class PortAssigned(Struct, frozen=True, kw_only=True):
     vlan: int
     extra_addresses: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()
+    served: Literal["yes", "no"] = "no"
+    """Whether the network has a router, which gives the guest its addresses by DHCP."""
     host: str = ""
 
 
