@@ -1,0 +1,32 @@
+"""What an appliance's role promises: it makes the machine be as a document says, and says how things are."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from pileus.node.document import Document
+
+
+class RoleRefused(Exception):
+    """The role cannot do what the document says; ``message`` is for the person who wrote it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Role(Protocol):
+    """All calls come from one thread, one after another, and may take long: the backchannel goes on meanwhile."""
+
+    def apply(self, document: Document) -> None:
+        """Make the machine be as ``document`` says, changing only what differs. Raises RoleRefused.
+
+        A document that is refused changes nothing. What cannot be done yet (a NIC that is not there) is no refusal:
+        it is done by ``tick``, and said in ``status``.
+        """
+
+    def tick(self) -> None:
+        """Do what was waiting, start again what died; called about once a second, from before the first document."""
+
+    def status(self) -> dict[str, Any]:
+        """Return what the role says of itself: JSON, at most 64 KiB."""
