@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pileus.compute.offering import types as offering
 from pileus.compute.vm import types as vm
+from pileus.fleet.node import types as node
+from pileus.gateway.router import types as router
 from pileus.infra.host import types as host
 from pileus.infra.pod import types as pod
 from pileus.infra.provider import types as provider
@@ -38,5 +40,7 @@ KINDS = Registry(
         port.KIND,
         offering.KIND,
         vm.KIND,
+        node.KIND,
+        router.KIND,
     )
 )

@@ -138,6 +138,12 @@ class Converger:
         self._due[id] = None
         self._start_due()
 
+    def wake_owner(self, id: str) -> None:
+        """Look at what owns a resource, as a node its VM."""
+        resource = self._resources.get(id)
+        if resource is not None:
+            self.wake(resource.owner)
+
     # work
 
     def _start_due(self) -> None:

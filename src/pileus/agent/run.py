@@ -68,6 +68,7 @@ async def run(settings: AgentSettings, ready: Callable[[], None] = lambda: None)
             connector = Connector(identity.server, context)
             converger = Converger(KINDS, halves(drivers), system_clock, connector.image)
             drivers.hypervisor.on_change(converger.wake)
+            drivers.guest.on_change(converger.wake_owner)
             agent = Agent(converger, DiskSlice(settings.data / "slice"), connector.open, Calls(drivers.guest))
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(agent.run())

@@ -13,6 +13,7 @@ from pileus.drivers.host.notes import Notes
 from pileus.drivers.host.ovs.base import Switch
 from pileus.drivers.host.qemu.base import Hypervisor
 from pileus.drivers.host.system.base import System
+from pileus.fleet.node.host import NodeHalf
 from pileus.infra.host.host import HostHalf
 from pileus.kernel.half import Half
 from pileus.network.port.host import PortHalf
@@ -40,4 +41,5 @@ def halves(drivers: Drivers) -> list[Half[Any, Any]]:
         VolumeHalf(drivers.disks, drivers.volume_notes),
         PortHalf(drivers.switch),
         VmHalf(drivers.hypervisor, drivers.guest, drivers.disks, drivers.switch, drivers.notes),
+        NodeHalf(drivers.guest),
     ]

@@ -66,4 +66,5 @@ class SimulatedHost:
         await drivers.disks.open()
         converger = Converger(KINDS, halves(drivers), self._clock, fetch_image)
         drivers.hypervisor.on_change(converger.wake)
+        drivers.guest.on_change(converger.wake_owner)
         return Agent(converger, self.slice, connect, Calls(drivers.guest))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pileus.gateway.router.types import RouterAssigned, RouterDesired, router_space
 from pileus.infra.host.api import HostAdmission
 from pileus.kernel.access import Principal
-from pileus.kernel.admission import Admission, make
+from pileus.kernel.admission import Admission, Change, make
 from pileus.kernel.kind import Resource
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.transaction import Transaction
+from pileus.network.network.api import NetworkAdmission
 from pileus.network.network.types import NetworkDesired
 from pileus.storage.pool.types import PoolDesired
 from pileus.tenancy.vdc.types import VdcDesired
@@ -40,6 +42,45 @@ class AccountAdmission(Admission):
                 )
                 await make(tx, self._admissions, principal, child)
         return {}
+
+
+class NetworkWithRouter(NetworkAdmission):
+    """The account's first served network in a zone brings the router of both."""
+
+    async def created(self, tx: Transaction, resource: Resource, principal: Principal) -> Mapping[str, Any]:
+        """Make the router, or let the one there is see the network; a change of the network does the same."""
+        await _ensure_router(tx, resource)
+        return {}
+
+    async def admit(self, tx: Transaction, change: Change) -> Resource:
+        """Return the network; one that is to have a router from now on gets it."""
+        admitted = await super().admit(tx, change)
+        if change.old is not None:
+            await _ensure_router(tx, admitted)
+        return admitted
+
+
+async def _ensure_router(tx: Transaction, network: Resource) -> None:
+    if network.assigned.router == "none":
+        return
+    space = router_space(network.assigned.zone)
+    known = await tx.holder(space, network.account_id)
+    if known is not None:
+        await tx.enqueue(known)
+        return
+    zone = await tx.get(network.assigned.zone)
+    router = Resource(
+        id=tx.new_id(),
+        kind="gateway.router",
+        name=f"router-{zone.name}"[:63],
+        account_id=network.account_id,
+        account=network.account,
+        owner=network.account_id,
+        desired=RouterDesired(zone=zone.id, vdc=network.assigned.vdc),
+        assigned=RouterAssigned(zone=zone.id, vdc=network.assigned.vdc, redundancy=network.assigned.router),
+    )
+    await tx.claim(space, network.account_id, router.id)
+    await tx.create(router, {"zone": zone.id, "vdc": network.assigned.vdc})
 
 
 class HostWithPool(HostAdmission):

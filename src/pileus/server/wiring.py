@@ -11,6 +11,7 @@ from pileus.compute.vm.api import VmAdmission
 from pileus.compute.vm.controller import VmController
 from pileus.drivers.host.disk.base import ImageFacts
 from pileus.drivers.host.errors import DriverError, ImageRefused
+from pileus.fleet.node.controller import NodeController
 from pileus.image.jail import convert
 from pileus.infra.host.controller import HostController, wake_silent
 from pileus.infra.pod.api import PodAdmission
@@ -23,10 +24,9 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
-from pileus.network.network.api import NetworkAdmission
 from pileus.network.port.controller import PortController
 from pileus.server.agents import Agents
-from pileus.server.defaults import AccountAdmission, HostWithPool
+from pileus.server.defaults import AccountAdmission, HostWithPool, NetworkWithRouter
 from pileus.server.parts import Uploaded
 from pileus.server.run import Wiring
 from pileus.storage.image.api import ImageAdmission
@@ -51,6 +51,7 @@ def controllers(store: Store, images: Files) -> dict[str, Controller]:
         "storage.volume": VolumeController(),
         "network.port": PortController(),
         "compute.vm": VmController(store),
+        "fleet.node": NodeController(),
     }
 
 
@@ -66,7 +67,7 @@ def admissions() -> dict[str, Admission]:
         "storage.pool": PoolAdmission(),
         "storage.image": ImageAdmission(),
         "storage.volume": VolumeAdmission(),
-        "network.network": NetworkAdmission(),
+        "network.network": NetworkWithRouter(),
         "compute.vm": VmAdmission(),
     }
     result["tenancy.account"] = AccountAdmission(result)

@@ -10,11 +10,11 @@ import msgspec
 from pileus.compute.offering.types import OfferingDesired
 from pileus.compute.vm.capacity import candidates
 from pileus.compute.vm.placement import explain, rank, reasons
-from pileus.compute.vm.plan import Size, refuse_bad_keys, size
+from pileus.compute.vm.plan import Size, hold_of, refuse_bad_keys, size
 from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved
 from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change, Decision, only
-from pileus.kernel.errors import Conflict, Invalid
+from pileus.kernel.errors import Conflict, Denied, Invalid
 from pileus.kernel.kind import Resource
 from pileus.kernel.quota import charge, space
 from pileus.kernel.transaction import AlreadyClaimed, Exhausted, Transaction
@@ -34,6 +34,7 @@ class VmAdmission(Admission):
         """Return the VM with its size decided. Raises: Invalid, Conflict, QuotaExceeded."""
         new = change.new
         desired: VmDesired = new.desired
+        _refuse_appliance(change)
         image = await tx.get(change.links["image"])
         if change.old is None:
             refuse_unready(image)
@@ -62,7 +63,8 @@ class VmAdmission(Admission):
         )
         await _claim_addresses(tx, change, vdc)
         await _attach_volumes(tx, change, vdc)
-        return replace(new, assigned=_assigned(change.old, vdc, image, wanted))
+        hold = await _hold(tx, change)
+        return replace(new, assigned=msgspec.structs.replace(_assigned(change.old, vdc, image, wanted), hold=hold))
 
     async def preview(self, tx: Transaction, resource: Resource, principal: Principal) -> list[Decision]:
         """Return the host that would be chosen, and why each other is not; a tenant hears of no host by name or size."""
@@ -78,6 +80,29 @@ class VmAdmission(Admission):
             for each in explain(hosts, need)
         ]
         return chosen + refused
+
+
+def _refuse_appliance(change: Change) -> None:
+    """Raises: Denied for what only the cloud's appliances have, and for a change of one of them."""
+    old, desired = change.old, change.new.desired
+    if old is not None and old.owner != old.account_id:
+        raise Denied(f"{old} is an appliance of the cloud and changes with what it belongs to, not by hand")
+    for position, nic in enumerate(desired.nics):
+        if nic.attachment != "network" or nic.addresses or nic.stations:
+            field = f"desired.nics[{position}]"
+            raise Invalid(f"{field}: attachment, addresses and stations are for the cloud's appliances", field=field)
+    if desired.appliance is not None:
+        raise Invalid("desired.appliance is for the cloud's appliances", field="desired.appliance")
+
+
+async def _hold(tx: Transaction, change: Change) -> str:
+    """Return what a start must wait for, and let the routers of the VM's networks see the wish."""
+    ids = {id for field, id in change.links.items() if field.startswith("nics.")}
+    networks = [await tx.get(id) for id in sorted(ids)]
+    for network in networks:
+        if network.observed is not None:
+            await tx.enqueue(network.observed.router)
+    return hold_of(change.new, networks)
 
 
 async def _size(tx: Transaction, change: Change, image: Resource) -> Size:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from pileus.compute.vm.placement import Candidate, Need
 from pileus.compute.vm.types import VmAssigned, VmDesired
 from pileus.infra.host.types import HostDesired
+from pileus.kernel.errors import NotFound
 from pileus.kernel.kind import Resource
 from pileus.kernel.quota import space
 from pileus.kernel.store.lists import Filter
@@ -43,6 +44,7 @@ async def need_of(reader: Reader, vm: Resource, links: dict[str, str]) -> Need:
         memory_mib=assigned.memory_mib,
         disk_gib=disk_gib,
         only_host=only_host,
+        avoid=await _host_to_avoid(reader, desired),
     )
 
 
@@ -52,7 +54,8 @@ async def candidates(tx: Transaction, vm: Resource) -> tuple[Need, list[Candidat
     hosts = await tx.matching(Filter(kind="infra.host", account_id=""), limit=100_000)
     pools = await tx.matching(Filter(kind="storage.pool", account_id=""), limit=100_000)
     free = dict(await tx.statement(ALL_FREE))
-    return need, seen(hosts, pools, free)
+    found = seen(hosts, pools, free)
+    return for_role(need, vm, found), found
 
 
 def seen(hosts: Sequence[Resource], pools: Sequence[Resource], free: dict[str, Any]) -> list[Candidate]:
@@ -68,6 +71,7 @@ def seen(hosts: Sequence[Resource], pools: Sequence[Resource], free: dict[str, A
             disk_gib=int(free.get(space(by_host.get(host.id, ""), "disk_gib"), 0)),
             pool=by_host.get(host.id, ""),
             refuses=_refuses(host),
+            roles=host.desired.roles,
         )
         for host in hosts
     ]
@@ -79,10 +83,25 @@ def _refuses(host: Resource) -> str:
         return "Deleting"
     if desired.scheduling == "cordoned":
         return "Cordoned"
-    if "compute" not in desired.roles:
-        return "NotCompute"
     ready = host.ready
     return "" if ready is not None and ready.status == "true" else (ready.reason if ready else "NotReady")
+
+
+async def _host_to_avoid(reader: Reader, desired: VmDesired) -> str:
+    if desired.appliance is None or not desired.appliance.apart_from:
+        return ""
+    try:
+        return (await reader.get(desired.appliance.apart_from)).host
+    except NotFound:
+        return ""
+
+
+def for_role(need: Need, vm: Resource, hosts: Sequence[Candidate]) -> Need:
+    """Return what the VM needs of these hosts: an appliance goes to the zone's routing hosts where there are any."""
+    if vm.desired.appliance is None:
+        return need
+    routing = any("routing" in each.roles and each.zone == need.zone and not each.refuses for each in hosts)
+    return replace(need, role="routing" if routing else "compute")
 
 
 class HostTable:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from pileus.compute.vm.capacity import HostTable, need_of
+from pileus.compute.vm.capacity import HostTable, for_role, need_of
 from pileus.compute.vm.placement import Candidate, explain, rank, summary
+from pileus.compute.vm.plan import hold_of
 from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
@@ -45,10 +46,11 @@ class VmController(Controller):
         if host.assigned.silent == "yes":
             return Wait("HostSilent", "its host does not report; the VM may still run there", 30.0, status="unknown")
         waiting = _part_waiting(await _parts(resource, store))
+        hold = hold_of(resource, await _networks(store, links))
 
         async def apply(tx: Transaction) -> None:
             await _charge_host(tx, resource, assigned)
-            parts = await _ensure_parts(tx, resource, links, assigned)
+            parts = replace(await _ensure_parts(tx, resource, links, assigned), hold=hold)
             await _keep_root(tx, parts)
             await _drop_parts(tx, resource, parts)
             await _release_detached(tx, resource)
@@ -57,11 +59,13 @@ class VmController(Controller):
 
         if waiting is not None:
             return Wait(waiting.reason, waiting.message, after_s=10.0, apply=apply)
+        if hold and _is_due_to_start(resource):
+            return Wait("NetworkNotServed", hold, after_s=5.0, apply=apply)
         return Done(apply)
 
     async def _place(self, vm: Resource, links: dict[str, str], store: Store) -> Outcome:
-        need = await need_of(store, vm, links)
         hosts = await self._table.hosts()
+        need = for_role(await need_of(store, vm, links), vm, hosts)
         ranked = rank(hosts, need)
         if not ranked:
             self._table.forget()
@@ -104,6 +108,17 @@ class VmController(Controller):
         raise Waiting("NoCapacity", "the hosts that had room were filled by others; it is tried again", 0.5)
 
 
+async def _networks(store: Store, links: dict[str, str]) -> list[Resource]:
+    """Return the networks that the VM has NICs in."""
+    ids = {id for field, id in links.items() if field.startswith("nics.")}
+    return [await store.get(id) for id in sorted(ids)]
+
+
+def _is_due_to_start(vm: Resource) -> bool:
+    observed: VmObserved | None = vm.observed
+    return vm.desired.power != "stopped" and (observed is None or observed.power in ("stopped", "absent"))
+
+
 async def _charge_host(tx: Transaction, vm: Resource, assigned: VmAssigned) -> None:
     """Keep the host's charge at the VM's size, after a rescale too."""
     try:
@@ -136,15 +151,22 @@ async def _ensure_parts(tx: Transaction, vm: Resource, links: dict[str, str], as
     root = assigned.volumes[0] if assigned.volumes else await _make_root(tx, vm, assigned)
     further = tuple(links[f"volumes.{position}.volume"] for position in range(len(desired.volumes)))
     ports = list(assigned.ports[: len(desired.nics)])
+    for id, nic in zip(ports, desired.nics, strict=False):
+        port = await tx.get(id)
+        followed = replace(port.desired, addresses=nic.addresses, stations=nic.stations)
+        await tx.update(port, desired=followed)
     for position in range(len(ports), len(desired.nics)):
         nic = desired.nics[position]
-        network = links[f"nics.{position}.network"]
+        network = links.get(f"nics.{position}.network", "")
         port = Resource(
             id="",
             kind="network.port",
             name=f"{vm.name[:40]}-{vm.id[-6:]}-nic{position}",
             desired=PortDesired(
                 network=nic.network,
+                attachment=nic.attachment,
+                addresses=nic.addresses,
+                stations=nic.stations,
                 address=nic.address,
                 extra_addresses=nic.extra_addresses,
                 rate_limit_kbps=assigned.rate_limit_kbps,
@@ -153,7 +175,7 @@ async def _ensure_parts(tx: Transaction, vm: Resource, links: dict[str, str], as
         former = await tx.find(port.kind, vm.account_id, port.name)
         if former is not None and (former.deleting or former.desired != port.desired):
             break  # the port that had this place is still leaving; its end wakes the VM
-        ports.append((await tx.ensure_child(vm, port, {"network": network})).id)
+        ports.append((await tx.ensure_child(vm, port, {"network": network} if network else {})).id)
     return replace(assigned, volumes=(root, *further), ports=tuple(ports))
 
 

@@ -260,7 +260,8 @@ class VmHalf(Half[Seen, Step]):
 
 def _addresses(resource: Resource, peers: Peers) -> tuple[str, ...]:
     ports = [peers.peer(id) for id in resource.assigned.ports]
-    return tuple(port.assigned.address for port in ports if port is not None and port.assigned is not None)
+    found = (port.assigned.address for port in ports if port is not None and port.assigned is not None)
+    return tuple(address for address in found if address)
 
 
 def _serial(resource: Resource) -> int:
@@ -333,6 +334,8 @@ def _exit_reason(machine: MachineFact, note: Note) -> str:
 def _missing(resource: Resource, peers: Peers) -> str:
     """Return what a start still waits for, or an empty text."""
     assigned: VmAssigned = resource.assigned
+    if assigned.hold:
+        return assigned.hold
     if not assigned.volumes or len(assigned.ports) != len(resource.desired.nics):
         return "parts"
     for id in (*assigned.volumes, *assigned.ports):
@@ -346,11 +349,15 @@ def _missing(resource: Resource, peers: Peers) -> str:
 def _seed(resource: Resource, peers: Peers) -> Seed:
     desired: VmDesired = resource.desired
     nics: list[SeedNic] = []
-    for id in resource.assigned.ports:
+    # An appliance is told its addresses by its document.
+    for id in resource.assigned.ports if desired.appliance is None else ():
         port = peers.peer(id)
         if port is None:
             continue
         decided: PortAssigned = port.assigned
+        if decided.served == "yes" and not decided.extra_addresses:
+            nics.append(SeedNic(mac=decided.mac, addresses=()))  # its router tells it everything, by DHCP
+            continue
         addresses = tuple(f"{each}/{decided.prefix_length}" for each in (decided.address, *decided.extra_addresses))
         gateway = decided.gateway if not nics else None  # one default route, by the first NIC
         nics.append(SeedNic(mac=decided.mac, addresses=addresses, gateway=gateway, dns=decided.dns))
@@ -360,6 +367,8 @@ def _seed(resource: Resource, peers: Peers) -> Seed:
         ssh_keys=desired.ssh_keys,
         user_data=desired.user_data,
         nics=tuple(nics),
+        channel=desired.appliance.channel if desired.appliance is not None else "",
+        role=desired.appliance.role if desired.appliance is not None else "",
     )
 
 

@@ -18,16 +18,22 @@ class Candidate(Struct, frozen=True, kw_only=True):
     disk_gib: int
     pool: str = ""
     refuses: str = ""
+    roles: tuple[str, ...] = ("compute", "routing", "storage")
 
 
 class Need(Struct, frozen=True, kw_only=True):
-    """What a VM needs. ``only_host`` is set when a volume of it lies on a host already."""
+    """What a VM needs. ``only_host`` is set when a volume of it lies on a host already.
+
+    ``role``: what the host must be for. ``avoid``: the host of another VM that shall not fail together with this one.
+    """
 
     zone: str
     vcpus: int
     memory_mib: int
     disk_gib: int
     only_host: str = ""
+    role: str = "compute"
+    avoid: str = ""
 
 
 class Refusal(Struct, frozen=True):
@@ -43,6 +49,7 @@ def refusal(candidate: Candidate, need: Need) -> Refusal | None:
     checks = (
         (candidate.zone != need.zone, "OtherZone", "is in another zone"),
         (bool(candidate.refuses), candidate.refuses, "takes no VMs now"),
+        (need.role not in candidate.roles, f"Not{need.role.capitalize()}", f"is not for {need.role}"),
         (bool(need.only_host) and candidate.host != need.only_host, "VolumeElsewhere", "a volume is on another host"),
         (
             candidate.memory_mib < need.memory_mib,
@@ -66,17 +73,21 @@ def fits(candidate: Candidate, need: Need) -> bool:
         and candidate.disk_gib >= need.disk_gib
         and candidate.zone == need.zone
         and not candidate.refuses
+        and need.role in candidate.roles
         and (not need.only_host or candidate.host == need.only_host)
     )
 
 
 def rank(candidates: Iterable[Candidate], need: Need, limit: int = 8) -> list[Candidate]:
-    """Return the best hosts, best first: most memory free (spreads load and failures), then the lower id."""
+    """Return the best hosts, best first: most memory free (spreads load and failures), then the lower id.
+
+    A host to avoid comes last.
+    """
     fitting = [candidate for candidate in candidates if fits(candidate, need)]
     if len(fitting) > limit * 4:
-        threshold = sorted((candidate.memory_mib for candidate in fitting), reverse=True)[limit - 1]
+        threshold = sorted((candidate.memory_mib for candidate in fitting), reverse=True)[limit]  # one may be avoided
         fitting = [candidate for candidate in fitting if candidate.memory_mib >= threshold]
-    return sorted(fitting, key=lambda candidate: (-candidate.memory_mib, candidate.host))[:limit]
+    return sorted(fitting, key=lambda each: (each.host == need.avoid, -each.memory_mib, each.host))[:limit]
 
 
 def explain(candidates: Sequence[Candidate], need: Need) -> list[Refusal]:

@@ -12,6 +12,8 @@ from msgspec import Struct
 from pileus.compute.offering.types import OfferingDesired
 from pileus.compute.vm.types import Power, VmDesired
 from pileus.kernel.errors import Invalid
+from pileus.kernel.kind import Resource
+from pileus.network.network.types import NetworkObserved
 
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 10.0, 300.0
 """Between restarts of a VM that keeps failing; the first restart is at once (reliability: monitoring defaults)."""
@@ -76,6 +78,17 @@ def _begins_with_type(type: str, key: str) -> bool:
     except binascii.Error:
         return False
     return blob.startswith(len(type).to_bytes(4, "big") + type.encode())
+
+
+def hold_of(vm: Resource, networks: Sequence[Resource]) -> str:
+    """Return why the VM may not start yet: a network that its router does not serve; an appliance waits for nobody."""
+    if vm.desired.appliance is not None:
+        return ""
+    for network in networks:
+        observed: NetworkObserved | None = network.observed
+        if network.assigned.router != "none" and (observed is None or observed.state != "served"):
+            return f"{network} is not served yet: {observed.message if observed else 'its router is being made'}"
+    return ""
 
 
 class Wish(Struct, frozen=True, kw_only=True):
