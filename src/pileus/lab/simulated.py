@@ -44,11 +44,15 @@ class SimulatedHost:
         self.machines = FakeHost(seed=seed, clock=clock, memory_mib=memory_mib, latency=INSTANT if instant else None)
         self.switch = FakeSwitchWorld(latencies_s={}) if instant else FakeSwitchWorld()
         self.pool = FakePoolWorld(latencies_s={}) if instant else FakePoolWorld()
-        self.guests = GuestWorld()
+        self.guests = GuestWorld(running=self._runs)
         self.notes = MemoryNotes()
         self.volume_notes = MemoryNotes()
         self.slice = MemorySlice()
         self.system = FakeSystem(cpus, memory_mib)
+
+    def _runs(self, machine: str) -> bool:
+        found = self.machines.machines.get(machine)
+        return found is not None and found.state == "running"
 
     async def start_agent(self, connect: Connect, fetch_image: FetchImage = simulated_image) -> Agent:
         """Return a new agent process on this machine; run it with ``run``."""

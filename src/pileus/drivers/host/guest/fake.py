@@ -6,13 +6,16 @@ What outlives the agent lives in a ``GuestWorld``, so that a new ``FakeGuest`` o
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
+from typing import Any
 
 from msgspec import Struct, field
 
 from pileus.drivers.host.errors import DriverError
-from pileus.drivers.host.guest.base import Console, Seed
+from pileus.drivers.host.guest.base import ChannelForm, Console, Document, NodeFact, Seed, Stream
 from pileus.drivers.host.guest.seed import seed_files
+from pileus.node.document import document_hash
 
 
 def _always(machine: str) -> bool:
@@ -31,6 +34,14 @@ class GuestWorld(Struct, kw_only=True):
     consoles: dict[str, FakeConsole] = field(default_factory=dict)
     answers: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
     """For each machine: what its console prints when that line was typed."""
+    documents: dict[str, Document] = field(default_factory=dict)
+    """What each node runs; a node keeps it over restarts of its machine."""
+    statuses: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each node's role says of itself."""
+    refusals: dict[str, str] = field(default_factory=dict)
+    """Why each node refuses every document."""
+    configured: int = 0
+    """How many documents were taken."""
 
     def print(self, machine: str, text: bytes) -> None:
         """Let the guest print ``text`` on its console."""
@@ -103,6 +114,57 @@ class FakeGuest:
 
     def __init__(self, world: GuestWorld) -> None:
         self.world = world
+        self._attached: set[str] = set()
+        self._listeners: list[Callable[[str], None]] = []
+
+    async def attach(self, machine: str, form: ChannelForm, port: str = "") -> None:
+        """Hold the machine's backchannel."""
+        self._attached.add(machine)
+        self._tell(machine)
+
+    async def detach(self, machine: str) -> None:
+        """Let go of it."""
+        self._attached.discard(machine)
+
+    async def nodes(self) -> dict[str, NodeFact]:
+        """Return what is known of the attached machines' nodes; one whose machine does not run is silent."""
+        return {machine: self._fact(machine) for machine in self._attached}
+
+    def _fact(self, machine: str) -> NodeFact:
+        world = self.world
+        if not world.running(machine):
+            return NodeFact(machine=machine, state="silent")
+        return NodeFact(
+            machine=machine,
+            state="ready",
+            hash=document_hash(world.documents[machine]) if machine in world.documents else "",
+            version="fake",
+            boot_id=machine,
+            refused=world.refusals.get(machine, ""),
+            status=world.statuses.get(machine, {}),
+        )
+
+    async def configure(self, machine: str, document: Document) -> None:
+        """Let the node take the document. Raises: DriverError (NodeSilent, NodeRefused)."""
+        if machine not in self._attached or not self.world.running(machine):
+            raise DriverError("NodeSilent", f"the node of machine {machine} does not answer")
+        if machine in self.world.refusals:
+            raise DriverError("NodeRefused", self.world.refusals[machine])
+        self.world.documents[machine] = json.loads(json.dumps(document))
+        self.world.configured += 1
+        self._tell(machine)
+
+    async def connect(self, machine: str, address: str, port: int, timeout_s: float = 10.0) -> Stream:
+        """Raises: DriverError (ConnectRefused): nothing listens in a world without guests."""
+        raise DriverError("ConnectRefused", f"{address} port {port} refused the connection")
+
+    def on_change(self, listener: Callable[[str], None]) -> None:
+        """Call ``listener`` with the machine whose node changed."""
+        self._listeners.append(listener)
+
+    def _tell(self, machine: str) -> None:
+        for listener in self._listeners:
+            listener(machine)
 
     async def write_seed(self, machine: str, seed: Seed) -> str:
         """Keep the seed and return a path that names it. Raises DriverError (BadSeed)."""
@@ -139,3 +201,5 @@ class FakeGuest:
         self.world.seeds.pop(machine, None)
         self.world.logs.pop(machine, None)
         self.world.older.pop(machine, None)
+        self.world.documents.pop(machine, None)
+        self._attached.discard(machine)
