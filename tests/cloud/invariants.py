@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from pileus.drivers.host.ovs.base import PortFact
 from pileus.kernel.store import statements as sql
-from pileus.network.port.types import MAC_SPACE, PortAssigned
+from pileus.network.port.types import MAC_SPACE, PUBLIC_VLAN, PortAssigned
 from tests.cloud.world import Cloud, Server
 from tests.virtual_time import clock
 
@@ -171,15 +171,15 @@ async def _ports(world: Cloud, server: Server, ledger: Ledger) -> None:
     for id, account, vm, text in await server.store.fetch(PORTS):
         port = msgspec.json.decode(text, type=PortAssigned)
         ledger.port_of[id] = (account, port.zone, port.network)
-        if vlans.setdefault((port.zone, port.vlan), account) != account:
+        if port.vlan != PUBLIC_VLAN and vlans.setdefault((port.zone, port.vlan), account) != account:
             raise Broken(f"I1: VLAN {port.vlan} is used by two accounts, {account} and {vlans[port.zone, port.vlan]}")
-        if claims.get((f"vlan/{port.zone}", str(port.vlan))) != account:
+        if port.vlan != PUBLIC_VLAN and claims.get((f"vlan/{port.zone}", str(port.vlan))) != account:
             raise Broken(f"I1: port {id} has VLAN {port.vlan} without a claim of its account")
         if macs.setdefault(port.mac, id) != id:
             raise Broken(f"I1: MAC {port.mac} is given twice")
         if claims.get((MAC_SPACE, str(int(port.mac.replace(":", "")[-8:], 16)))) != id:
             raise Broken(f"I1: port {id} has MAC {port.mac} without a claim")
-        for address in (port.address, *port.extra_addresses):
+        for address in (port.address, *port.extra_addresses) if port.network else ():
             if addresses.setdefault((port.network, address), id) != id:
                 raise Broken(f"I1: {address} of network {port.network} is given twice")
             number = _offset(address, port.prefix_length)
@@ -202,8 +202,9 @@ def _plugged(world: Cloud, ledger: Ledger) -> None:
         for id, fact in host.switch.ports.items():
             if id in ledger.port_of:
                 account, zone, network = ledger.port_of[id]
-                vlans[zone, fact.vlan].add(account)
-                _note_plugged(taken, id, network, fact)
+                if fact.vlan != PUBLIC_VLAN:
+                    vlans[zone, fact.vlan].add(account)
+                _note_plugged(taken, id, network or id, fact)
     _refuse("I1: a VLAN with ports of two accounts plugged", (item for item in vlans.items() if len(item[1]) > 1))
     _refuse("I1: plugged twice", (item for item in taken.items() if len(item[1]) > 1))
 

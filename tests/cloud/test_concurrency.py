@@ -121,7 +121,7 @@ def test_one_gets_the_last_address_and_the_next_when_it_is_given_back(engines: E
             await world.until(lambda: one_runs_and_all_say_why(world))
             (winner,) = await running(world)
             messages = {reason(vm) for vm in await world.list("compute.vm") if vm["name"] != winner}
-            assert messages == {("NoAddress", "no address is left in network tight (10.7.0.0/30)")}
+            assert messages == {("NoAddress", "no address is left in network tight (10.7.0.1 to 10.7.0.2)")}
             await world.delete("compute.vm", winner, "acme")
             await world.until(lambda: other_runs(world, winner))
             await check(world, Ledger(), full=True)

@@ -18,7 +18,7 @@ from pileus.kernel.errors import Conflict, Denied, Invalid
 from pileus.kernel.kind import Resource
 from pileus.kernel.quota import charge, space
 from pileus.kernel.transaction import AlreadyClaimed, Exhausted, Transaction
-from pileus.network.network.plan import host_range, offset, parse_address, parse_range
+from pileus.network.network.plan import offset, parse_address, parse_range, pool
 from pileus.network.network.types import address_space
 from pileus.storage.image.types import ImageObserved, refuse_unready
 from pileus.storage.volume.types import attachment_space
@@ -192,20 +192,31 @@ async def _claim_addresses(tx: Transaction, change: Change, vdc: Resource) -> No
         if position < known:
             continue
         range_ = parse_range(network.desired.range)
+        low, high = pool(network.desired)
         for text in ((nic.address,) if nic.address else ()) + nic.extra_addresses:
             number = offset(parse_address(text, range_, f"{field}.address"), range_)
+            if not low <= number <= high:
+                raise Invalid(
+                    f"{text} is outside of {_span(network)}, which {network} gives out", field=f"{field}.address"
+                )
             try:
                 if await tx.holder(address_space(network.id), str(number)) == change.new.id:
                     raise Invalid(f"{text} is given twice", field=f"{field}.address")
                 await tx.claim(address_space(network.id), str(number), change.new.id, number)
             except AlreadyClaimed:
-                low, high = host_range(range_)
                 raise Conflict(
-                    f"{text} of {network} is in use; choose another of {range_.network_address + low} to "
-                    f"{range_.network_address + high}, or leave the address out to get a free one",
+                    f"{text} of {network} is in use; choose another of {_span(network)}, or leave the address out to get "
+                    "a free one",
                     code="address-in-use",
                     field=f"{field}.address",
                 ) from None
+
+
+def _span(network: Resource) -> str:
+    """Return the addresses that a network gives out, for a message."""
+    low, high = pool(network.desired)
+    base = parse_range(network.desired.range).network_address
+    return f"{base + low} to {base + high}"
 
 
 async def _attach_volumes(tx: Transaction, change: Change, vdc: Resource) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 
 from pileus.kernel.errors import Invalid
+from pileus.network.network.types import NetworkDesired
 
 PRIVATE = tuple(IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
 """RFC 1918."""
@@ -49,3 +50,19 @@ def offset(address: IPv4Address, network: IPv4Network) -> int:
 def host_range(network: IPv4Network) -> tuple[int, int]:
     """Return the lowest and highest offset that a host may have."""
     return 1, network.num_addresses - 2
+
+
+def pool(desired: NetworkDesired) -> tuple[int, int]:
+    """Return the lowest and highest offset that ports get.
+
+    Raises: Invalid when ``first`` or ``last`` is no host's address of the range, or they are the wrong way round.
+    """
+    network = IPv4Network(desired.range)
+    low, high = host_range(network)
+    if desired.first:
+        low = offset(parse_address(desired.first, network, "desired.first"), network)
+    if desired.last:
+        high = offset(parse_address(desired.last, network, "desired.last"), network)
+    if low > high:
+        raise Invalid(f"first {desired.first} is above last {desired.last or 'of the range'}", field="desired.first")
+    return low, high

@@ -11,16 +11,17 @@ from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import AlreadyClaimed, Exhausted, Transaction
+from pileus.network.network.plan import pool
 from pileus.network.network.types import NetworkDesired, address_space
-from pileus.network.port.plan import host_numbers, numbered, wished_numbers
-from pileus.network.port.types import MAC_SPACE, PortAssigned, PortDesired, PortObserved, mac_of
+from pileus.network.port.plan import followed, guest_dns, host_numbers, numbered, served, wished_numbers
+from pileus.network.port.types import MAC_SPACE, PUBLIC_VLAN, PortAssigned, PortDesired, PortObserved, mac_of
 
 
 class PortController(Controller):
     """Gives a port what it needs as soon as its VM has a host."""
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
-        """Assign the port; it is gone when its host says so."""
+        """Assign the port, and follow its network's router and its VM's host; it is gone when its host says so."""
         assigned: PortAssigned | None = resource.assigned
         observed: PortObserved | None = resource.observed
         if resource.deleting:
@@ -30,59 +31,90 @@ class PortController(Controller):
         vm = await store.get(resource.owner)
         if not vm.host:
             return Wait("NoHost", f"{vm} has no host yet", after_s=10.0)
-        if assigned is not None:
-            if assigned.host == vm.host:
-                return Done()
-            moved = replace(assigned, host=vm.host)
-            return Done(lambda tx: _write(tx, resource, moved))
-        network = await store.get((await store.links(resource.id))["network"])
-        zone = await store.get(network.zone)
+        network = await _network(resource, store)
+        zone = await store.get(vm.zone)
 
         async def apply(tx: Transaction) -> None:
-            await _write(tx, resource, await _assign(tx, resource, network, zone, vm.host))
+            if assigned is None:
+                decided = await _assign(tx, resource, network, zone, vm)
+            else:
+                decided = followed(assigned, resource.desired, network, zone)
+            await tx.update(resource, assigned=replace(decided, host=vm.host))
 
         return Done(apply)
 
     async def release(self, tx: Transaction, resource: Resource) -> None:
         """Give back the addresses, and the account's VLAN ID with its last port in the zone."""
         assigned: PortAssigned | None = resource.assigned
-        if assigned is None:
-            network = await tx.get((await tx.links(resource.id))["network"])
-            for number in wished_numbers(network.desired.range, resource.desired):
-                await tx.release(resource.owner, address_space(network.id), str(number))
-            return
-        network = await tx.get(assigned.network)
-        for number in host_numbers(network.desired.range, (assigned.address, *assigned.extra_addresses)):
-            await tx.release(resource.owner, address_space(network.id), str(number))
-        left = await tx.matching(
-            Filter(kind=resource.kind, account_id=resource.account_id, zone=assigned.zone), limit=2
-        )
-        if all(port.id == resource.id or port.assigned is None for port in left):
+        await _release_addresses(tx, resource)
+        if assigned is not None and assigned.vlan != PUBLIC_VLAN and not await _others(tx, resource, assigned.zone):
             await tx.release(resource.account_id, vlan_space(assigned.zone))
 
 
-async def _write(tx: Transaction, port: Resource, assigned: PortAssigned) -> None:
-    await tx.update(port, assigned=assigned)
+async def _network(port: Resource, store: Store) -> Resource | None:
+    """Return the network that the port is in; an appliance's port is in none."""
+    if port.desired.attachment != "network":
+        return None
+    id = port.assigned.network if port.assigned is not None else (await store.links(port.id))["network"]
+    return await store.get(id)
 
 
-async def _assign(tx: Transaction, port: Resource, network: Resource, zone: Resource, host: str) -> PortAssigned:
+async def _release_addresses(tx: Transaction, port: Resource) -> None:
+    """Give back what is claimed in the port's network; addresses of an appliance's port are its owner's."""
+    if port.desired.attachment != "network":
+        return
+    network = await tx.get((await tx.links(port.id))["network"])
+    assigned: PortAssigned | None = port.assigned
+    if assigned is None:
+        numbers = wished_numbers(network.desired.range, port.desired)
+    else:
+        numbers = host_numbers(network.desired.range, (assigned.address, *assigned.extra_addresses))
+    for number in numbers:
+        await tx.release(port.owner, address_space(network.id), str(number))
+
+
+async def _others(tx: Transaction, port: Resource, zone: str) -> bool:
+    """Tell whether another port of the account in the zone uses its VLAN."""
+    for limit in (2, 1000):  # nearly always the first two show one
+        found = await tx.matching(Filter(kind=port.kind, account_id=port.account_id, zone=zone), limit=limit)
+        if any(other.id != port.id and other.assigned and other.assigned.vlan != PUBLIC_VLAN for other in found):
+            return True
+        if len(found) < limit:
+            return False
+    return True
+
+
+async def _assign(
+    tx: Transaction, port: Resource, network: Resource | None, zone: Resource, vm: Resource
+) -> PortAssigned:
+    vlan = PUBLIC_VLAN if port.desired.attachment == "public" else await _vlan(tx, port.account_id, zone)
+    mac = mac_of(await tx.claim_number(MAC_SPACE, 1, 2**32 - 1, port.id))
+    if network is None:
+        return PortAssigned(
+            zone=zone.id,
+            vdc=vm.vdc,
+            network="",
+            mac=mac,
+            address="",
+            extra_addresses=port.desired.addresses,
+            prefix_length=0,
+            gateway="",
+            vlan=vlan,
+        )
     range_: NetworkDesired = network.desired
-    vlan = await _vlan(tx, port.account_id, zone)
-    mac = await tx.claim_number(MAC_SPACE, 1, 2**32 - 1, port.id)
-    numbers = await _addresses(tx, port, network)
-    first, *extra = (numbered(range_.range, number) for number in numbers)
+    first, *extra = (numbered(range_.range, number) for number in await _addresses(tx, port, network))
     return PortAssigned(
         zone=network.zone,
         vdc=network.vdc,
         network=network.id,
-        mac=mac_of(mac),
+        mac=mac,
         address=first,
         extra_addresses=tuple(extra),
         prefix_length=int(range_.range.partition("/")[2]),
         gateway=network.assigned.gateway,
         vlan=vlan,
-        dns=range_.dns or zone.desired.dns,
-        host=host,
+        dns=guest_dns(network, zone),
+        served=served(network),
     )
 
 
@@ -118,8 +150,9 @@ async def _addresses(tx: Transaction, port: Resource, network: Resource) -> list
             raise Waiting("AddressInUse", f"{address} of {network} is in use by another VM", 10.0) from None
     if desired.address:
         return wished
-    low, high = 1, 2 ** (32 - int(range_.range.partition("/")[2])) - 2
+    low, high = pool(range_)
     try:
         return [await tx.claim_number(space, low, high, port.owner), *wished]
     except Exhausted:
-        raise Waiting("NoAddress", f"no address is left in {network} ({range_.range})", 10.0) from None
+        span = f"{numbered(range_.range, low)} to {numbered(range_.range, high)}"
+        raise Waiting("NoAddress", f"no address is left in {network} ({span})", 10.0) from None

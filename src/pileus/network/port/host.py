@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from pileus.drivers.host.ovs.base import PortFact, PortSpec, Switch
+from pileus.drivers.host.ovs.base import PortFact, PortSpec, Station, Switch
 from pileus.drivers.host.snapshot import Snapshot
 from pileus.kernel.fields import Problem
 from pileus.kernel.half import Half, Peers
@@ -36,9 +36,11 @@ def spec_of(resource: Resource) -> PortSpec:
     return PortSpec(
         id=resource.id,
         mac=assigned.mac,
-        addresses=(assigned.address, *assigned.extra_addresses),
+        addresses=(assigned.address, *assigned.extra_addresses) if assigned.address else assigned.extra_addresses,
         vlan=assigned.vlan,
         rate_limit_kbps=desired.rate_limit_kbps,
+        routes=desired.attachment == "gateway",
+        stations=tuple(Station(mac=each.mac, addresses=each.addresses) for each in desired.stations),
     )
 
 
@@ -48,9 +50,7 @@ def plan(deleting: bool, wanted: PortSpec, fact: PortFact | None) -> Step | None
         return None if fact is None else Step(verb="unplug")
     if fact is None or fact.blocked:
         return Step(verb="plug")
-    found = PortSpec(
-        id=fact.id, mac=fact.mac, addresses=fact.addresses, vlan=fact.vlan, rate_limit_kbps=fact.rate_limit_kbps
-    )
+    found = PortSpec(**{field: getattr(fact, field) for field in PortSpec.__struct_fields__})
     return None if found == wanted else Step(verb="plug")
 
 

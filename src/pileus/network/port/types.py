@@ -67,6 +67,9 @@ class PortObserved(Struct, frozen=True, kw_only=True):
     problem: Problem | None = None
 
 
+PUBLIC_VLAN = 0
+"""In place of a VLAN: the zone's public segment."""
+
 MAC_SPACE = "mac"
 """Claim space of all MAC addresses of the cluster; numbers are the low 32 bits."""
 
