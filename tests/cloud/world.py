@@ -304,8 +304,13 @@ class Cloud:
         for kind, builtin in (("compute.offering", OFFERINGS), ("tenancy.role", ROLES)):
             for name, desired in builtin.items():
                 await self.create(kind, name, **msgspec.to_builtins(desired))
-        await self.create("storage.image", "tiny", append="quiet")
-        image = await self.resource("storage.image", "tiny")
+        for name in ("tiny", "appliance"):
+            await self.add_image(name)
+        await self.settle()
+
+    async def add_image(self, name: str) -> None:
+        await self.create("storage.image", name, append="quiet")
+        image = await self.resource("storage.image", name)
         digest = hashlib.sha256(IMAGE).hexdigest()
         facts = ImageObserved(
             state="available",
@@ -322,7 +327,6 @@ class Cloud:
             await tx.update(image, observed=facts)
 
         await self.store.write(available)
-        await self.settle()
 
     async def close(self) -> None:
         for host in list(self.agents):

@@ -222,7 +222,7 @@ class Loop:
             outcome = blocked
         if isinstance(outcome, Done):
             await tx.set_waiting(current, None)
-            await self._settle(tx, leased, seq, again_s=None, attempts=0)
+            await self._settle(tx, leased, seq, again_s=outcome.after_s or None, attempts=0)
         else:
             failed = outcome.reason == RETRYING
             attempts = leased.attempts + 1 if failed else 0

@@ -18,6 +18,8 @@ class Done(Struct, frozen=True):
     """Nothing more to do until something changes. For a resource being deleted: its facts are gone."""
 
     apply: Apply | None = None
+    after_s: float = 0.0
+    """When to look again all the same; 0: when something changes."""
 
 
 class Wait(Struct, frozen=True):

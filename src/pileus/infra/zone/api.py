@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
+from pileus.infra.zone.plan import public_pool
 from pileus.infra.zone.types import ZoneDesired
 from pileus.kernel.admission import Admission, Change
 from pileus.kernel.errors import Invalid
@@ -26,4 +27,5 @@ class ZoneAdmission(Admission):
                 ipaddress.IPv4Address(address)
             except ValueError:
                 raise Invalid(f"{address!r} is not an IPv4 address", field="desired.dns") from None
+        public_pool(desired)
         return change.new
