@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## install Debian packages, the virtual environment and the image tiny; quick when all is there
+setup: ## install Debian packages, the virtual environment and the images; quick when all is there
 	@tools/setup
 
 demo: setup ## start a cloud and boot VMs of two tenants, with proof that they cannot see each other

@@ -13,7 +13,7 @@ from tools.code import ROOT
 
 from pileus.drivers.host.disk.command import PACKAGES as DISK_PACKAGES
 from pileus.drivers.host.ovs.command import PACKAGES as SWITCH_PACKAGES
-from pileus.image.tiny_build import BUILD_PACKAGES
+from pileus.image.build import BUILD_PACKAGES
 
 PERMISSIVE = re.compile(r"\b(MIT|MIT-0|BSD|Apache|ISC|PSF|Python Software Foundation)\b", re.IGNORECASE)
 

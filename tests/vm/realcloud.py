@@ -25,8 +25,7 @@ import pytest
 from pileus.cli.client import Client
 from pileus.cli.contexts import Context
 from pileus.drivers.host.paths import HostPaths
-from pileus.image.cache import built_image, cache_folder
-from pileus.image.tiny_build import build_tiny
+from pileus.image.recipes import ensure_image
 from pileus.image.types import BuildError, BuiltImage
 from pileus.local.doctor import examine
 
@@ -44,13 +43,10 @@ def need_host() -> BuiltImage:
     missing = [f"{finding.subject}: {finding.message}" for finding in examine() if finding.level == "error"]
     if missing:
         pytest.skip(f"real VMs need a machine that can be a host: {'; '.join(missing)}")
-    built = built_image("tiny")
-    if built is None:
-        try:
-            built = build_tiny(cache_folder("tiny"), lambda line: None)
-        except BuildError as error:
-            pytest.skip(f"the image tiny cannot be built here: {error}")
-    return built
+    try:
+        return ensure_image("tiny", lambda line: None)
+    except BuildError as error:
+        pytest.skip(f"the image tiny cannot be built here: {error}")
 
 
 def until(what: str, look: Callable[[], T | None], limit_s: float = LIMIT_S) -> T:

@@ -17,7 +17,8 @@ import pytest
 from pileus.drivers.host.guest.base import Seed, SeedNic
 from pileus.drivers.host.guest.iso import make_iso
 from pileus.drivers.host.paths import HostPaths
-from pileus.image.tiny_build import build_tiny
+from pileus.image.build import build
+from pileus.image.tiny_build import TINY
 from pileus.image.types import BuildError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(os.environ["PILEUS_TINY_IMAGE"])
     folder = tmp_path_factory.mktemp("tiny")
     try:
-        build_tiny(folder, print)
+        build(TINY, folder, print)
     except BuildError as exc:
         if exc.reason in ("MissingPackages", "NoPackageSource"):
             pytest.skip(str(exc))
@@ -332,7 +333,7 @@ async def test_without_network_config_its_nic_gets_an_address_by_dhcp(
 
 async def test_two_builds_give_the_same_bytes(image: Path, tmp_path: Path) -> None:
     try:
-        again = await asyncio.to_thread(build_tiny, tmp_path / "again", print)
+        again = await asyncio.to_thread(build, TINY, tmp_path / "again", print)
     except BuildError as exc:
         pytest.skip(str(exc))
     for name, expected in again.sha256.items():

@@ -33,6 +33,7 @@ def built_image(name: str, folder: Path | None = None) -> BuiltImage | None:
         version=str(record.get("version", "")),
         folder=found,
         append=str(record.get("append", "")),
+        inputs=str(record.get("inputs", "")),
         sha256={str(key): str(value) for key, value in hashes.items()} if isinstance(hashes, dict) else {},
         **files,
     )

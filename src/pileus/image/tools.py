@@ -70,6 +70,7 @@ def _environment() -> dict[str, str]:
         "TZ": "UTC",
         "SOURCE_DATE_EPOCH": str(EPOCH_S),
         "E2FSPROGS_FAKE_TIME": str(EPOCH_S),
+        "PYTHONHASHSEED": "0",
         "MTOOLSRC": "/dev/null",
         "MTOOLS_SKIP_CHECK": "1",
     }

@@ -22,6 +22,9 @@ class BuiltImage(Struct, frozen=True, kw_only=True):
     sha256: dict[str, str]
     """Of each file, by its name in ``folder``."""
 
+    inputs: str = ""
+    """Digest of what it was built by and from, Debian packages aside."""
+
 
 class BuildError(PileusError):
     """An image could not be built; ``reason`` is MissingPackages, NoPackageSource, BadPackage or ToolFailed."""

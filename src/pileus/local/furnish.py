@@ -1,4 +1,4 @@
-"""What a one-machine cloud has from the start: zone, pod, host, offerings, the image tiny, and the context ``local``."""
+"""What a one-machine cloud has from the start: zone, pod, host, offerings, the images, and the context ``local``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from msgspec import Struct
 from pileus.agent.identity import Identity, join, renewal_due
 from pileus.cli import contexts
 from pileus.compute.offering.types import BUILTIN as OFFERINGS
-from pileus.image.cache import built_image, cache_folder
-from pileus.image.tiny_build import build_tiny
+from pileus.image.recipes import RECIPES, current_image, ensure_image
 from pileus.image.types import BuiltImage
 from pileus.kernel.access import Principal, Rule
 from pileus.kernel.errors import Unauthenticated
@@ -62,7 +61,8 @@ async def furnish(started: Started, identity: Path, say: Say) -> None:
     parts = started.parts
     for each in wanted():
         await ensure(parts, each)
-    await _ensure_image(parts, say)
+    for name in RECIPES:
+        await _ensure_image(parts, name, say)
     await _ensure_joined(started, identity)
     await ensure_context(started, NAME)
 
@@ -78,17 +78,16 @@ async def ensure(parts: Parts, each: Wanted) -> Resource:
     return found
 
 
-async def _ensure_image(parts: Parts, say: Say) -> None:
-    """Have the image tiny, built from Debian packages when it is not in the cache."""
-    found = await parts.store.find("storage.image", "", "tiny")
+async def _ensure_image(parts: Parts, name: str, say: Say) -> None:
+    """Have the image as one of the cluster's, built from Debian packages when it is not in the cache."""
+    found = await parts.store.find("storage.image", "", name)
     if found is not None and found.observed is not None and found.observed.state in ("inspecting", "available"):
         return
-    built = built_image("tiny")
-    if built is None:
-        say("building the image tiny from Debian packages (once, about half a minute)")
-        built = await asyncio.to_thread(build_tiny, cache_folder("tiny"), lambda line: say(f"  {line}"))
-    image = await ensure(parts, Wanted("storage.image", "tiny", {"format": "qcow2", "append": built.append}))
-    say("registering the image tiny")
+    if await asyncio.to_thread(current_image, name) is None:
+        say(f"building the image {name} from Debian packages (once, about half a minute)")
+    built = await asyncio.to_thread(ensure_image, name, lambda line: say(f"  {line}"))
+    image = await ensure(parts, Wanted("storage.image", name, {"format": "qcow2", "append": built.append}))
+    say(f"registering the image {name}")
     for part, file in _files(built).items():
         received = await parts.images.receive(image.id, part, _read(file), announced=file.stat().st_size, digests=())
         await parts.uploaded(image, part, received.sha256, received.size_bytes)

@@ -15,22 +15,26 @@ def command() -> None:
 
 
 @command.command("build")
-@click.argument("name", type=click.Choice(["tiny"]))
+@click.argument("name", type=click.Choice(["appliance", "tiny"]))
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder; left out: the image cache.")
-@click.option("--if-missing", is_flag=True, help="Do nothing when the image is there already.")
-def build(name: str, output: Path | None, *, if_missing: bool) -> None:
-    """Build an image: tiny, the default image of tenants (kernel, busybox, web server, SSH, NoCloud)."""
-    from pileus.image.cache import built_image, cache_folder
-    from pileus.image.tiny_build import build_tiny
+@click.option("--if-missing", is_flag=True, help="Do nothing when the image is there and current.")
+def build_image(name: str, output: Path | None, *, if_missing: bool) -> None:
+    """Build an image from Debian packages.
+
+    tiny is the default image of tenants (kernel, busybox, web server, SSH, NoCloud); appliance is what routers run.
+    """
+    from pileus.image.build import build
+    from pileus.image.cache import cache_folder
+    from pileus.image.recipes import RECIPES, current_image
     from pileus.kernel.errors import PileusError
 
     folder = (output or cache_folder(name)).absolute()
-    if if_missing and built_image(name, folder) is not None:
+    if if_missing and current_image(name, folder) is not None:
         click.echo(f"image {name} is in {folder}")
         return
     began = time.monotonic()
     try:
-        built = build_tiny(folder, lambda line: click.echo(f"  {line}"))
+        built = build(RECIPES[name], folder, lambda line: click.echo(f"  {line}"))
     except PileusError as error:
         click.echo(f"error: {error.message}", err=True)
         sys.exit(1)

@@ -9,14 +9,17 @@ import struct
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from pileus.image import tiny_build, tools
+from pileus.image import build, tools
 from pileus.image.cpio import cpio
 from pileus.image.elf import module_facts, needed_libraries
 from pileus.image.ext4 import Ext4, write_ext4
 from pileus.image.kernel import Kernel, add_modules, find_kernel, load_order, uncompressed
 from pileus.image.packages import Package, candidates, fetch
+from pileus.image.recipes import RECIPES, current_image
+from pileus.image.tiny_build import TINY
 from pileus.image.tree import Tree
 from pileus.image.types import BuildError
 from pileus.kernel.errors import Bug
@@ -143,9 +146,9 @@ def test_a_kernel_that_is_packed_in_an_unknown_way_is_refused() -> None:
 
 
 def test_the_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tiny_build, "BUILD_TOOLS", {"no-such-tool": "nice-package", "other-tool": "more", "sh": "dash"})
+    monkeypatch.setattr(build, "BUILD_TOOLS", {"no-such-tool": "nice-package", "other-tool": "more", "sh": "dash"})
     with pytest.raises(BuildError, match="apt-get install more nice-package") as caught:
-        tiny_build.build_tiny(tmp_path / "out", print)
+        build.build(TINY, tmp_path / "out", print)
     assert caught.value.reason == "MissingPackages"
     assert not (tmp_path / "out").exists()
 
@@ -180,4 +183,30 @@ def test_a_package_without_the_announced_hash_is_never_used(tmp_path: Path, monk
 
 
 def test_the_packages_to_install_cover_every_tool() -> None:
-    assert set(tiny_build.BUILD_TOOLS.values()) <= set(tiny_build.BUILD_PACKAGES)
+    assert set(build.BUILD_TOOLS.values()) <= set(build.BUILD_PACKAGES)
+
+
+def test_what_goes_into_an_image_decides_whether_it_is_current(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("1")
+    recipe = msgspec.structs.replace(TINY, sources=(tmp_path,))
+    before = build.inputs(recipe)
+    assert build.inputs(recipe) == before != build.inputs(TINY)
+    (tmp_path / "a.py").write_text("2")
+    assert build.inputs(recipe) != before
+
+
+def test_the_appliances_image_holds_the_sources_of_its_program() -> None:
+    assert [folder.name for folder in RECIPES["appliance"].sources] == ["node"]
+
+
+def test_an_image_that_is_not_whole_or_of_other_sources_is_not_current(tmp_path: Path) -> None:
+    assert current_image("tiny", tmp_path) is None
+    for name in ("tiny.qcow2", "vmlinux", "initrd"):
+        (tmp_path / name).touch()
+    record = {"name": "tiny", "disk": "tiny.qcow2", "kernel": "vmlinux", "inputs": build.inputs(TINY)}
+    (tmp_path / "image.json").write_bytes(msgspec.json.encode(record))
+    found = current_image("tiny", tmp_path)
+    assert found is not None
+    assert found.disk == tmp_path / "tiny.qcow2"
+    (tmp_path / "image.json").write_bytes(msgspec.json.encode(record | {"inputs": "other"}))
+    assert current_image("tiny", tmp_path) is None

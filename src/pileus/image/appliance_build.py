@@ -1,0 +1,136 @@
+"""The recipe of ``appliance``, the one image of all appliances: Python, the network's services, ``pileus.node``.
+
+Nothing is installed: files are taken out of the packages, and no package's scripts run. There is no login, no SSH and
+no DHCP client in it; what it becomes it is told over the backchannel.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pileus
+from pileus.image.build import COMMON_FILES, Recipe
+from pileus.image.ext4 import Ext4
+from pileus.image.kernel import Kernel, add_modules, load_order
+from pileus.image.programs import LIBRARIES, add_binaries, add_busybox, find
+from pileus.image.tools import run
+from pileus.image.tree import Tree
+from pileus.image.types import BuildError
+
+ROOT_BYTES = 192 << 20
+"""Size of the root partition; what appliances write is their document and a few leases."""
+
+_PACKAGES = (
+    *("busybox-static", "python3-minimal", "python3.11-minimal", "libpython3.11-stdlib", "iproute2", "nftables"),
+    *("conntrack", "conntrackd", "dnsmasq-base", "haproxy", "keepalived", "wireguard-tools", "tcpdump"),
+)
+_BINARIES = (
+    *("usr/bin/python3.11", "bin/ip", "sbin/bridge", "sbin/tc", "usr/sbin/nft", "usr/sbin/conntrack"),
+    *("usr/sbin/conntrackd", "usr/sbin/dnsmasq", "usr/sbin/haproxy", "usr/sbin/keepalived", "usr/bin/wg"),
+    "usr/bin/tcpdump",
+)
+_MODULES = (
+    *("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "virtio_console", "virtio_scsi"),
+    *("sd_mod", "sr_mod", "ata_piix", "isofs", "acpiphp", "button", "evdev", "af_packet"),
+    *("nf_tables", "nf_conntrack", "nf_conntrack_netlink", "nf_nat", "nf_log_syslog", "nf_conntrack_bridge"),
+    *("nft_chain_nat", "nft_ct", "nft_nat", "nft_masq", "nft_redir", "nft_log", "nft_limit", "nft_connlimit"),
+    *("nft_fib", "nft_fib_inet", "nft_fib_ipv4", "nft_hash", "nft_numgen", "nft_objref", "nft_quota"),
+    *("nft_reject", "nft_reject_inet", "nft_reject_ipv4", "nft_meta_bridge", "nft_reject_bridge"),
+    *("wireguard", "vxlan", "bridge", "dummy", "veth", "tun", "8021q", "ip_gre", "gre"),
+)
+_FILES = Path(__file__).parent / "appliance"
+_NODE = Path(pileus.__file__).parent / "node"
+_PYTHON = "usr/lib/python3.11"
+
+_NO_MODULES = {
+    *("test", "unittest", "idlelib", "tkinter", "turtledemo", "turtle.py", "ensurepip", "venv", "lib2to3", "distutils"),
+    *("pydoc_data", "pydoc.py", "sqlite3", "curses", "dbm", "wsgiref", "xmlrpc", "__phello__", "__hello__.py"),
+    *("antigravity.py", "this.py", "sitecustomize.py", "_distutils_system_mod.py", "doctest.py", "mailbox.py"),
+}
+"""Parts of Python's library that no appliance needs."""
+
+_NO_EXTENSIONS = ("_test", "_sqlite3", "_curses", "_dbm", "_codecs_", "_xx", "xx", "nis", "ossaudiodev", "readline")
+
+
+def root_tree(unpacked: Path, kernel: Kernel) -> Tree:
+    """Return the appliance's root: no key, no account that could log in, nothing that asks the network for anything."""
+    tree = Tree()
+    for folder in ("dev", "mnt", "proc", "run", "sys", "var/lib/pileus", "var/lib/misc", "var/log"):
+        tree.folder(folder)
+    tree.folder("root", 0o700)
+    tree.folder("tmp", 0o1777)
+    tree.link("var/run", "/run")
+    tree.link("var/lock", "/run")
+    add_busybox(tree, unpacked, without=("ip", "tc"))
+    add_binaries(tree, unpacked, (*_BINARIES, *_extensions(unpacked)))
+    tree.link("usr/bin/python3", "python3.11")
+    _add_python(tree, unpacked)
+    _add_accounts(tree)
+    add_modules(tree, kernel, load_order(kernel, _MODULES))
+    tree.file("etc/inittab", (_FILES / "inittab").read_bytes())
+    tree.file("etc/rc", (_FILES / "rc").read_bytes(), 0o755)
+    tree.file("etc/acpi/PWRF/00000080", (_FILES / "power-off").read_bytes(), 0o755)
+    tree.file("lib/pileus/seed-disk", (COMMON_FILES / "seed-disk").read_bytes())
+    return tree
+
+
+def _add_python(tree: Tree, unpacked: Path) -> None:
+    """Add Python's library and ``pileus.node`` as bytecode that names no time and looks for no source."""
+    library = unpacked / _PYTHON
+    for name in _NO_MODULES:
+        path = library / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    shutil.copytree(_NODE, library / "pileus/node", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(Path(pileus.__file__), library / "pileus/__init__.py")
+    # The package's own Python compiles: bytecode of another version would not be taken.
+    linker = find(unpacked, f"{LIBRARIES}/ld-linux-x86-64.so.2")
+    python = unpacked / "usr/bin/python3.11"
+    folders = f"{unpacked / LIBRARIES}:{unpacked / 'usr' / LIBRARIES}"
+    argv: list[str | Path] = [
+        linker,
+        "--argv0",
+        python,
+        "--library-path",
+        folders,
+        python,
+        "-S",
+        "-m",
+        "compileall",
+        "-q",
+        "-b",
+    ]
+    run([*argv, "--invalidation-mode", "unchecked-hash", "-s", unpacked, "-p", "/", library])
+    for file in sorted(library.rglob("*.pyc")):
+        if "__pycache__" not in file.parts:
+            tree.file(str(file.relative_to(unpacked)), file.read_bytes())
+    if f"{_PYTHON}/pileus/node/__init__.pyc" not in tree:
+        raise BuildError("BadPackage", "the appliance's own program was not compiled")
+
+
+def _extensions(unpacked: Path) -> Iterator[str]:
+    for file in sorted((unpacked / _PYTHON / "lib-dynload").glob("*.so")):
+        if not file.name.startswith(_NO_EXTENSIONS):
+            yield str(file.relative_to(unpacked))
+
+
+def _add_accounts(tree: Tree) -> None:
+    tree.file("etc/passwd", b"root:x:0:0:root:/root:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n")
+    tree.file("etc/shadow", b"root:!:19000:0:99999:7:::\nnobody:!:19000:0:99999:7:::\n", 0o600)
+    tree.file("etc/group", b"root:x:0:\nnogroup:x:65534:\n")
+    tree.file("etc/nsswitch.conf", b"passwd: files\ngroup: files\nshadow: files\nhosts: files\n")
+    tree.file("etc/hosts", b"127.0.0.1 localhost\n")
+
+
+APPLIANCE = Recipe(
+    name="appliance",
+    revision=1,
+    programs=_PACKAGES,
+    root=Ext4(size_bytes=ROOT_BYTES, label="root", uuid="70696c65-7573-4074-a96e-790000000002"),
+    root_tree=root_tree,
+    sources=(_NODE,),
+)

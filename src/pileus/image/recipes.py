@@ -1,0 +1,26 @@
+"""The images that can be built here, and the cache that keeps them until what they are built from changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pileus.image.appliance_build import APPLIANCE
+from pileus.image.build import Recipe, build, inputs
+from pileus.image.cache import built_image, cache_folder
+from pileus.image.tiny_build import TINY
+from pileus.image.types import BuiltImage
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (TINY, APPLIANCE)}
+
+
+def current_image(name: str, folder: Path | None = None) -> BuiltImage | None:
+    """Return the image in the cache (or in ``folder``), None when it is missing or was built from other sources."""
+    found = built_image(name, folder)
+    return found if found is not None and found.inputs == inputs(RECIPES[name]) else None
+
+
+def ensure_image(name: str, progress: Callable[[str], None], folder: Path | None = None) -> BuiltImage:
+    """Return the image from the cache (or ``folder``), built now unless it is current. Raises: BuildError."""
+    found = current_image(name, folder)
+    return found if found is not None else build(RECIPES[name], folder or cache_folder(name), progress)
