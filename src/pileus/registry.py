@@ -5,7 +5,13 @@ from __future__ import annotations
 from pileus.compute.offering import types as offering
 from pileus.compute.vm import types as vm
 from pileus.fleet.node import types as node
+from pileus.gateway.address import types as address
+from pileus.gateway.balancer import types as balancer
+from pileus.gateway.firewall import types as firewall
+from pileus.gateway.forward import types as forward
+from pileus.gateway.link import types as link
 from pileus.gateway.router import types as router
+from pileus.gateway.vpn import types as vpn
 from pileus.infra.host import types as host
 from pileus.infra.pod import types as pod
 from pileus.infra.provider import types as provider
@@ -42,5 +48,11 @@ KINDS = Registry(
         vm.KIND,
         node.KIND,
         router.KIND,
+        address.KIND,
+        forward.KIND,
+        balancer.KIND,
+        firewall.KIND,
+        vpn.KIND,
+        link.KIND,
     )
 )
