@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from pileus.drivers.host.ovs import daemons, flows, namespace
-from pileus.drivers.host.ovs.base import PortSpec
+from pileus.drivers.host.ovs.base import STRAY, PortSpec
 from pileus.drivers.host.ovs.real import OpenVSwitch
 from pileus.drivers.host.paths import HostPaths
 
@@ -465,7 +465,7 @@ async def test_counts_by_vlan_show_own_frames_only_and_would_show_others(lan: La
     stray = good(BLUE_B, RED_A, b"past the switch")
     await namespace.inside(lan.paths.namespace, lambda: send_past_the_switch(flows.tap_name(RED_A.id), stray))
     assert await red_a.arrival(stray, LIMIT_S)
-    assert (await lan.switch.vlan_counts())[RED_A.id] == {RED_A.vlan: 0, 0: 1}
+    assert (await lan.switch.vlan_counts())[RED_A.id] == {RED_A.vlan: 0, STRAY: 1}
 
 
 def send_past_the_switch(tap: str, frame: bytes) -> None:

@@ -10,12 +10,21 @@ PUBLIC_VLAN = 0
 """In place of a VLAN: the zone's public segment, untagged on the public uplink."""
 
 
+STRAY = -1
+"""In place of a VLAN, of frames that should not have arrived; see ``Switch.vlan_counts``."""
+
+
 class Uplinks(Struct, frozen=True, kw_only=True):
     """How this host meets others: network devices in the switch's namespace; empty: it has no such link.
 
     ``trunk`` carries the guests' VLANs, tagged, to the hosts of the pod. ``tunnel`` carries VXLAN to the hosts of other
     pods (all hosts, in a zone with isolation vxlan); ``tunnel_address`` (CIDR) is this host's on it, ``tunnel_gateway``
     the way to other pods. ``public`` is the public segment, untagged.
+
+    Three devices, of the switch alone, without addresses. Guests have an MTU of 1,500, so the tunnel and all on its way
+    need 1,550; with less, their longest frames are lost (and the switch logs a warning). Frames must come in as they
+    were on the wire: where a kernel is at the other end (a veth), its checksum and segmentation offloads are off.
+    A device may come later or come anew: what needs it is not in force until then.
     """
 
     trunk: str = ""
@@ -148,8 +157,9 @@ class Switch(Protocol):
     async def vlan_counts(self) -> dict[str, dict[int, int]]:
         """Return, for each port, the frames that reached it, by the VLAN of the port that sent them.
 
-        A port's own VLAN is always there. Key 0 holds frames that reached the tap and that no delivery from the port's
-        VLAN explains; there is no such key as long as the isolation holds.
+        A port's own VLAN (``PUBLIC_VLAN`` for the public segment) is always there, also for what other hosts sent in it;
+        frames of the control path are not counted. Key ``STRAY`` holds frames that reached the tap and that neither
+        explains; there is no such key as long as the isolation holds.
         """
 
     async def open_tap(self, tap: str) -> int:

@@ -1,9 +1,11 @@
 """Decides which OpenFlow flows a port needs; knows no socket, daemon or file.
 
-Three tables. 0, admission: what a port may send; what no flow admits is dropped and counted. 1, VLAN: to which ports
-of the sender's VLAN a frame goes. 2, delivery: the last check, for each port, that the frame is of the port's VLAN.
-Nothing is learned: a unicast frame reaches the port that owns its destination MAC, or no port at all.
-Register 0 holds the sender's VLAN, register 1 the port to deliver to. Source: ovs-fields(7), ovs-actions(7).
+Six tables. Admission: what a port may send; what no flow admits is dropped and counted. Forwarded: what a router may
+forward. Inbound: what came over an uplink. VLAN: to which ports of the sender's VLAN a frame goes. Delivery: the last
+check, for each port, that the frame is of the port's VLAN. Outbound: what goes to other hosts (see ``segments``).
+On this host nothing is learned: a unicast frame reaches the port that owns its destination MAC, or leaves the host.
+Register 0 holds the sender's segment, register 1 the port to deliver to, register 2 whether it came over an uplink.
+Source: ovs-fields(7), ovs-actions(7).
 """
 
 from __future__ import annotations
@@ -12,18 +14,22 @@ import hashlib
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 
 import msgspec
 from msgspec import Struct
 
 from pileus.drivers.host.errors import DriverError
-from pileus.drivers.host.ovs.base import PortSpec
+from pileus.drivers.host.ovs.base import PUBLIC_VLAN, PortFact, PortSpec, Station
 
-ADMISSION, VLAN, DELIVERY = 0, 1, 2
-PORT_MARK, SHARED_MARK = 0x7069, 0x706A
+ADMISSION, VLAN, DELIVERY, INBOUND, OUTBOUND, FORWARDED = 0, 1, 2, 3, 4, 5
+PORT_MARK, SHARED_MARK, SEGMENT_MARK, LEARNED_MARK, CONTROL_MARK = 0x7069, 0x706A, 0x706B, 0x706C, 0x706D
+PUBLIC_REGISTER = 4096
+"""The public segment in register 0: no VLAN's number, and not the 0 that an unset register holds."""
+
 MULTICAST = "01:00:00:00:00:00/01:00:00:00:00:00"
+UNICAST = "00:00:00:00:00:00/01:00:00:00:00:00"
 RESERVED_MULTICAST = "01:80:c2:00:00:00/ff:ff:ff:00:00:00"
 """Spanning tree, LLDP, pause frames and what else bridges say to each other (IEEE 802.1D 7.12.6)."""
 
@@ -39,6 +45,12 @@ class Role(IntEnum):
     hairpin = 6
     flood = 7
     base = 8
+    impostor = 9
+    owned = 10
+    inbound = 11
+    learn = 12
+    outbound = 13
+    control = 14
 
 
 class Flow(Struct, frozen=True, kw_only=True):
@@ -63,9 +75,19 @@ class FlowStat(Struct, frozen=True):
         return self.cookie & 0xFF
 
     @property
+    def mark(self) -> int:
+        """Whose flow it is: a port's, a segment's, the bridge's."""
+        return self.cookie >> 48
+
+    @property
+    def number(self) -> int:
+        """The port or VLAN that the flow belongs to."""
+        return (self.cookie >> 32) & 0xFFFF
+
+    @property
     def ofport(self) -> int | None:
-        """The port that the flow belongs to; None for flows of the whole bridge."""
-        return (self.cookie >> 32) & 0xFFFF if self.cookie >> 48 == PORT_MARK else None
+        """The port that the flow belongs to; None for flows of others."""
+        return self.number if self.mark == PORT_MARK else None
 
 
 def check(spec: PortSpec) -> PortSpec:
@@ -73,21 +95,54 @@ def check(spec: PortSpec) -> PortSpec:
 
     Raises: DriverError (PortRefused).
     """
-    mac = spec.mac.lower()
-    if not re.fullmatch(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", mac) or mac == "00:00:00:00:00:00":
-        raise DriverError("PortRefused", f"port {spec.id}: {spec.mac!r} is not a unicast MAC address")
-    if not 1 <= spec.vlan <= 4094:
+    if spec.vlan != PUBLIC_VLAN and not 1 <= spec.vlan <= 4094:
         raise DriverError("PortRefused", f"port {spec.id}: VLAN {spec.vlan} is not between 1 and 4094")
     if not 0 <= spec.rate_limit_kbps < 2**32:
         raise DriverError("PortRefused", f"port {spec.id}: a rate limit of {spec.rate_limit_kbps} kbit/s is impossible")
     try:
-        addresses = [ipaddress.IPv4Address(address) for address in spec.addresses]
+        mac, addresses = _mac(spec.mac), _addresses(spec.addresses)
+        stations = tuple(Station(mac=_mac(each.mac), addresses=_addresses(each.addresses)) for each in spec.stations)
     except ValueError as exc:
         raise DriverError("PortRefused", f"port {spec.id}: {exc}") from exc
+    checked = msgspec.structs.replace(spec, mac=mac, addresses=addresses, stations=stations)
+    if len({mac, *(each.mac for each in stations)}) != 1 + len(stations):
+        raise DriverError("PortRefused", f"port {spec.id}: two of its machines have one MAC address")
+    return checked
+
+
+def _mac(text: str) -> str:
+    mac = text.lower()
+    if not re.fullmatch(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", mac) or mac == "00:00:00:00:00:00":
+        raise ValueError(f"{text!r} is not a unicast MAC address")
+    return mac
+
+
+def _addresses(texts: Sequence[str]) -> tuple[str, ...]:
+    addresses = [ipaddress.IPv4Address(text) for text in texts]
     for address in addresses:
         if address.is_multicast or address.is_unspecified or address.is_loopback or int(address) == 2**32 - 1:
-            raise DriverError("PortRefused", f"port {spec.id}: {address} cannot be the address of one machine")
-    return msgspec.structs.replace(spec, mac=mac, addresses=tuple(str(address) for address in addresses))
+            raise ValueError(f"{address} cannot be the address of one machine")
+    return tuple(str(address) for address in addresses)
+
+
+def register(vlan: int) -> int:
+    """Return what register 0 holds for frames of the VLAN."""
+    return PUBLIC_REGISTER if vlan == PUBLIC_VLAN else vlan
+
+
+def refuse_taken_macs(spec: PortSpec, others: Iterable[PortSpec | PortFact]) -> None:
+    """Raise DriverError (MacTaken): ports have MACs of their own on a host, stations in their VLAN."""
+    stations = {station.mac for station in spec.stations}
+    for other in others:
+        if other.id == spec.id:
+            continue
+        theirs = {station.mac for station in other.stations}
+        taken = {spec.mac} & {other.mac}
+        if other.vlan == spec.vlan:
+            taken |= (stations | {spec.mac}) & (theirs | {other.mac})
+        if taken:
+            mac = min(taken)
+            raise DriverError("MacTaken", f"port {spec.id}: port {other.id} of this host has MAC {mac} already")
 
 
 def tap_name(port: str) -> str:
@@ -98,8 +153,12 @@ def tap_name(port: str) -> str:
 
 def digest(spec: PortSpec) -> int:
     """Return 24 bits that tell one spec from another; flows carry it to say which spec they put in force."""
-    text = repr((spec.mac, spec.addresses, spec.vlan, spec.rate_limit_kbps))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:3], "big")
+    return short_digest(spec.mac, spec.addresses, spec.vlan, spec.rate_limit_kbps, spec.routes, spec.stations)
+
+
+def short_digest(*parts: object) -> int:
+    """Return 24 bits that tell one tuple of plain values from another."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:3], "big")
 
 
 def port_cookie(spec: PortSpec, ofport: int, role: Role) -> int:
@@ -107,9 +166,9 @@ def port_cookie(spec: PortSpec, ofport: int, role: Role) -> int:
     return PORT_MARK << 48 | ofport << 32 | digest(spec) << 8 | role
 
 
-def any_port_cookie(ofport: int) -> str:
-    """Return the match of every flow of one port."""
-    return f"cookie={PORT_MARK << 48 | ofport << 32:#x}/{0xFFFFFFFF << 32:#x}"
+def any_cookie(mark: int, number: int) -> str:
+    """Return the match of every flow of one port, segment or control path."""
+    return f"cookie={mark << 48 | number << 32:#x}/{0xFFFFFFFF << 32:#x}"
 
 
 def tx_meter(ofport: int) -> int:
@@ -123,13 +182,27 @@ def rx_meter(ofport: int) -> int:
 
 
 def base_flows() -> list[Flow]:
-    """Return what every table ends with: an explicit drop; a miss would ask a controller that is not there."""
-    return [Flow(table=table, priority=0, role=Role.base, match="", actions="drop") for table in (0, 1, 2)]
+    """Return what ends every table; a miss would ask a controller that is not there.
+
+    What nobody on this host owns goes on to other hosts, unless it came from there.
+    """
+    ends = {VLAN: f"resubmit(,{OUTBOUND})", FORWARDED: f"resubmit(,{VLAN})"}
+    last = [
+        Flow(table=table, priority=0, role=Role.base, match="", actions=ends.get(table, "drop"))
+        for table in (ADMISSION, VLAN, DELIVERY, INBOUND, OUTBOUND, FORWARDED)
+    ]
+    return [*last, Flow(table=OUTBOUND, priority=300, role=Role.base, match="reg2=1", actions="drop")]
 
 
 def port_flows(spec: PortSpec, ofport: int) -> list[Flow]:
     """Return all flows of one port, ``spec`` having passed ``check``."""
-    return [*_refusals(ofport), *_admissions(spec, ofport), *_deliveries(spec, ofport)]
+    macs = [spec.mac, *(station.mac for station in spec.stations)]
+    admissions = [
+        *_admissions(spec, ofport),
+        *(flow for station in spec.stations for flow in _station_admissions(spec, station, ofport)),
+        *(_routed(spec, ofport) if spec.routes else ()),
+    ]
+    return [*_refusals(ofport), *admissions, *_ways(spec, macs, ofport), *_deliveries(spec, ofport)]
 
 
 def _refusals(ofport: int) -> list[Flow]:
@@ -153,28 +226,61 @@ def _admissions(spec: PortSpec, ofport: int) -> list[Flow]:
 
     vlan_tci=0 is "no VLAN header at all". IPv6 is not admitted: no port has an IPv6 address yet.
     """
-    sender = f"in_port={ofport},vlan_tci=0,dl_src={spec.mac}"
+    sender = _sender(ofport, spec.mac)
     matches = [f"{sender},udp,nw_src=0.0.0.0,nw_dst=255.255.255.255,tp_src=68,tp_dst=67"]
-    for address in spec.addresses:
-        matches.append(f"{sender},ip,nw_src={address}")
-        matches.append(f"{sender},arp,arp_sha={spec.mac},arp_spa={address}")
-        matches.append(f"{sender},arp,arp_op=1,arp_sha={spec.mac},arp_spa=0.0.0.0,arp_tpa={address}")
+    matches += _spoken(sender, spec.mac, spec.addresses)
+    matches += [f"{sender},arp,arp_op=1,arp_sha={spec.mac},arp_spa=0.0.0.0,arp_tpa={each}" for each in spec.addresses]
+    return [_admit(spec, ofport, 300, match) for match in matches]
+
+
+def _station_admissions(spec: PortSpec, station: Station, ofport: int) -> list[Flow]:
+    sender = _sender(ofport, station.mac)
+    return [_admit(spec, ofport, 300, match) for match in _spoken(sender, station.mac, station.addresses)]
+
+
+def _routed(spec: PortSpec, ofport: int) -> list[Flow]:
+    """A router's DHCP answers in its own name, and what it forwards: IPv4 of any source that is not a neighbour's."""
+    sender = _sender(ofport, spec.mac)
+    answers = [_admit(spec, ofport, 450, f"{sender},udp,nw_src={each},tp_src=67") for each in spec.addresses]
+    return [*answers, _admit(spec, ofport, 250, f"{sender},ip", then=FORWARDED)]
+
+
+def _sender(ofport: int, mac: str) -> str:
+    return f"in_port={ofport},vlan_tci=0,dl_src={mac}"
+
+
+def _spoken(sender: str, mac: str, addresses: Sequence[str]) -> list[str]:
+    return [
+        match
+        for address in addresses
+        for match in (f"{sender},ip,nw_src={address}", f"{sender},arp,arp_sha={mac},arp_spa={address}")
+    ]
+
+
+def _admit(spec: PortSpec, ofport: int, priority: int, match: str, then: int = VLAN) -> Flow:
     meter = f"meter:{tx_meter(ofport)}," if spec.rate_limit_kbps else ""
-    actions = f"{meter}load:{spec.vlan}->NXM_NX_REG0[],resubmit(,{VLAN})"
-    return [Flow(table=ADMISSION, priority=300, role=Role.admit, match=match, actions=actions) for match in matches]
+    actions = f"{meter}load:{register(spec.vlan)}->NXM_NX_REG0[],resubmit(,{then})"
+    return Flow(table=ADMISSION, priority=priority, role=Role.admit, match=match, actions=actions)
+
+
+def _ways(spec: PortSpec, macs: Sequence[str], ofport: int) -> list[Flow]:
+    """Frames to ``macs`` go to the port; over an uplink nothing comes in their name."""
+    segment = f"reg0={register(spec.vlan)}"
+    forward = f"load:{ofport}->NXM_NX_REG1[],resubmit(,{DELIVERY})"
+    ways = [
+        Flow(table=VLAN, priority=200, role=Role.forward, match=f"{segment},dl_dst={mac}", actions=forward)
+        for mac in macs
+    ]
+    impostors = [
+        Flow(table=INBOUND, priority=200, role=Role.impostor, match=f"{segment},dl_src={mac}", actions="drop")
+        for mac in macs
+    ]
+    return ways + impostors
 
 
 def _deliveries(spec: PortSpec, ofport: int) -> list[Flow]:
-    here, own = f"reg1={ofport}", f"reg0={spec.vlan},reg1={ofport}"
-    forward = f"load:{ofport}->NXM_NX_REG1[],resubmit(,{DELIVERY})"
+    here, own = f"reg1={ofport}", f"reg0={register(spec.vlan)},reg1={ofport}"
     flows = [
-        Flow(
-            table=VLAN,
-            priority=200,
-            role=Role.forward,
-            match=f"reg0={spec.vlan},dl_dst={spec.mac}",
-            actions=forward,
-        ),
         Flow(table=DELIVERY, priority=400, role=Role.hairpin, match=f"{here},in_port={ofport}", actions="drop"),
         Flow(table=DELIVERY, priority=200, role=Role.deliver, match=own, actions=f"output:{ofport}"),
         Flow(table=DELIVERY, priority=100, role=Role.foreign, match=here, actions="drop"),
@@ -182,33 +288,61 @@ def _deliveries(spec: PortSpec, ofport: int) -> list[Flow]:
     if spec.rate_limit_kbps:
         # Only unicast: a meter drops the packet for all actions after it, so it would cut a broadcast off for others.
         limited = f"meter:{rx_meter(ofport)},output:{ofport}"
-        match = f"{own},dl_dst={spec.mac}"
+        match = f"{own},dl_dst={UNICAST}"
         flows.append(Flow(table=DELIVERY, priority=300, role=Role.deliver, match=match, actions=limited))
     return flows
 
 
-def flood_lines(vlan: int, ofports: Collection[int]) -> list[str]:
-    """Return the bundle lines that send broadcast and multicast of ``vlan`` to exactly ``ofports``."""
-    match = f"reg0={vlan},dl_dst={MULTICAST}"
-    if not ofports:
+def shared_lines(vlan: int, members: Mapping[int, PortSpec]) -> list[str]:
+    """Return the bundle lines of what the ports of ``vlan`` (OpenFlow port: its spec, all of them) have in common."""
+    return [*_flood_lines(vlan, members), *_owned_lines(vlan, members)]
+
+
+def _flood_lines(vlan: int, members: Mapping[int, PortSpec]) -> list[str]:
+    """Broadcast and multicast go to all of them, and to other hosts."""
+    match = f"reg0={register(vlan)},dl_dst={MULTICAST}"
+    if not members:
         return [f"flow delete_strict table={VLAN},priority=100,{match}"]
-    actions = ",".join(f"load:{port}->NXM_NX_REG1[],resubmit(,{DELIVERY})" for port in sorted(ofports))
-    flow = Flow(table=VLAN, priority=100, role=Role.flood, match=match, actions=actions)
-    return [_add(flow, SHARED_MARK << 48 | vlan << 32 | Role.flood)]
+    each = "".join(f"load:{ofport}->NXM_NX_REG1[],resubmit(,{DELIVERY})," for ofport in sorted(members))
+    flow = Flow(table=VLAN, priority=100, role=Role.flood, match=match, actions=f"{each}resubmit(,{OUTBOUND})")
+    return [add_line(flow, shared_cookie(vlan, Role.flood))]
 
 
-def all_flood_lines(ofports_by_vlan: Mapping[int, Collection[int]]) -> list[str]:
-    """Return the bundle lines that leave exactly these floods, whatever a change that was cut short left behind."""
-    cookie = f"cookie={SHARED_MARK << 48 | Role.flood:#x}/{0xFFFF << 48 | 0xFF:#x}"
-    lines = [f"flow delete {cookie}"]
-    for vlan, ofports in ofports_by_vlan.items():
-        lines += flood_lines(vlan, ofports) if ofports else []
+def _owned_lines(vlan: int, members: Mapping[int, PortSpec]) -> list[str]:
+    """What a router of this VLAN may not forward: packets from addresses of its neighbours."""
+    cookie = shared_cookie(vlan, Role.owned)
+    stale = f"flow delete cookie={cookie:#x}/{2**64 - 1:#x}"
+    if not any(spec.routes for spec in members.values()):
+        return [stale]
+    owned = {address for spec in members.values() for address in spec.addresses}
+    owned |= {address for spec in members.values() for station in spec.stations for address in station.addresses}
+    flows = [
+        Flow(table=FORWARDED, priority=100, role=Role.owned, match=f"reg0={register(vlan)},ip,nw_src={address}",
+             actions="drop")
+        for address in sorted(owned)
+    ]  # fmt: skip
+    return [stale, *(add_line(flow, cookie) for flow in flows)]
+
+
+def all_shared_lines(members_by_vlan: Mapping[int, Mapping[int, PortSpec]]) -> list[str]:
+    """Return the bundle lines that leave exactly these, whatever a change that was cut short left behind."""
+    lines = [
+        f"flow delete cookie={SHARED_MARK << 48 | role:#x}/{0xFFFF << 48 | 0xFF:#x}"
+        for role in (Role.flood, Role.owned)
+    ]
+    for vlan, members in members_by_vlan.items():
+        lines += shared_lines(vlan, members) if members else []
     return lines
+
+
+def shared_cookie(vlan: int, role: Role) -> int:
+    """Return the cookie of a flow of the bridge or of all ports of a VLAN."""
+    return SHARED_MARK << 48 | vlan << 32 | role
 
 
 def base_lines() -> list[str]:
     """Return the bundle lines of the flows that belong to the bridge."""
-    return [_add(flow, SHARED_MARK << 48 | Role.base) for flow in base_flows()]
+    return [add_line(flow, shared_cookie(0, Role.base)) for flow in base_flows()]
 
 
 def put_lines(spec: PortSpec, ofport: int, in_force: PortSpec | None) -> list[str]:
@@ -218,7 +352,7 @@ def put_lines(spec: PortSpec, ofport: int, in_force: PortSpec | None) -> list[st
     """
     wanted = port_flows(spec, ofport)
     if in_force is None:
-        stale = [f"flow delete {any_port_cookie(ofport)}"]
+        stale = delete_lines(ofport)
     else:
         kept = {(flow.table, flow.priority, flow.match) for flow in wanted}
         stale = [
@@ -226,17 +360,18 @@ def put_lines(spec: PortSpec, ofport: int, in_force: PortSpec | None) -> list[st
             for flow in port_flows(in_force, ofport)
             if (flow.table, flow.priority, flow.match) not in kept
         ]
-    return stale + [_add(flow, port_cookie(spec, ofport, flow.role)) for flow in wanted]
+    return stale + [add_line(flow, port_cookie(spec, ofport, flow.role)) for flow in wanted]
 
 
-def _add(flow: Flow, cookie: int) -> str:
+def add_line(flow: Flow, cookie: int) -> str:
+    """Return the bundle line that adds the flow."""
     match = f",{flow.match}" if flow.match else ""
     return f"flow add cookie={cookie:#x},table={flow.table},priority={flow.priority}{match} actions={flow.actions}"
 
 
 def delete_lines(ofport: int) -> list[str]:
     """Return the bundle lines that take every flow of a port away."""
-    return [f"flow delete {any_port_cookie(ofport)}"]
+    return [f"flow delete {any_cookie(PORT_MARK, ofport)}"]
 
 
 def meter_text(meter: int, rate_kbps: int) -> str:
@@ -262,4 +397,13 @@ def packets_by_port(stats: Iterable[FlowStat], roles: Sequence[Role]) -> Counter
     for stat in stats:
         if stat.ofport is not None and stat.role in roles:
             total[stat.ofport] += stat.packets
+    return total
+
+
+def control_packets(stats: Iterable[FlowStat]) -> Counter[int]:
+    """Return, for each OpenFlow port, the frames of its control path that reached it."""
+    total: Counter[int] = Counter()
+    for stat in stats:
+        if (stat.mark, stat.role) == (CONTROL_MARK, Role.control):
+            total[stat.number] += stat.packets
     return total

@@ -1,4 +1,4 @@
-"""A network namespace by name, and what is done inside it: taps made, opened, counted and deleted.
+"""A network namespace by name, and what is done inside it: taps made, opened, counted and deleted, uplinks prepared.
 
 Every piece of work runs in a thread of its own that enters the namespace and ends there: a thread of a pool that failed
 to come back would do other people's work in the wrong network.
@@ -12,6 +12,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import socket
 import struct
 from collections.abc import Callable
@@ -29,17 +30,26 @@ FOLDER = Path("/run/netns")
 
 CLONE_NEWNET = 0x40000000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
+SIOCGIFMTU, SIOCETHTOOL, ETHTOOL_SGRO = 0x8921, 0x8946, 0x2C
 TUNSETIFF, TUNSETPERSIST, TUNSETOFFLOAD = 0x400454CA, 0x400454CB, 0x400454D0
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 RTM_DELLINK, NLM_F_REQUEST_ACK, NLMSG_ERROR = 17, 0x5, 2
+
+TAP = re.compile(r"p[0-9a-f]{12}")
 
 QUIET = {
     "ipv6/conf/all/disable_ipv6": "1",
     "ipv6/conf/default/disable_ipv6": "1",
     "ipv4/ip_forward": "0",
-    "ipv4/conf/all/arp_ignore": "8",
+    "ipv4/conf/all/arp_ignore": "0",
+    "ipv4/conf/default/arp_ignore": "8",
+    "ipv4/conf/default/rp_filter": "1",
 }
-"""A tap's other end is the kernel's own IP stack: it must neither answer a guest nor say anything to it."""
+"""A device's other end is the kernel's own IP stack: it must neither answer a guest nor say anything to it.
+
+The devices that are made later never answer ARP, and take no packet that they have no address to answer from. Those
+that were there before, such as a host's own way to its servers, stay as they are.
+"""
 
 T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -69,7 +79,7 @@ async def remove(name: str) -> None:
     if (FOLDER / name).exists():
         if await _is_namespace(name):
             for tap in await counters(name):
-                if tap.startswith("p"):
+                if TAP.fullmatch(tap):
                     await delete_link(name, tap)
         await run(["ip", "netns", "delete", name])
 
@@ -93,6 +103,21 @@ async def open_tap(namespace: str, tap: str) -> int:
 async def delete_link(namespace: str, link: str) -> None:
     """Delete a network device; none: nothing."""
     await inside(namespace, lambda: _delete_link(link))
+
+
+async def numbers(namespace: str) -> dict[str, int]:
+    """Return every network device by name, with its number; one that was made anew has another."""
+    return await inside(namespace, lambda: {name: number for number, name in socket.if_nameindex()})
+
+
+async def prepare_uplink(namespace: str, device: str) -> int:
+    """Put a network device up for the switch alone, and return its MTU."""
+    return await inside(namespace, lambda: _prepare_uplink(device))
+
+
+async def let_answer(namespace: str, device: str) -> None:
+    """Let the kernel answer ARP for the addresses of this device, on it."""
+    await inside(namespace, lambda: _set_arp_ignore(device, "1"))
 
 
 async def counters(namespace: str) -> dict[str, LinkCounters]:
@@ -136,6 +161,30 @@ def _quieten() -> None:
         setting = Path("/proc/sys/net") / key
         with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6 is quiet already
             setting.write_text(value)
+
+    for link in socket.if_nameindex():
+        if TAP.fullmatch(link[1]):
+            _set_arp_ignore(link[1], "8")
+
+
+def _set_arp_ignore(device: str, mode: str) -> None:
+    Path(f"/proc/sys/net/ipv4/conf/{device}/arp_ignore").write_text(mode)
+
+
+def _prepare_uplink(device: str) -> int:
+    try:
+        _set_arp_ignore(device, "8")
+        _set_up(device)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+            request = struct.pack("16sI20x", device.encode(), 0)
+            (mtu,) = struct.unpack_from("I", fcntl.ioctl(control, SIOCGIFMTU, request), 16)
+            # Frames that the kernel has joined are longer than what any guest can take.
+            off = ctypes.create_string_buffer(struct.pack("II", ETHTOOL_SGRO, 0))
+            with contextlib.suppress(OSError):  # it cannot join frames at all
+                fcntl.ioctl(control, SIOCETHTOOL, struct.pack("16sQ16x", device.encode(), ctypes.addressof(off)))
+    except OSError as exc:
+        raise DriverError("UplinkMissing", f"uplink {device}: {exc.strerror}") from exc
+    return int(mtu)
 
 
 def _make_tap(tap: str) -> bool:

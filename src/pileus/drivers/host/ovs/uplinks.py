@@ -1,0 +1,90 @@
+"""The network devices by which a host meets others, as ports of its switch: level-triggered, whatever comes or goes."""
+
+from __future__ import annotations
+
+import logging
+
+from pileus.drivers.host.errors import DriverError
+from pileus.drivers.host.ovs import namespace
+from pileus.drivers.host.ovs.base import Uplinks
+from pileus.drivers.host.ovs.command import run
+from pileus.drivers.host.ovs.database import BRIDGE, UNDERLAY, Database, Uplink
+from pileus.drivers.host.ovs.segments import PUBLIC_PORT, TRUNK_PORT, TUNNEL_PORT, check_uplinks, tunnel_address
+
+log = logging.getLogger(__name__)
+
+VXLAN = "pileus-vxlan"
+UNDERLAY_MTU = 1550
+"""A guest's frame of 1,500 bytes, its Ethernet header (14), VXLAN (8), UDP (8) and IPv4 (20)."""
+
+ROUTE_METRIC = 1000
+"""Behind any route that somebody else has set."""
+
+
+class UplinkPorts:
+    """The uplinks of the switch in ``name``, a network namespace."""
+
+    def __init__(self, uplinks: Uplinks, name: str, database: Database) -> None:
+        check_uplinks(uplinks)
+        self._uplinks = uplinks
+        self._namespace = name
+        self._database = database
+        self._bridges = (BRIDGE, UNDERLAY) if uplinks.tunnel else (BRIDGE,)
+
+    async def ensure_bridges(self) -> None:
+        """Make the bridges that this host needs."""
+        await self._database.ensure_bridges(self._bridges)
+
+    async def ensure(self) -> None:
+        """Make ports of the devices that are there, and no others; a missing one hinders nobody."""
+        devices = await namespace.numbers(self._namespace)
+        wanted = self._wanted(devices)
+        for uplink in wanted:
+            if not uplink.kind:
+                mtu = await namespace.prepare_uplink(self._namespace, uplink.name)
+                self._warn_of_mtu(uplink.name, mtu)
+        await self._database.set_uplinks(wanted)
+        if self._uplinks.tunnel in devices:
+            await self._address_underlay()
+
+    async def missing(self, names: list[str]) -> list[str]:
+        """Return which of the devices are not ports of the switch: not there, or there anew."""
+        if not names:
+            return []
+        numbers = await namespace.numbers(self._namespace)
+        attached = {each.name for each in await self._database.uplinks() if numbers.get(each.name) == each.ifindex}
+        return [name for name in names if name not in attached]
+
+    async def require(self, names: list[str], who: str) -> None:
+        """Raise DriverError (UplinkMissing) when ``who`` needs a device that is not a port."""
+        missing = await self.missing(names)
+        if missing:
+            devices = " and ".join(missing)
+            raise DriverError("UplinkMissing", f"{who}: network device {devices} is not in {self._namespace}")
+
+    def _wanted(self, devices: dict[str, int]) -> list[Uplink]:
+        uplinks = self._uplinks
+        options = {"remote_ip": "flow", "key": "flow", "local_ip": tunnel_address(uplinks)}
+        every = [
+            (uplinks.trunk, Uplink(uplinks.trunk, BRIDGE, devices.get(uplinks.trunk, 0), TRUNK_PORT)),
+            (uplinks.public, Uplink(uplinks.public, BRIDGE, devices.get(uplinks.public, 0), PUBLIC_PORT)),
+            (uplinks.tunnel, Uplink(uplinks.tunnel, UNDERLAY, devices.get(uplinks.tunnel, 0))),
+            (uplinks.tunnel, Uplink(VXLAN, BRIDGE, 0, TUNNEL_PORT, "vxlan", options)),
+        ]
+        return [uplink for device, uplink in every if device in devices]
+
+    async def _address_underlay(self) -> None:
+        """Give the underlay's local port this host's address: the switch finds its ways by the kernel's routes."""
+        await namespace.let_answer(self._namespace, UNDERLAY)
+        lines = [f"address replace {self._uplinks.tunnel_address} dev {UNDERLAY}", f"link set {UNDERLAY} up"]
+        if self._uplinks.tunnel_gateway:
+            gateway = self._uplinks.tunnel_gateway
+            lines.append(f"route replace default via {gateway} dev {UNDERLAY} metric {ROUTE_METRIC}")
+        await run(["ip", "-n", self._namespace, "-batch", "-"], text="\n".join(lines) + "\n")
+
+    def _warn_of_mtu(self, device: str, mtu: int) -> None:
+        if device == self._uplinks.tunnel and mtu < UNDERLAY_MTU:
+            log.warning(
+                "the tunnel's MTU is too small: longest frames of guests are lost",
+                extra={"device": device, "mtu": mtu, "wanted": UNDERLAY_MTU},
+            )
