@@ -12,6 +12,7 @@ from pileus.compute.vm.controller import VmController
 from pileus.drivers.host.disk.base import ImageFacts
 from pileus.drivers.host.errors import DriverError, ImageRefused
 from pileus.fleet.node.controller import NodeController
+from pileus.gateway.router.controller import RouterController
 from pileus.image.jail import convert
 from pileus.infra.host.controller import HostController, wake_silent
 from pileus.infra.pod.api import PodAdmission
@@ -52,6 +53,7 @@ def controllers(store: Store, images: Files) -> dict[str, Controller]:
         "network.port": PortController(),
         "compute.vm": VmController(store),
         "fleet.node": NodeController(),
+        "gateway.router": RouterController(store.clock),
     }
 
 

@@ -34,9 +34,9 @@ class RouterAssigned(Struct, frozen=True, kw_only=True):
 
 
 class RouterObserved(Struct, frozen=True, kw_only=True):
-    """What its nodes say. ``state`` idle: no VM needs it."""
+    """What its nodes say. ``state`` idle: no VM needs it; ending: its appliances are being removed."""
 
-    state: Literal["idle", "starting", "ready", "degraded"]
+    state: Literal["idle", "starting", "ready", "degraded", "ending"]
     message: str = ""
     nodes: tuple[str, ...] = ()
     active_node: str = ""
@@ -54,8 +54,8 @@ def _ready(resource: Resource) -> Condition:
     observed: RouterObserved | None = resource.observed
     if observed is None:
         return unready("Deciding", "no decision yet")
-    if observed.state == "idle":
-        return ready("Idle", "no VM needs it now")
+    if observed.state in ("idle", "ending"):
+        return ready(observed.state.capitalize(), "no VM needs it now")
     if observed.state == "ready":
         return ready()
     if observed.state == "degraded":

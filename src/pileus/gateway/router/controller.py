@@ -1,0 +1,361 @@
+"""The server half of a router: up before the account's first VM, its nodes with the newest document, down when idle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from pileus.compute.vm.types import VmNic
+from pileus.fleet.node.types import Document, NodeAssigned, NodeDesired, NodeObserved, in_force
+from pileus.gateway.router.document import (
+    Pair,
+    RouterView,
+    document,
+    far_routers,
+    guest_addresses,
+    public_addresses,
+    stations,
+    with_links,
+    with_pair,
+)
+from pileus.gateway.router.plan import SLOTS, Activity, Member, Membership, activity, membership, slots
+from pileus.gateway.router.types import RouterAssigned, RouterObserved
+from pileus.gateway.router.view import load_view
+from pileus.infra.zone.plan import PublicPool, public_pool
+from pileus.infra.zone.types import RouterWish, ZoneDesired, public_space
+from pileus.kernel.clock import Clock
+from pileus.kernel.kind import Resource
+from pileus.kernel.loop import Controller
+from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.store import Store
+from pileus.kernel.transaction import Exhausted, Transaction
+from pileus.network.network.types import NetworkObserved
+
+ROLE = "router"
+PAIR_ADDRESSES = {"a": "169.254.255.1", "b": "169.254.255.2"}
+"""Of the two nodes of a pair on the guest link (link-local, RFC 3927): they never leave the account's VLAN."""
+PAIR_PREFIX = 30
+VRRP_ROUTER_ID = 51
+PRIORITY = {"a": 110, "b": 100}
+LOOK_AGAIN_S = 15.0
+"""How often a router that is up looks whether a VM still wants it, besides being told."""
+
+
+class World(Struct, frozen=True, kw_only=True):
+    """What a decision is made of. ``ports``: of the nodes' VMs, by node slot, in the order of their NICs."""
+
+    router: Resource
+    zone: Resource
+    networks: Sequence[Resource]
+    vms: Sequence[Resource]
+    nodes: Mapping[str, Resource]
+    ports: Mapping[str, Sequence[Resource]]
+    image: Resource | None
+    view: RouterView
+
+
+class RouterController(Controller):
+    """Keeps a router's appliances and their documents as the account's resources want them."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    async def reconcile(self, resource: Resource, store: Store) -> Outcome:
+        """Decide whether it is up, claim its address, keep its nodes; gone with the account's last served network."""
+        if resource.deleting:
+            return Done()
+        world = await _world(resource, store)
+        if not world.networks and not world.nodes and resource.assigned.active == "no":
+            return Done(lambda tx: _mark_deleting(tx, resource))
+        wanted = any(_wants(vm, world.networks) for vm in world.vms)
+        idle_s = world.zone.desired.router_idle_s
+        assigned: RouterAssigned = resource.assigned
+        change = activity(assigned.active, assigned.idle_since, wanted, self._clock(), idle_s)
+        if change.active == "yes" and world.image is None:
+            name = world.zone.desired.router_image
+            message = f"its image {name} is not there; `pileus image build {name}` makes it"
+            return Wait("NoImage", message, 10.0, lambda tx: _tell_networks(tx, world, "waiting", message))
+        if _settled_assignment(world, change) != assigned:
+            return Wait("Starting", "its decisions are being written", 0.0, lambda tx: _assign(tx, world, change))
+        found = _observe(world)
+
+        async def apply(tx: Transaction) -> None:
+            await _keep_nodes(tx, world)
+            await _report(tx, world, found)
+
+        if found.state == "idle":
+            return Done(apply)
+        after_s = min(change.again_s or LOOK_AGAIN_S, LOOK_AGAIN_S)
+        if found.state == "starting":
+            return Wait("Starting", found.message, after_s, apply)
+        return Done(apply, after_s)
+
+
+async def _world(router: Resource, store: Store) -> World:
+    assigned: RouterAssigned = router.assigned
+    zone = await store.get(assigned.zone)
+    account = router.account_id
+    networks = await store.list(Filter(kind="network.network", account_id=account, zone=zone.id), limit=10_000)
+    vms = await store.list(Filter(kind="compute.vm", account_id=account, zone=zone.id), limit=100_000)
+    children = await store.list(Filter(kind="fleet.node", owner=router.id))
+    nodes = {node.name.rpartition("-")[2]: node for node in children}
+    ports = {}
+    for slot, node in nodes.items():
+        vm = next((vm for vm in vms if vm.id == node.assigned.vm), None)
+        if vm is not None and vm.assigned.ports:
+            found = {port.id: port for port in await store.list(Filter(kind="network.port", owner=vm.id))}
+            ports[slot] = [found[id] for id in vm.assigned.ports if id in found]
+    return World(
+        router=router,
+        zone=zone,
+        networks=[each for each in networks if each.assigned.router != "none" and not each.deleting],
+        vms=[vm for vm in vms if vm.desired.appliance is None],
+        nodes=nodes,
+        ports=ports,
+        image=await store.find("storage.image", "", zone.desired.router_image),
+        view=await load_view(store, router),
+    )
+
+
+def _wants(vm: Resource, networks: Iterable[Resource]) -> bool:
+    """Tell whether the VM runs, or shall, in one of the networks."""
+    is_up = vm.observed is not None and vm.observed.power in ("running", "paused")
+    if vm.desired.power == "stopped" and not is_up:
+        return False
+    words = {nic.network for nic in vm.desired.nics}
+    return any(network.id in words or network.name in words for network in networks)
+
+
+def _redundancy(world: World) -> RouterWish:
+    return "redundant" if any(each.assigned.router == "redundant" for each in world.networks) else "single"
+
+
+def _settled_assignment(world: World, change: Activity) -> RouterAssigned:
+    """Return the assignment as it shall be, but for a public address that is still to be claimed."""
+    assigned: RouterAssigned = world.router.assigned
+    pool = public_pool(world.zone.desired)
+    wished = replace(assigned, active=change.active, idle_since=change.idle_since, redundancy=_redundancy(world))
+    if change.active == "no" and world.nodes:
+        return wished  # an address goes back when nobody answers for it any more
+    if change.active == "no" or pool is None:
+        return replace(wished, public_address="", public_prefix=0, public_gateway="")
+    if not assigned.public_address:
+        return replace(wished, public_address="?")
+    return replace(wished, public_prefix=pool.network.prefixlen, public_gateway=str(pool.gateway))
+
+
+async def _assign(tx: Transaction, world: World, change: Activity) -> None:
+    router = world.router
+    wished = _settled_assignment(world, change)
+    space = public_space(world.zone.id)
+    if wished.public_address == "?":
+        pool = public_pool(world.zone.desired)
+        assert pool is not None  # a wish for an address comes of a pool
+        wished = replace(
+            wished,
+            public_address=await _public_address(tx, world, pool),
+            public_prefix=pool.network.prefixlen,
+            public_gateway=str(pool.gateway),
+        )
+    elif not wished.public_address:
+        await tx.release(router.id, space)
+    await tx.update(router, assigned=wished)
+    if change.active != router.assigned.active:
+        idle_s = world.zone.desired.router_idle_s
+        up = change.active == "yes"
+        message = "starts: a VM needs it" if up else f"ends: no VM needed it for {idle_s} s"
+        await tx.event(router, "Decided", "Starts" if up else "Ends", f"{router} {message}")
+
+
+async def _public_address(tx: Transaction, world: World, pool: PublicPool) -> str:
+    zone: ZoneDesired = world.zone.desired
+    try:
+        number = await tx.claim_number(public_space(world.zone.id), pool.low, pool.high, world.router.id)
+    except Exhausted as error:
+        raise Waiting(
+            "NoPublicAddress",
+            f"no public address is left in {world.zone}: all {error.capacity} of {zone.public_range} are in use",
+            10.0,
+        ) from None
+    return pool.address(number)
+
+
+def _members(world: World) -> dict[str, Member]:
+    found = {}
+    assert world.image is not None or not world.nodes or world.router.assigned.active == "no"
+    image = world.image.id if world.image is not None else ""
+    for slot, node in world.nodes.items():
+        found[slot] = Member(
+            slot=slot,
+            is_current=node.desired.image == image,
+            in_force=in_force(node),
+            carries=_carries(node, world),
+            deleting=node.deleting,
+        )
+    return found
+
+
+def _carries(node: Resource, world: World) -> bool:
+    """Tell whether the node has the addresses: the only one always, one of a pair when it says so."""
+    if world.router.assigned.redundancy != "redundant":
+        return True
+    observed: NodeObserved | None = node.observed
+    return observed is not None and observed.status.get("redundancy") == "active"
+
+
+async def _keep_nodes(tx: Transaction, world: World) -> None:
+    """Make, change and remove the router's nodes."""
+    router = world.router
+    assigned: RouterAssigned = router.assigned
+    wanted = slots(assigned.active, assigned.redundancy)
+    change = membership(wanted, _members(world))
+    for slot in change.remove:
+        await tx.mark_deleting(world.nodes[slot])
+    for slot in wanted:
+        node = world.nodes.get(slot)
+        if node is None and slot in change.make:
+            await _make_node(tx, world, slot)
+        elif node is not None and not node.deleting and slot not in change.remove:
+            await tx.update(node, desired=_wished(node.desired, world, slot, change))
+
+
+async def _make_node(tx: Transaction, world: World, slot: str) -> None:
+    assert world.image is not None  # nodes are made of it
+    assigned: RouterAssigned = world.router.assigned
+    empty = NodeDesired(image=world.image.id, role=ROLE, vdc=assigned.vdc)
+    node = Resource(
+        id="",
+        kind="fleet.node",
+        name=f"{world.router.name[:60]}-{slot}",
+        desired=_wished(empty, world, slot, Membership()),
+        assigned=NodeAssigned(zone=assigned.zone, vdc=assigned.vdc),
+    )
+    await tx.ensure_child(world.router, node, {"image": world.image.id})
+
+
+def _wished(desired: NodeDesired, world: World, slot: str, change: Membership) -> NodeDesired:
+    """Return the node's wish: its NICs with every address they may use, and its document once its NICs have MACs."""
+    pair = _pair(world.router.assigned.redundancy, slot, change)
+    nics = _nics(world, pair)
+    other = next((node for name, node in world.nodes.items() if name != slot), None)
+    ports = world.ports.get(slot, ())
+    macs = [port.assigned.mac for port in ports if port.assigned is not None]
+    whole: Document = {}
+    if len(macs) == len(nics):
+        whole = with_links(document(world.view), f"{world.router.name}-{slot}", *macs)
+        whole = with_pair(whole, pair) if pair is not None else whole
+    return replace(
+        desired,
+        nics=nics,
+        apart_from=other.assigned.vm if other is not None else desired.apart_from,
+        document=whole,
+    )
+
+
+def _pair(redundancy: RouterWish, slot: str, change: Membership) -> Pair | None:
+    """Return what only this node of a pair is told."""
+    if redundancy != "redundant":
+        return None
+    return Pair(
+        router_id=VRRP_ROUTER_ID,
+        priority=PRIORITY[slot],
+        own=f"{PAIR_ADDRESSES[slot]}/{PAIR_PREFIX}",
+        peer=next(PAIR_ADDRESSES[each] for each in SLOTS if each != slot),
+        yields=change.hand_over == slot,
+    )
+
+
+def _nics(world: World, pair: Pair | None) -> tuple[VmNic, ...]:
+    """Return the guest NIC and, in a zone with public addresses, the public one."""
+    own = (pair.own.partition("/")[0],) if pair is not None else ()
+    guest = VmNic(
+        network="",
+        attachment="gateway",
+        addresses=(*guest_addresses(world.view), *own),
+        stations=stations(world.view),
+    )
+    if not world.router.assigned.public_address:
+        return (guest,)
+    return guest, VmNic(network="", attachment="public", addresses=public_addresses(world.view))
+
+
+def _observe(world: World) -> RouterObserved:
+    """Return what the router is, from what its nodes say."""
+    assigned: RouterAssigned = world.router.assigned
+    wanted = slots(assigned.active, assigned.redundancy)
+    if not wanted:
+        nodes = tuple(node.id for node in world.nodes.values())
+        return RouterObserved(state="ending" if nodes else "idle", nodes=nodes)
+    alive = {slot: node for slot, node in world.nodes.items() if slot in wanted and not node.deleting}
+    good = {slot: node for slot, node in alive.items() if in_force(node)}
+    carrying = next((node.id for node in good.values() if _carries(node, world)), "")
+    reasons = [f"{node}: {node.ready.message}" for slot, node in alive.items() if slot not in good and node.ready]
+    message = "; ".join(reasons) or ("" if len(good) == len(wanted) else "its appliance is being made")
+    return RouterObserved(
+        state=_state(len(good), len(wanted), was_up=_was_up(world)),
+        message=message,
+        nodes=tuple(node.id for node in world.nodes.values()),
+        active_node=carrying,
+        hash="-".join(str(node.observed.hash) for node in good.values()),
+    )
+
+
+def _was_up(world: World) -> bool:
+    observed: RouterObserved | None = world.router.observed
+    return observed is not None and observed.state in ("ready", "degraded")
+
+
+def _state(good: int, wanted: int, *, was_up: bool) -> Any:
+    if good == wanted:
+        return "ready"
+    return "degraded" if good or was_up else "starting"
+
+
+async def _report(tx: Transaction, world: World, found: RouterObserved) -> None:
+    """Write what was found, tell the networks, and let those look who wait for it."""
+    known = await tx.get(world.router.id)
+    if found != known.observed:
+        await tx.update(known, observed=found)
+        for id in (*(rule.id for rule in world.view.rules), *far_routers(world.view)):
+            await tx.enqueue(id)
+    if found.state in ("idle", "ending"):
+        await _tell_networks(tx, world, "waiting", "")
+    elif found.state == "starting":
+        await _tell_networks(tx, world, "", f"{world.router} is starting: {found.message}")
+    else:
+        await _tell_networks(tx, world, "served", "")
+
+
+async def _tell_networks(tx: Transaction, world: World, state: str, message: str) -> None:
+    """Write who serves the networks; ``state`` empty: a served one stays so while its router configures itself."""
+    changed = False
+    for network in world.networks:
+        before: NetworkObserved | None = network.observed
+        kept = state or (before.state if before is not None else "waiting")
+        if kept == "served" and (before is None or before.state != "served") and not _runs(world, network):
+            kept, message = "waiting", f"{world.router} does not run its configuration yet"
+        after = NetworkObserved(
+            state="served" if kept == "served" else "waiting",
+            router=world.router.id,
+            message="" if kept == "served" else message,
+        )
+        if after != before:
+            changed = True
+            await tx.update(await tx.get(network.id), observed=after)
+    if changed:
+        for vm in world.vms:
+            await tx.enqueue(vm.id)
+
+
+def _runs(world: World, network: Resource) -> bool:
+    """Tell whether a node runs a document that has the network."""
+    documents = [node.desired.document for node in world.nodes.values() if in_force(node)]
+    return any(network.id in each.get("networks", {}) for each in documents)
+
+
+async def _mark_deleting(tx: Transaction, router: Resource) -> None:
+    await tx.mark_deleting(await tx.get(router.id))
