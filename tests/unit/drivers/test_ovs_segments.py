@@ -9,7 +9,7 @@ from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.ovs import segments
 from pileus.drivers.host.ovs.base import SegmentSpec, Uplinks
 from pileus.drivers.host.ovs.exchange import control_lines, control_meter
-from pileus.drivers.host.ovs.flows import FlowStat, tx_meter
+from pileus.drivers.host.ovs.flows import FlowStat, Role, tx_meter
 
 SPEC = SegmentSpec(vlan=101, vni=5001, trunk=True, peers=("10.200.1.11", "10.200.2.11"))
 UPLINKS = Uplinks(trunk="trunk0", tunnel="tunnel0", tunnel_address="10.200.1.11/24", public="public0")
@@ -22,7 +22,7 @@ def stats(lines: list[str]) -> list[FlowStat]:
 
 
 def outlet(spec: SegmentSpec, uplinks: Uplinks) -> str:
-    (flow,) = [flow for flow in segments.segment_flows(spec, uplinks) if flow.role == segments.Role.outbound]
+    (flow,) = [flow for flow in segments.segment_flows(spec, uplinks) if flow.role == Role.outbound]
     return flow.actions
 
 
@@ -50,7 +50,7 @@ def test_a_segment_needs_the_uplinks_by_which_it_meets_others(
 
 
 def test_only_peers_of_the_segment_are_let_in() -> None:
-    admitted = [flow.match for flow in segments.segment_flows(SPEC, UPLINKS) if flow.role == segments.Role.inbound]
+    admitted = [flow.match for flow in segments.segment_flows(SPEC, UPLINKS) if flow.role == Role.inbound]
     assert admitted == ["in_port=65002,tun_id=5001,tun_src=10.200.2.11", "in_port=65001,dl_vlan=101"]
 
 
