@@ -39,7 +39,10 @@ class PortController(Controller):
                 decided = await _assign(tx, resource, network, zone, vm)
             else:
                 decided = followed(assigned, resource.desired, network, zone)
-            await tx.update(resource, assigned=replace(decided, host=vm.host))
+            after = replace(decided, host=vm.host)
+            await tx.update(resource, assigned=after)
+            if after != assigned:
+                await _wake_router(tx, network)
 
         return Done(apply)
 
@@ -64,6 +67,7 @@ async def _release_addresses(tx: Transaction, port: Resource) -> None:
     if port.desired.attachment != "network":
         return
     network = await tx.get((await tx.links(port.id))["network"])
+    await _wake_router(tx, network)
     assigned: PortAssigned | None = port.assigned
     if assigned is None:
         numbers = wished_numbers(network.desired.range, port.desired)
@@ -71,6 +75,12 @@ async def _release_addresses(tx: Transaction, port: Resource) -> None:
         numbers = host_numbers(network.desired.range, (assigned.address, *assigned.extra_addresses))
     for number in numbers:
         await tx.release(port.owner, address_space(network.id), str(number))
+
+
+async def _wake_router(tx: Transaction, network: Resource | None) -> None:
+    """Let the network's router see that a guest came, changed or went."""
+    if network is not None and network.observed is not None:
+        await tx.enqueue(network.observed.router)
 
 
 async def _others(tx: Transaction, port: Resource, zone: str) -> bool:
