@@ -72,10 +72,13 @@ class Stream(Protocol):
     """A TCP connection that a node made on our behalf, inside its networks."""
 
     async def read(self) -> bytes:
-        """Return the next bytes; empty at the end."""
+        """Return the next bytes; empty at the end. Raises: DriverError (StreamLost) when it broke."""
 
     async def write(self, data: bytes) -> None:
-        """Send ``data``; waits while the node cannot take more."""
+        """Send ``data``; waits while the node cannot take more. Raises: DriverError (StreamLost) when it is over."""
+
+    async def finish(self) -> None:
+        """End our direction (TCP's FIN), once; reading goes on."""
 
     async def close(self) -> None:
         """End both directions."""
