@@ -81,8 +81,8 @@ PLACED = sa.text("SELECT id, host, kind FROM resource WHERE host <> ''")
 AUDIT_RUNS = sa.text("SELECT server, COUNT(*), MIN(seq), MAX(seq) FROM audit GROUP BY server")
 AUDIT_TWICE = sa.text("SELECT request, COUNT(*) FROM audit WHERE request <> '' GROUP BY request HAVING COUNT(*) > 1")
 COUNTS = sa.text(
-    "SELECT vdc, SUM(CASE WHEN kind = 'compute.vm' THEN 1 ELSE 0 END),"
-    " SUM(CASE WHEN kind = 'compute.vm' OR (kind = 'storage.volume' AND owner = account_id) THEN 1 ELSE 0 END),"
+    "SELECT vdc, SUM(CASE WHEN kind = 'compute.vm' AND owner = account_id THEN 1 ELSE 0 END),"
+    " SUM(CASE WHEN owner = account_id AND (kind = 'compute.vm' OR kind = 'storage.volume') THEN 1 ELSE 0 END),"
     " SUM(CASE WHEN kind = 'network.network' THEN 1 ELSE 0 END) FROM resource WHERE vdc <> '' GROUP BY vdc"
 )
 USED = sa.text("SELECT space, used, capacity FROM budget")

@@ -16,6 +16,7 @@ import msgspec
 
 from pileus.kernel.access import Principal, Rule
 from pileus.kernel.errors import Bug, Rejected, Transient
+from pileus.kernel.kind import Resource
 from pileus.kernel.reading import Answer, Call, ListQuery
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.surface import Surface
@@ -30,12 +31,20 @@ HOSTS = 4
 HOST_MIB = 4096
 """Small, so that hosts fill up."""
 RANGES = ("10.1.1.0/24", "10.2.0.0/29", "10.2.0.0/28", "10.3.0.0/30", "192.168.7.0/26")
+PUBLIC_RANGE = "203.0.113.0/29"
+"""Five addresses: they run out too."""
+ROUTER_IDLE_S = 20
 QUICK_EVERY, FULL_EVERY = 10, 1000
 TENANT_RULES = (Rule(kinds=("*",), verbs=("get", "create", "update", "delete", "console")),)
 TENANT_KINDS = ("compute.vm", "storage.volume", "network.network", "network.port", "tenancy.vdc", "storage.image")
 MISSING_ID = "01234567-89ab-7def-8123-456789abcdef"
 
 Operation = Callable[[], Awaitable[None]]
+
+
+def _is_own(row: Resource) -> bool:
+    """Tell whether it is the account's own; what belongs to an appliance may not be touched."""
+    return row.owner == row.account_id or "router" not in row.name
 
 
 class Walk:
@@ -55,7 +64,7 @@ class Walk:
             (self.create_vm, 260), (self.power, 160), (self.boot, 30), (self.nics, 50), (self.volumes, 80),
             (self.rescale, 50), (self.policy, 25), (self.label, 30), (self.delete_vm, 80),
             (self.create_volume, 60), (self.grow_volume, 25), (self.delete_volume, 40),
-            (self.create_network, 40), (self.delete_network, 15), (self.image, 12),
+            (self.create_network, 40), (self.change_router, 12), (self.delete_network, 15), (self.image, 12),
             (self.create_account, 30), (self.delete_account, 3), (self.quota, 15), (self.vdc, 8),
             (self.people, 25), (self.operators_own, 15), (self.nonsense, 40), (self.peek, 40), (self.repeat, 10),
             (self.burst, 8), (self.rest, 25),
@@ -67,7 +76,8 @@ class Walk:
 
     async def prepare(self) -> None:
         """Furnish the cloud."""
-        await self.world.furnish(HOSTS, cpus=8, memory_mib=HOST_MIB, vlan_first=1, vlan_last=VLANS)
+        zone = {"vlan_first": 1, "vlan_last": VLANS, "public_range": PUBLIC_RANGE, "router_idle_s": ROUTER_IDLE_S}
+        await self.world.furnish(HOSTS, cpus=8, memory_mib=HOST_MIB, **zone)
         for account in ACCOUNTS[:4]:
             await self._create_account(account)
 
@@ -150,7 +160,7 @@ class Walk:
         """Note what there is."""
         for kind in ("compute.vm", "storage.volume", "network.network"):
             rows = await self.world.servers[0].store.list(Filter(kind=kind), limit=1000)
-            self.known[kind] = [(row.account, row.name) for row in rows if not row.deleting]
+            self.known[kind] = [(row.account, row.name) for row in rows if not row.deleting and _is_own(row)]
 
     def name(self, letter: str, count: int) -> str:
         return f"{letter}{self.random.randrange(count)}"
@@ -248,7 +258,14 @@ class Walk:
         await self.delete("storage.volume", name, account)
 
     async def create_network(self) -> None:
-        await self.create("network.network", self.name("n", 2), self.account(), range=self.random.choice(RANGES))
+        router = self.random.choice(("", "", "single", "single", "redundant"))
+        range_ = self.random.choice(RANGES)
+        await self.create("network.network", self.name("n", 2), self.account(), range=range_, router=router)
+
+    async def change_router(self) -> None:
+        account, name = self.one("network.network", "n", 2)
+        router = self.random.choice(("none", "single", "redundant"))
+        await self.patch("network.network", name, account, router=router)
 
     async def delete_network(self) -> None:
         await self.delete("network.network", self.random.choice(("n0", "n1", "n1", "default")), self.account())
