@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Network
 
 from msgspec import Struct
 
@@ -87,6 +88,11 @@ def _id(resource: Resource) -> str:
     return resource.id
 
 
+def cidrs(texts: Iterable[str]) -> list[str]:
+    """Return ranges as the document has them: an address alone is a range of one."""
+    return [str(IPv4Network(text)) for text in texts]
+
+
 def united(documents: Iterable[Document]) -> Document:
     """Return one document with the entries of all."""
     result: Document = {}
@@ -94,12 +100,3 @@ def united(documents: Iterable[Document]) -> Document:
         for section, entries in document.items():
             result.setdefault(section, {}).update(entries)
     return result
-
-
-def missing(entries: Document, document: Document) -> bool:
-    """Tell whether ``document`` lacks one of ``entries``, or has it otherwise."""
-    return any(
-        document.get(section, {}).get(key) != entry
-        for section, keyed in entries.items()
-        for key, entry in keyed.items()
-    )

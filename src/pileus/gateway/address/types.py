@@ -38,6 +38,7 @@ KIND = Kind(
     desired=AddressDesired,
     assigned=AddressAssigned,
     ready=_ready,
+    aliases=("addresses",),
     immutable=frozenset({"address", "vdc"}),
     columns=(
         Column("ADDRESS", "assigned.address"),

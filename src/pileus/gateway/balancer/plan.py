@@ -8,7 +8,7 @@ from typing import Any, Literal
 from msgspec.structs import asdict
 
 from pileus.gateway.balancer.types import BalancerAssigned, BalancerDesired, MemberHealth
-from pileus.gateway.facts import Facts
+from pileus.gateway.facts import Facts, cidrs
 from pileus.kernel.kind import Resource
 from pileus.node.document import Document
 
@@ -40,7 +40,7 @@ def entries(balancer: Resource, facts: Facts) -> Document:
         "algorithm": desired.algorithm,
         "members": reached,
         "check": asdict(desired.check),
-        "sources": list(desired.sources),
+        "sources": cidrs(desired.sources),
     }
     return {"balancers": {balancer.id: entry}}
 

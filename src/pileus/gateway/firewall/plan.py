@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pileus.gateway.facts import Facts
+from pileus.gateway.facts import Facts, cidrs
 from pileus.gateway.firewall.types import FirewallAssigned, FirewallDesired
 from pileus.kernel.kind import Resource
 from pileus.node.document import Document
@@ -23,8 +23,8 @@ def entries(firewall: Resource, facts: Facts) -> Document:
             "action": rule.action,
             "network": assigned.network,
             "protocol": rule.protocol,
-            "remotes": list(rule.remotes),
-            "locals": list(rule.locals),
+            "remotes": cidrs(rule.remotes),
+            "locals": cidrs(rule.locals),
             "port_first": rule.port_first,
             "port_last": max(rule.port_first, rule.port_last),
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pileus.gateway.facts import Facts
+from pileus.gateway.facts import Facts, cidrs
 from pileus.gateway.forward.types import ForwardAssigned, ForwardDesired
 from pileus.kernel.kind import Resource
 from pileus.node.document import Document
@@ -34,6 +34,6 @@ def entries(forward: Resource, facts: Facts) -> Document:
         "port_last": outside[-1],
         "to_address": to_address,
         "to_port": desired.vm_port or desired.port,
-        "sources": list(desired.sources),
+        "sources": cidrs(desired.sources),
     }
     return {"forwards": {forward.id: entry}}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network
 from typing import Any
 
-from pileus.gateway.facts import Facts
+from pileus.gateway.facts import Facts, cidrs
 from pileus.gateway.vpn.types import VpnAssigned, VpnDesired
 from pileus.kernel.kind import Resource
 from pileus.node.document import Document
@@ -60,6 +60,14 @@ def remotes(vpn: Resource, facts: Facts) -> tuple[str, ...]:
     return tuple(text for peer in _peers(vpn, facts).values() for text in peer["allowed"])
 
 
+def not_routed(vpn: Resource, facts: Facts) -> str:
+    """Return which ranges of other sides guests cannot reach through the VPN because they meet one here; else ""."""
+    assigned: VpnAssigned = vpn.assigned
+    here = ranges(facts, assigned.zone)
+    met = (meeting((text,), here) for other in facts.joined(vpn) for text in ranges(facts, other.assigned.zone))
+    return "; ".join(f"{each[0]} of the other side is not reached: it overlaps {each[1]} here" for each in met if each)
+
+
 def entries(vpn: Resource, facts: Facts) -> Document:
     """Return the VPN's tunnel; none while it has no public address."""
     desired: VpnDesired = vpn.desired
@@ -88,7 +96,7 @@ def _peers(vpn: Resource, facts: Facts) -> dict[str, dict[str, Any]]:
     here = ranges(facts, assigned.zone)
     found = {}
     if desired.outside is not None:
-        found[desired.outside.public_key] = _peer(desired.outside.ranges, desired.outside.endpoint, KEEPALIVE_S)
+        found[desired.outside.public_key] = _peer(cidrs(desired.outside.ranges), desired.outside.endpoint, KEEPALIVE_S)
     for other in facts.joined(vpn):
         there: VpnAssigned = other.assigned
         apart = [text for text in ranges(facts, there.zone) if meeting((text,), here) is None]

@@ -22,6 +22,7 @@ class Quota(Struct, frozen=True, kw_only=True):
     volumes: Annotated[Count, Meta(description="Volumes, root volumes included.")] = 60
     disk_gib: Annotated[Count, Meta(description="Size of all volumes, in GiB.")] = 1_000
     networks: Annotated[Count, Meta(description="Networks.")] = 10
+    addresses: Annotated[Count, Meta(description="Public addresses besides those of routers.")] = 10
 
 
 class VdcDesired(Struct, frozen=True, kw_only=True):
