@@ -23,6 +23,7 @@ from pileus.drivers.host.disk.real import QemuImgPool
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest.real import GuestChannel
 from pileus.drivers.host.notes import FileNotes
+from pileus.drivers.host.ovs.base import Uplinks
 from pileus.drivers.host.ovs.real import OpenVSwitch
 from pileus.drivers.host.paths import HostPaths
 from pileus.drivers.host.qemu.base import DirectBoot
@@ -42,6 +43,9 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
 
     data: Path
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    network: str = ""
+    """The network namespace of its switch, if somebody prepared one; empty: one of its own."""
+    uplinks: Uplinks = Uplinks()
 
     @property
     def identity(self) -> Path:
@@ -51,7 +55,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
     @property
     def paths(self) -> HostPaths:
         """The folders of its drivers."""
-        return HostPaths.under(self.data / "host")
+        return HostPaths.under(self.data / "host", self.network)
 
 
 async def run(settings: AgentSettings, ready: Callable[[], None] = lambda: None) -> None:
@@ -93,6 +97,7 @@ async def opened_drivers(settings: AgentSettings) -> AsyncIterator[Drivers]:
         system=LinuxSystem(),
         notes=FileNotes(paths.state / "notes"),
         volume_notes=FileNotes(paths.state / "volumes-made"),
+        uplinks=settings.uplinks,
     )
     await drivers.switch.open()
     await drivers.disks.open()

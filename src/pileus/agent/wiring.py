@@ -10,13 +10,14 @@ from pileus.compute.vm.host import VmHalf
 from pileus.drivers.host.disk.base import DiskPool
 from pileus.drivers.host.guest.base import Guest
 from pileus.drivers.host.notes import Notes
-from pileus.drivers.host.ovs.base import Switch
+from pileus.drivers.host.ovs.base import Switch, Uplinks
 from pileus.drivers.host.qemu.base import Hypervisor
 from pileus.drivers.host.system.base import System
 from pileus.fleet.node.host import NodeHalf
 from pileus.infra.host.host import HostHalf
 from pileus.kernel.half import Half
 from pileus.network.port.host import PortHalf
+from pileus.network.segment.host import SegmentHalf
 from pileus.storage.pool.host import PoolHalf
 from pileus.storage.volume.host import VolumeHalf
 
@@ -31,15 +32,17 @@ class Drivers(Struct, frozen=True, kw_only=True):
     system: System
     notes: Notes
     volume_notes: Notes
+    uplinks: Uplinks = Uplinks()
 
 
 def halves(drivers: Drivers) -> list[Half[Any, Any]]:
     """Return the host halves, one per host-bound kind."""
     return [
-        HostHalf(drivers.system, drivers.hypervisor),
+        HostHalf(drivers.system, drivers.hypervisor, drivers.uplinks),
         PoolHalf(drivers.disks),
         VolumeHalf(drivers.disks, drivers.volume_notes),
         PortHalf(drivers.switch),
+        SegmentHalf(drivers.switch),
         VmHalf(drivers.hypervisor, drivers.guest, drivers.disks, drivers.switch, drivers.notes),
         NodeHalf(drivers.guest),
     ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import ipaddress
 import sys
 from pathlib import Path
 
 import msgspec
 import uvloop
+from msgspec.structs import replace
 
 from pileus.agent.identity import Identity
 from pileus.compute.offering.types import BUILTIN as OFFERINGS
@@ -31,6 +33,8 @@ HOSTS_PER_POD = 40
 AT_ONCE = 256
 """Objects made at the same time: they share commits."""
 GIB = 2**30
+UNDERLAY = ipaddress.IPv4Network("10.128.0.0/9")
+"""Of the tunnels between simulated hosts."""
 
 
 async def run(settings: ServerSettings, hosts: int) -> None:
@@ -96,11 +100,11 @@ def _pod(position: int) -> str:
 async def _seat(started: Started, identities: Path, position: int) -> Seat:
     name = f"host-{position + 1:05}"
     host = await ensure(started.parts, Wanted("infra.host", name, {"pod": _pod(position // HOSTS_PER_POD)}))
+    seat = Seat(host=host.id, name=name, tunnel_address=f"{UNDERLAY[position + 1]}/{UNDERLAY.prefixlen}")
     known = Identity.load(identities / name)
     if known is not None and (known.host, known.server) == (host.id, started.url):
-        return Seat(host=host.id, name=name)
-    token = await started.parts.joining.token(SYSTEM, host, NAME)
-    return Seat(host=host.id, name=name, token=token.token)
+        return seat
+    return replace(seat, token=(await started.parts.joining.token(SYSTEM, host, NAME)).token)
 
 
 async def _ensure_image(parts: Parts) -> None:

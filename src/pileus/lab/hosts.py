@@ -15,6 +15,7 @@ import uvloop
 
 from pileus.agent.connection import Connector
 from pileus.agent.identity import client_context, join
+from pileus.drivers.host.ovs.base import Uplinks
 from pileus.kernel.clock import system_clock
 from pileus.kernel.errors import Transient
 from pileus.lab.seats import Attached, Order, Seat, lifeline, read, tell
@@ -50,7 +51,8 @@ class Hosts:
             folder = Path(self._order.folder) / seat.name
             if seat.token:
                 await self._join(seat, folder)
-            host = SimulatedHost(system_clock, seed=seed, instant=self._order.instant)
+            uplinks = Uplinks(trunk="trunk0", tunnel="tunnel0", tunnel_address=seat.tunnel_address, public="public0")
+            host = SimulatedHost(system_clock, seed=seed, instant=self._order.instant, uplinks=uplinks)
             agent = await host.start_agent(Connector(self._order.url, client_context(folder)).open)
             tasks.create_task(agent.run(), name=f"agent {seat.name}")
             await agent.connected.wait()

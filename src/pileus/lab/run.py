@@ -44,7 +44,7 @@ async def run(settings: LabSettings, say: Say, ready: Callable[[str], None]) -> 
     """
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     stop = asyncio.Event()
-    with _signals(stop.set):
+    with signals(stop.set):
         async with contextlib.AsyncExitStack() as stack:
             work = asyncio.create_task(_run(settings, stack, say, ready), name="lab")
             stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -165,7 +165,8 @@ def _ended(log: Path) -> Rejected:
 
 
 @contextlib.contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
+def signals(stop: Callable[[], object]) -> Iterator[None]:
+    """Call ``stop`` on SIGTERM and SIGINT for the block."""
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
     for number in numbers:

@@ -23,6 +23,7 @@ class Seat(Struct, frozen=True, kw_only=True):
     host: str
     name: str
     token: str = ""
+    tunnel_address: str = ""
 
 
 class Opened(Struct, frozen=True, kw_only=True):

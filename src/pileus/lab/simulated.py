@@ -13,6 +13,7 @@ from pileus.agent.wiring import Drivers, halves
 from pileus.drivers.host.disk.fake import FakePool, FakePoolWorld
 from pileus.drivers.host.guest.fake import FakeGuest, GuestWorld
 from pileus.drivers.host.notes import MemoryNotes
+from pileus.drivers.host.ovs.base import Uplinks
 from pileus.drivers.host.ovs.fake import FakeSwitch, FakeSwitchWorld
 from pileus.drivers.host.qemu.fake import FakeHost, FakeHypervisor, FakeLatency
 from pileus.drivers.host.system.fake import FakeSystem
@@ -37,10 +38,18 @@ class SimulatedHost:
     """One simulated machine."""
 
     def __init__(
-        self, clock: Clock, *, seed: int = 0, cpus: int = 32, memory_mib: int = 262_144, instant: bool = False
+        self,
+        clock: Clock,
+        *,
+        seed: int = 0,
+        cpus: int = 32,
+        memory_mib: int = 262_144,
+        instant: bool = False,
+        uplinks: Uplinks = Uplinks(),  # noqa: B008 - frozen
     ) -> None:
         """``instant``: what drivers do takes no time; else about as long as the real ones."""
         self._clock = clock
+        self._uplinks = uplinks
         self.machines = FakeHost(seed=seed, clock=clock, memory_mib=memory_mib, latency=INSTANT if instant else None)
         self.switch = FakeSwitchWorld(latencies_s={}) if instant else FakeSwitchWorld()
         self.pool = FakePoolWorld(latencies_s={}) if instant else FakePoolWorld()
@@ -58,12 +67,13 @@ class SimulatedHost:
         """Return a new agent process on this machine; run it with ``run``."""
         drivers = Drivers(
             hypervisor=FakeHypervisor(self.machines),
-            switch=FakeSwitch(self.switch),
+            switch=FakeSwitch(self.switch, self._uplinks),
             disks=FakePool(self.pool, DISK_BYTES),
             guest=FakeGuest(self.guests),
             system=self.system,
             notes=self.notes,
             volume_notes=self.volume_notes,
+            uplinks=self._uplinks,
         )
         await drivers.hypervisor.open()
         await drivers.switch.open()

@@ -25,6 +25,13 @@ from pileus.server.run import Started
 from pileus.tenancy.role.types import VERBS
 
 NAME = "local"
+PUBLIC = {
+    "public_range": "203.0.113.0/24",
+    "public_gateway": "203.0.113.1",
+    "public_first": "203.0.113.16",
+    "public_last": "203.0.113.254",
+}
+"""The public segment of a cloud that was given none: addresses for documentation (RFC 5737), inside its switch."""
 PIECE_BYTES = 2**20
 Say = Callable[[str], None]
 
@@ -49,7 +56,7 @@ class Wanted(Struct, frozen=True):
 def wanted() -> list[Wanted]:
     """Return the objects of a fresh one-machine cloud, in the order they are made."""
     return [
-        Wanted("infra.zone", NAME, {}),
+        Wanted("infra.zone", NAME, PUBLIC),
         Wanted("infra.pod", NAME, {"zone": NAME}),
         Wanted("infra.host", NAME, {"pod": NAME}),
         *(Wanted("compute.offering", name, msgspec.to_builtins(each)) for name, each in OFFERINGS.items()),
@@ -61,8 +68,7 @@ async def furnish(started: Started, identity: Path, say: Say) -> None:
     parts = started.parts
     for each in wanted():
         await ensure(parts, each)
-    for name in RECIPES:
-        await _ensure_image(parts, name, say)
+    await ensure_images(parts, say)
     await _ensure_joined(started, identity)
     await ensure_context(started, NAME)
 
@@ -78,19 +84,30 @@ async def ensure(parts: Parts, each: Wanted) -> Resource:
     return found
 
 
+async def ensure_images(parts: Parts, say: Say) -> None:
+    """Have all images that the project builds as the cluster's."""
+    for name in RECIPES:
+        await _ensure_image(parts, name, say)
+
+
 async def _ensure_image(parts: Parts, name: str, say: Say) -> None:
     """Have the image as one of the cluster's, built from Debian packages when it is not in the cache."""
     found = await parts.store.find("storage.image", "", name)
     if found is not None and found.observed is not None and found.observed.state in ("inspecting", "available"):
         return
-    if await asyncio.to_thread(current_image, name) is None:
-        say(f"building the image {name} from Debian packages (once, about half a minute)")
-    built = await asyncio.to_thread(ensure_image, name, lambda line: say(f"  {line}"))
+    built = await ensure_built(name, say)
     image = await ensure(parts, Wanted("storage.image", name, {"format": "qcow2", "append": built.append}))
     say(f"registering the image {name}")
     for part, file in _files(built).items():
         received = await parts.images.receive(image.id, part, _read(file), announced=file.stat().st_size, digests=())
         await parts.uploaded(image, part, received.sha256, received.size_bytes)
+
+
+async def ensure_built(name: str, say: Say) -> BuiltImage:
+    """Return an image of the project, built now when it is not in the cache."""
+    if await asyncio.to_thread(current_image, name) is None:
+        say(f"building the image {name} from Debian packages (once, about half a minute)")
+    return await asyncio.to_thread(ensure_image, name, lambda line: say(f"  {line}"))
 
 
 def _files(built: BuiltImage) -> dict[str, Path]:

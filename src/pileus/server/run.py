@@ -14,7 +14,7 @@ import resource
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,9 +93,15 @@ class Started:
     """Ask the server to end, as SIGTERM does."""
 
 
-async def serve(settings: ServerSettings, ready: Callable[[Started], None], wiring: Wiring | None = None) -> None:
+async def serve(
+    settings: ServerSettings,
+    ready: Callable[[Started], None],
+    wiring: Wiring | None = None,
+    also: Sequence[socket.socket] = (),
+) -> None:
     """Serve until SIGTERM, SIGINT or ``Started.stop``; ``ready`` is called once the port answers.
 
+    ``also``: further listening sockets, such as those of other network namespaces; they are closed at the end.
     Raises: Rejected (in-use, port-in-use, bad-address) before anything is changed; Transient without a database.
     """
     if wiring is None:
@@ -124,7 +130,7 @@ async def serve(settings: ServerSettings, ready: Callable[[Started], None], wiri
             stop=server.stop,
         )
         _tune()
-        await server.run(listener, lambda: ready(started))
+        await server.run([listener, *also], lambda: ready(started))
 
 
 class _Server(uvicorn.Server):
@@ -154,10 +160,10 @@ class _Server(uvicorn.Server):
             )
         )
 
-    async def run(self, listener: socket.socket, ready: Callable[[], None]) -> None:  # type: ignore[override]
-        """Serve on ``listener`` until stopped."""
+    async def run(self, listeners: list[socket.socket], ready: Callable[[], None]) -> None:  # type: ignore[override]
+        """Serve on ``listeners`` until stopped."""
         self._ready = ready
-        await self._serve([listener])
+        await self._serve(listeners)
 
     def stop(self) -> None:
         """Ask for the end; asked twice: the same."""

@@ -8,6 +8,11 @@ from pathlib import Path
 from msgspec import Struct
 
 
+def digest(folder: Path) -> str:
+    """Return eight digits for a folder: the same for the same folder, and for no other one of this computer."""
+    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+
+
 class HostPaths(Struct, frozen=True):
     """``state`` survives a reboot of the host; ``run`` (sockets, pid files) does not and stays under 60 characters,
 
@@ -16,17 +21,18 @@ class HostPaths(Struct, frozen=True):
 
     state: Path
     run: Path
+    network: str = ""
+    """A network namespace that somebody prepared for the host, with its NICs; empty: one of its own."""
 
     @classmethod
-    def under(cls, state: Path) -> HostPaths:
+    def under(cls, state: Path, network: str = "") -> HostPaths:
         """Return the paths of the host whose state lies in ``state``; the same folder always gives the same run folder."""
-        digest = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:8]
-        return cls(state=state, run=Path("/run/pileus") / digest)
+        return cls(state=state, run=Path("/run/pileus") / digest(state), network=network)
 
     @property
     def namespace(self) -> str:
         """The network namespace that holds this host's bridge and taps."""
-        return f"pileus-{self.run.name}"
+        return self.network or f"pileus-{self.run.name}"
 
     def machine(self, machine: str) -> Path:
         """The machine's folder: what survives a reboot (spec, exit, seed, console log)."""

@@ -36,7 +36,7 @@ class HostController(Controller):
             return Done()
         rows = await store.fetch(sql.PRESENCE, host=resource.id)
         seen_at = rows[0][0] if rows else None
-        assigned: HostAssigned = resource.assigned
+        assigned = _with_uplinks(resource)
         silent = seen_at is not None and self._is_silent(seen_at, assigned, store.clock())
         if silent != (assigned.silent == "yes"):
             assigned = replace(assigned, silent="yes" if silent else "no", seen_at=iso(seen_at or 0.0))
@@ -55,6 +55,15 @@ class HostController(Controller):
     async def release(self, tx: Transaction, resource: Resource) -> None:
         """Forget the host's budgets."""
         await remove_limits(tx, resource.id, asdict(Room(0, 0)))
+
+
+def _with_uplinks(host: Resource) -> HostAssigned:
+    """Return the decision with the uplinks that the host reports; while it cannot look, it has those of before."""
+    assigned: HostAssigned = host.assigned
+    observed: HostObserved | None = host.observed
+    if observed is None or observed.problem is not None:
+        return assigned
+    return replace(assigned, tunnel_address=observed.tunnel_address, has_trunk=observed.has_trunk)
 
 
 async def _set_budgets(tx: Transaction, resource: Resource) -> None:

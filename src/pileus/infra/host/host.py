@@ -6,6 +6,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from pileus import __version__
+from pileus.drivers.host.ovs.base import Uplinks
 from pileus.drivers.host.qemu.base import Accelerator, Hypervisor
 from pileus.drivers.host.system.base import System, SystemFacts
 from pileus.infra.host.types import HostNic, HostObserved
@@ -26,9 +27,11 @@ class HostHalf(Half[Seen, Step]):
 
     kind = "infra.host"
 
-    def __init__(self, system: System, hypervisor: Hypervisor) -> None:
+    def __init__(self, system: System, hypervisor: Hypervisor, uplinks: Uplinks) -> None:
+        """``uplinks``: those that the agent was started with."""
         self._system = system
         self._hypervisor = hypervisor
+        self._uplinks = uplinks
 
     async def observe(self, resource: Resource, peers: Peers) -> Seen:
         """Look at the machine."""
@@ -45,7 +48,7 @@ class HostHalf(Half[Seen, Step]):
         """Return the host's observed section."""
         if fact is None:
             return HostObserved(version=__version__, cpus=0, memory_mib=0, problem=problem)
-        system = fact.system
+        system, uplinks = fact.system, self._uplinks
         return HostObserved(
             version=__version__,
             cpus=system.cpus,
@@ -56,5 +59,8 @@ class HostHalf(Half[Seen, Step]):
             hypervisor=system.hypervisor,
             switch=system.switch,
             nics=tuple(HostNic(**asdict(nic)) for nic in system.nics),
+            tunnel_address=uplinks.tunnel_address.partition("/")[0],
+            has_trunk="yes" if uplinks.trunk else "no",
+            has_public="yes" if uplinks.public else "no",
             problem=problem,
         )

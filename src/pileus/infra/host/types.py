@@ -42,6 +42,9 @@ class HostAssigned(Struct, frozen=True, kw_only=True):
     silent: Literal["yes", "no"] = "no"
     """``yes`` once no report came for SILENT_AFTER_S."""
     seen_at: str = ""
+    tunnel_address: str = ""
+    has_trunk: Literal["yes", "no"] = "no"
+    """As last reported: by what the host's VLANs are joined to other hosts."""
 
 
 class HostNic(Struct, frozen=True, kw_only=True):
@@ -67,6 +70,10 @@ class HostObserved(Struct, frozen=True, kw_only=True):
     hypervisor: str = ""
     switch: str = ""
     nics: tuple[HostNic, ...] = ()
+    tunnel_address: str = ""
+    """Where its VXLAN tunnels end, without a prefix length; empty: it has none."""
+    has_trunk: Literal["yes", "no"] = "no"
+    has_public: Literal["yes", "no"] = "no"
     problem: Problem | None = None
 
 
