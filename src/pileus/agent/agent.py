@@ -31,6 +31,7 @@ from pileus.kernel.stream import (
     Report,
     Samples,
     Slice,
+    Window,
     decode,
     encode,
 )
@@ -137,7 +138,7 @@ class Agent:
                 self._acknowledged(frame.number)
             case Call():
                 await self._calls.start(frame, channel)
-            case Chunk() | End():
+            case Chunk() | Window() | End():
                 await self._calls.take(frame, channel)
             case _:
                 log.warning("a frame that an agent does not take", frame=type(frame).__name__)

@@ -10,14 +10,21 @@ from pileus.agent.channel import Channel
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest.base import Console, Guest
 from pileus.kernel.errors import Transient
-from pileus.kernel.stream import Call, Chunk, End, encode
+from pileus.kernel.flow import Flow, carry
+from pileus.kernel.stream import Call, Chunk, End, Window, encode
 
 LOG_BYTES_MAX = 4 * 2**20
 CHUNK_BYTES = 64 * 1024
 TYPED_MAX = 256
 """Frames kept of what is typed to a guest that reads nothing; one more ends its console."""
 CALLS_MAX = 64
-"""Calls at once; more are refused."""
+"""Logs and consoles at once; more are refused."""
+STREAMS_MAX = 512
+"""Connections into networks at once: with their windows full they keep 128 MiB here."""
+MACHINE_STREAMS_MAX = 64
+"""Of these through one appliance, so that one account's do not take the place of all others'."""
+DRAIN_S = 30.0
+"""How long what was sent may take to reach the VM when its sender has gone."""
 
 Work = Callable[[Call, Channel], Awaitable[None]]
 
@@ -29,25 +36,43 @@ class Calls:
         self._guest = guest
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._typed: dict[int, asyncio.Queue[bytes]] = {}
+        self._flows: dict[int, Flow] = {}
+        self._machines: dict[int, str] = {}
+        """Through which appliance each stream goes."""
 
     async def start(self, call: Call, channel: Channel) -> None:
         """Begin a call; it answers by itself."""
-        if len(self._tasks) >= CALLS_MAX:
-            await channel.send(
-                encode(End(number=call.number, code="busy", error="the host answers too many calls now"))
-            )
+        refusal = self._refusal(call)
+        if refusal is not None:
+            await channel.send(encode(refusal))
             return
-        work = {"log": self._log, "console": self._console}.get(call.verb)
-        if work is None:
-            await channel.send(encode(End(number=call.number, code="unknown-call", error=f"no call {call.verb}")))
-            return
-        self._typed[call.number] = asyncio.Queue(maxsize=TYPED_MAX)
+        if call.verb == "connect":
+            self._flows[call.number] = _flow(call.number, channel)
+            self._machines[call.number] = call.id
+        else:
+            self._typed[call.number] = asyncio.Queue(maxsize=TYPED_MAX)
+        work = {"log": self._log, "console": self._console, "connect": self._connect}[call.verb]
         task = self._tasks[call.number] = asyncio.create_task(self._answer(work, call, channel))
         task.add_done_callback(lambda _: self._forget(call.number))
 
+    def _refusal(self, call: Call) -> End | None:
+        if call.verb not in ("log", "console", "connect"):
+            return End(number=call.number, code="unknown-call", error=f"no call {call.verb}")
+        if call.verb != "connect":
+            full = len(self._typed) >= CALLS_MAX
+            return End(number=call.number, code="busy", error="the host answers too many calls now") if full else None
+        through = list(self._machines.values())
+        if through.count(call.id) >= MACHINE_STREAMS_MAX:
+            error = f"{MACHINE_STREAMS_MAX} connections into the account's networks are open; close some first"
+            return End(number=call.number, code="busy", error=error)
+        if len(through) >= STREAMS_MAX:
+            return End(number=call.number, code="busy", error="the host carries too many connections now; try again")
+        return None
+
     def _forget(self, number: int) -> None:
         del self._tasks[number]
-        del self._typed[number]
+        for known in (self._typed, self._flows, self._machines):
+            known.pop(number, None)
 
     async def _answer(self, work: Work, call: Call, channel: Channel) -> None:
         end = End(number=call.number)
@@ -55,15 +80,21 @@ class Calls:
             await work(call, channel)
         except DriverError as error:
             end = End(number=call.number, code=error.reason, error=error.message)
+        except Transient as error:
+            end = End(number=call.number, code=error.code, error=error.message)
         with contextlib.suppress(Transient):
             await channel.send(encode(end))
 
-    async def take(self, frame: Chunk | End, channel: Channel) -> None:
+    async def take(self, frame: Chunk | Window | End, channel: Channel) -> None:
         """Give bytes, or the end, to a call that is open; it waits for no guest."""
-        if frame.number not in self._tasks:
+        task = self._tasks.get(frame.number)
+        if task is None:
             return
-        task, typed = self._tasks[frame.number], self._typed[frame.number]
-        if isinstance(frame, End):
+        if frame.number in self._flows:
+            _give(frame, self._flows[frame.number], task)
+            return
+        typed = self._typed[frame.number]
+        if not isinstance(frame, Chunk):
             task.cancel()
         elif typed.full():
             task.cancel()
@@ -96,6 +127,41 @@ class Calls:
             typing.cancel()
             await asyncio.gather(typing, return_exceptions=True)
             await console.close()
+
+    async def _connect(self, call: Call, channel: Channel) -> None:
+        address, port = call.arguments.get("address"), call.arguments.get("port")
+        if not isinstance(address, str) or not isinstance(port, int):
+            raise DriverError("BadCall", "a connection needs an address and a port")
+        stream = await self._guest.connect(call.id, address, port)
+        try:
+            await self._flows[call.number].start()
+            await carry(self._flows[call.number], stream)
+        finally:
+            await stream.close()
+
+
+def _flow(number: int, channel: Channel) -> Flow:
+    async def send(part: bytes) -> None:
+        await channel.send(encode(Chunk(number=number, part=part)))
+
+    async def grant(more_bytes: int) -> None:
+        await channel.send(encode(Window(number=number, more_bytes=more_bytes)))
+
+    return Flow(send, grant)
+
+
+def _give(frame: Chunk | Window | End, flow: Flow, task: asyncio.Task[None]) -> None:
+    """Give a frame to a stream. An end lets what came before it reach the VM; one with a code does not."""
+    match frame:
+        case Chunk():
+            flow.arrived(frame.part)
+        case Window():
+            flow.granted(frame.more_bytes)
+        case End(code=""):
+            flow.ended()
+            asyncio.get_running_loop().call_later(DRAIN_S, task.cancel)
+        case End():
+            task.cancel()
 
 
 async def _type(console: Console, typed: asyncio.Queue[bytes]) -> None:

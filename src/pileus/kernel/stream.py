@@ -106,10 +106,17 @@ class Call(Message, frozen=True, kw_only=True, tag="call"):
 
 
 class Chunk(Message, frozen=True, kw_only=True, tag="chunk"):
-    """Either side: bytes of the call ``number``."""
+    """Either side: bytes of the call ``number``; in a call ``connect``, no bytes are the end of that direction."""
 
     number: int
     part: bytes
+
+
+class Window(Message, frozen=True, kw_only=True, tag="window"):
+    """Either side of a call ``connect``: the sender takes so many bytes more; the first says that it is open."""
+
+    number: int
+    more_bytes: int
 
 
 class End(Message, frozen=True, kw_only=True, tag="end"):
@@ -120,7 +127,7 @@ class End(Message, frozen=True, kw_only=True, tag="end"):
     error: str = ""
 
 
-Frame = Hello | Slice | Delta | Report | Acknowledge | Samples | Heartbeat | Call | Chunk | End
+Frame = Hello | Slice | Delta | Report | Acknowledge | Samples | Heartbeat | Call | Chunk | Window | End
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Frame)

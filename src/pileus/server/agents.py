@@ -37,11 +37,13 @@ from pileus.kernel.stream import (
     Report,
     Samples,
     Slice,
+    Window,
     decode,
     encode,
 )
 from pileus.kernel.transaction import Transaction
 from pileus.server.links import Channel
+from pileus.server.tunnel import Tunnel
 
 log = structlog.get_logger()
 
@@ -71,6 +73,7 @@ class Session:
         self.host_id = host_id
         self.channel = channel
         self.calls: dict[int, asyncio.Queue[Chunk | End]] = {}
+        self.tunnels: dict[int, Tunnel] = {}
         self.task: asyncio.Task[None] | None = None
         self.reported = 0
         """The newest report taken: an older one that comes again says nothing."""
@@ -84,10 +87,19 @@ class Session:
         self.calls[number] = asyncio.Queue(maxsize=UNREAD_MAX)
         return number
 
-    def answer(self, frame: Chunk | End) -> End | None:
+    def open_tunnel(self) -> Tunnel:
+        """Return a new call that is a connection."""
+        number = next(self._numbers)
+        tunnel = self.tunnels[number] = Tunnel(number, self.channel, lambda: self.tunnels.pop(number, None))
+        return tunnel
+
+    def answer(self, frame: Chunk | Window | End) -> End | None:
         """Give a frame to whoever called; return the end to send to the agent when that one does not read."""
+        tunnel = self.tunnels.get(frame.number)
+        if tunnel is not None:
+            tunnel.take(frame)
         queue = self.calls.get(frame.number)
-        if queue is None:
+        if queue is None or isinstance(frame, Window):
             return None
         try:
             queue.put_nowait(frame)
@@ -101,6 +113,8 @@ class Session:
         """End every call: the connection is gone."""
         for number in list(self.calls):
             self._end_call(End(number=number, code="disconnected", error="the host's agent went away"))
+        for tunnel in list(self.tunnels.values()):
+            tunnel.ended(Transient("the host's agent went away", code="no-agent"))
 
     def _end_call(self, end: End) -> None:
         queue = self.calls.pop(end.number)
@@ -231,7 +245,7 @@ class Agents:
                 for id, counters in frame.counters.items():
                     if id in session.told and _is_sample(counters):
                         self._samples[session.host_id, id] = counters
-            case Chunk() | End():
+            case Chunk() | Window() | End():
                 too_slow = session.answer(frame)
                 if too_slow is not None:
                     await session.channel.send(encode(too_slow))
@@ -348,6 +362,12 @@ class Agents:
         opened = CallStream(session, session.open_call())
         await session.channel.send(encode(Call(number=opened.number, verb="console", id=vm_id)))
         return opened
+
+    async def connect(self, host_id: str, appliance: str, address: str, port: int) -> Tunnel:
+        """Connect to an address in the networks of an appliance's VM. Raises: Transient, Conflict, TooMany."""
+        tunnel = self._session(host_id).open_tunnel()
+        await tunnel.open(appliance, address, port)
+        return tunnel
 
 
 class CallStream:

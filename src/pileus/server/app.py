@@ -24,6 +24,7 @@ from pileus.server.resources import Resources
 
 FEATURES = (
     "audit",
+    "connect",
     "console",
     "dry-run",
     "idempotency-key",
@@ -65,6 +66,7 @@ def _routes(parts: Parts) -> list[BaseRoute]:
         Route("/agent/v1/renew", entrance.renew, methods=["POST"]),
         Route("/agent/v1/image/{image}/{part}", entrance.image),
         WebSocketRoute("/v1/compute.vm/{ident}/console", content.console),
+        WebSocketRoute("/v1/compute.vm/{ident}/connect", content.connect),
         Route("/v1/compute.vm/{ident}/log", content.log),
         Route("/v1/infra.host/{ident}/join-token", entrance.join_token, methods=["POST"]),
         _route("/v1/{kind}", GET=resources.list, POST=resources.create),

@@ -1,4 +1,4 @@
-"""Routes that carry what is not JSON: uploads to images, logs and consoles of VMs."""
+"""Routes that carry what is not JSON: uploads to images; logs, consoles and ports of VMs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.websockets import WebSocket
 
-from pileus.kernel.errors import Conflict, Denied, NotFound, Transient
+from pileus.compute.vm.types import VmDesired
+from pileus.kernel.errors import Conflict, Denied, Invalid, NotFound, Transient
 from pileus.kernel.kind import Resource
 from pileus.kernel.reading import Call
 from pileus.kernel.transaction import Transaction
-from pileus.server import bodies, streams
+from pileus.server import bodies, reach, streams, tunnel
 from pileus.server.images import UPLOADS
+from pileus.server.links import Connection
 from pileus.server.parts import Parts
 from pileus.server.query import COMMON, Query, call, ident
 from pileus.storage.image.types import ImageDesired, ImageObserved
@@ -22,6 +24,7 @@ from pileus.storage.image.types import ImageDesired, ImageObserved
 IMAGE, VM = "storage.image", "compute.vm"
 TAIL_BYTES, TAIL_BYTES_MAX = 65_536, 16_777_216
 HOST_ANSWERS_S = 10.0
+PORT_MAX = 65_535
 
 
 class Content:
@@ -62,7 +65,7 @@ class Content:
         """``GET /v1/compute.vm/{ident}/log``: the end of what the VM wrote to its console."""
         await self._parts.principal(request)
         query = Query(request, (*COMMON, "tail_bytes"))
-        vm = await self._parts.surface.row(call(request, query), VM, ident(request), "console")
+        vm = await self._vm(call(request, query), ident(request))
         tail_bytes = query.number("tail_bytes", TAIL_BYTES, TAIL_BYTES_MAX)
         answer = self._parts.agents.call(_host(vm), "log", vm.id, {"tail_bytes": tail_bytes})
         try:
@@ -76,9 +79,11 @@ class Content:
         """``GET /v1/compute.vm/{ident}/console``: a WebSocket, bytes both ways."""
         principal = await self._parts.principal(websocket)
         asked = call(websocket, Query(websocket, COMMON))
-        vm = await self._parts.surface.row(asked, VM, ident(websocket), "console")
+        vm = await self._vm(asked, ident(websocket))
+        host = _host(vm)
+        reach.check_on(vm)
         with self._parts.streams.one_of(principal.user_id):
-            console = await self._parts.agents.console(_host(vm), vm.id)
+            console = await self._parts.agents.console(host, vm.id)
             try:
                 await self._parts.store.write(lambda tx: _note(tx, asked, "console", vm))
                 await websocket.accept()
@@ -90,6 +95,55 @@ class Content:
             finally:
                 await console.close()
         await streams.close(websocket, streams.GOING_AWAY, "the console ended; open it again")
+
+    async def connect(self, websocket: WebSocket) -> None:
+        """``GET /v1/compute.vm/{ident}/connect``: a WebSocket to a TCP port of the VM, see ``tunnel``."""
+        principal = await self._parts.principal(websocket)
+        query = Query(websocket, (*COMMON, "port", "network"))
+        asked = call(websocket, query)
+        vm = await self._vm(asked, ident(websocket))
+        port = query.number("port", 0, PORT_MAX)
+        if not port:
+            raise Invalid(f"port must be a whole number from 1 to {PORT_MAX}", field="port")
+        place = await reach.place(self._parts.store, vm, query.text("network"))
+        with self._parts.streams.one_of(principal.user_id):
+            connection = await self._connect(vm, place, port)
+            try:
+                await self._parts.store.write(lambda tx: _note(tx, asked, "connect", vm))
+                await websocket.accept()
+                await streams.first_of(
+                    tunnel.serve(websocket, connection),
+                    self._parts.auth.until_changed(websocket.headers["authorization"], principal),
+                    reach.until_ended(self._parts.store, self._parts.hub, vm),
+                    self._parts.streams.closed(),
+                )
+                code, reason = _farewell(connection)
+            finally:
+                await connection.close()
+        await streams.close(websocket, code, reason)
+
+    async def _connect(self, vm: Resource, place: reach.Place, port: int) -> Connection:
+        try:
+            return await self._parts.agents.connect(place.host, place.appliance, place.address, port)
+        except Conflict as error:
+            message = f"{vm} does not answer: {error.message}; does something listen on port {port}?"
+            raise Conflict(message, code=error.code) from None
+        except Transient as error:
+            raise Transient(f"no way to {vm} through its router: {error.message}", code=error.code) from None
+
+    async def _vm(self, asked: Call, word: str) -> Resource:
+        """Return a VM whose console the caller may use. Raises: NotFound, Denied."""
+        vm = await self._parts.surface.row(asked, VM, word, "console")
+        desired: VmDesired = vm.desired
+        if desired.appliance is not None and not asked.principal.operator:
+            raise Denied(f"{vm} is an appliance of the cloud; only its operator may use its console and log")
+        return vm
+
+
+def _farewell(connection: Connection) -> tuple[int, str]:
+    if connection.done:
+        return streams.NORMAL, ""
+    return streams.GOING_AWAY, "the server stops, or your rights changed; connect again"
 
 
 def _may_upload(asked: Call, image: Resource, part: str) -> None:

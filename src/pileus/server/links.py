@@ -29,6 +29,26 @@ class Duplex(Protocol):
         """End it; ended already: nothing."""
 
 
+class Connection(Protocol):
+    """A connection to a port of a VM: each direction has an end of its own."""
+
+    @property
+    def done(self) -> bool:
+        """Whether both directions ended, and nothing broke."""
+
+    async def read(self) -> bytes:
+        """Return what arrived; empty at the end. Raises: Transient when it broke."""
+
+    async def write(self, content: bytes, /) -> None:
+        """Send bytes as the VM takes them. Raises: Transient when it is over."""
+
+    async def finish(self) -> None:
+        """End our direction."""
+
+    async def close(self) -> None:
+        """End it; ended already: nothing."""
+
+
 class AgentLinks(Protocol):
     """The agents of this server."""
 
@@ -40,3 +60,9 @@ class AgentLinks(Protocol):
 
     async def console(self, host_id: str, vm_id: str) -> Duplex:
         """Open a VM's serial console. Raises: Transient when the agent is not connected."""
+
+    async def connect(self, host_id: str, appliance: str, address: str, port: int) -> Connection:
+        """Connect to an address in the networks of an appliance's VM on the host.
+
+        Raises: Transient when the agent or the appliance is silent, Conflict (connect-refused) in the VM's name, TooMany.
+        """

@@ -106,6 +106,10 @@ def _own_paths(by_type: dict[Any, Json]) -> Json:
     upload["parameters"] = [_header("X-Content-SHA256", "What the file's SHA-256 must be, in hex.")]
     text = {"200": {"description": "The text.", "content": {"text/plain": {}}}, "default": _error()}
     socket = {"101": {"description": "A WebSocket of binary messages."}, "default": _error()}
+    way = [
+        _parameter("port", "The TCP port."),
+        _parameter("network", "Which of the VM's networks; left out: the first with a router."),
+    ]
     agent: Json = {"security": [{"agent": []}]}
     anyone: Json = {"security": []}
     return {
@@ -120,6 +124,10 @@ def _own_paths(by_type: dict[Any, Json]) -> Json:
         "/v1/compute.vm/{ident}/console": {
             "parameters": [_ident_of("VM")],
             "get": {"operationId": "console", "responses": socket},
+        },
+        "/v1/compute.vm/{ident}/connect": {
+            "parameters": [_ident_of("VM")],
+            "get": {"operationId": "connect", "parameters": way, "responses": socket},
         },
         "/v1/storage.image/{ident}/{part}": {"parameters": [_ident_of("image"), part], "put": upload},
         "/v1/infra.host/{ident}/join-token": {

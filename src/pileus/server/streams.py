@@ -24,7 +24,7 @@ SEND_S = 60.0
 """A reader that takes nothing for this long is given up."""
 CLOSE_S = 5.0
 """A caller that takes nothing is left without a goodbye after this long."""
-GOING_AWAY, POLICY = 1001, 1008
+NORMAL, GOING_AWAY, POLICY = 1000, 1001, 1008
 
 WatchEvent = tuple[str, int, str]
 
@@ -48,7 +48,7 @@ class Streams:
     def one_of(self, user_id: str) -> Iterator[None]:
         """Count a stream of this user for the block. Raises: TooMany."""
         if self._open[user_id] >= OPEN_MAX:
-            raise TooMany(f"this user has {OPEN_MAX} watches and consoles open already; close some first")
+            raise TooMany(f"this user has {OPEN_MAX} watches, consoles and connections open already; close some first")
         self._open[user_id] += 1
         try:
             yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import msgspec
 
 from pileus.cli.contexts import Context
 from pileus.compute.vm.types import VmDesired, VmObserved
-from pileus.kernel.errors import Transient
+from pileus.kernel.errors import Conflict, Transient
 from pileus.kernel.fields import Problem
 from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Resource
@@ -23,7 +23,7 @@ from pileus.kernel.outcome import Done, Outcome, Wait
 from pileus.kernel.quota import space
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
-from pileus.server.links import AgentLinks, Channel
+from pileus.server.links import AgentLinks, Channel, Connection
 from pileus.server.run import ServerSettings, Started, Wiring, serve
 from pileus.server.wiring import admissions
 from pileus.storage.image.types import ImageObserved
@@ -59,6 +59,7 @@ class Hosts:
 
     def __init__(self) -> None:
         self.logs: dict[str, bytes] = {}
+        self.listening: dict[tuple[str, int], Callable[[], Connection]] = {}
 
     async def serve(self, host_id: str, channel: Channel) -> None:
         """No agent ever calls."""
@@ -72,6 +73,12 @@ class Hosts:
     async def console(self, host_id: str, vm_id: str) -> Console:
         """Open a console."""
         return Console()
+
+    async def connect(self, host_id: str, appliance: str, address: str, port: int) -> Connection:
+        """Connect to what listens at the address."""
+        if (address, port) not in self.listening:
+            raise Conflict(f"{address} port {port} refused the connection", code="connect-refused")
+        return self.listening[address, port]()
 
 
 class Vms(Controller):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 
 from pileus.kernel.admission import Admission
-from pileus.kernel.errors import Transient
+from pileus.kernel.errors import Conflict, Transient
 from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Loop
@@ -27,7 +27,7 @@ from pileus.server.ca import Authority, open_authority
 from pileus.server.edge import Edge
 from pileus.server.images import ImageStore
 from pileus.server.joining import Joining
-from pileus.server.links import Channel
+from pileus.server.links import Channel, Connection
 from pileus.server.parts import Parts
 from pileus.server.run import Wiring
 from pileus.server.tls import CERTIFICATE, PeerCertificate
@@ -87,6 +87,7 @@ class StandInAgents:
     def __init__(self) -> None:
         self.connected: dict[str, int] = {}
         self.logs: dict[str, bytes] = {}
+        self.listening: dict[tuple[str, int], Callable[[], Connection]] = {}
         self.consoles: list[Console] = []
         self.changed = asyncio.Event()
 
@@ -114,6 +115,12 @@ class StandInAgents:
         """Open a console."""
         self.consoles.append(Console())
         return self.consoles[-1]
+
+    async def connect(self, host_id: str, appliance: str, address: str, port: int) -> Connection:
+        """Connect to what listens at the address."""
+        if (address, port) not in self.listening:
+            raise Conflict(f"{address} port {port} refused the connection", code="connect-refused")
+        return self.listening[address, port]()
 
 
 class TestClock:

@@ -42,6 +42,8 @@ class GuestWorld(Struct, kw_only=True):
     """Why each node refuses every document."""
     configured: int = 0
     """How many documents were taken."""
+    listening: dict[tuple[str, int], Callable[[], Stream]] = field(default_factory=dict)
+    """What answers at an address and port of the nodes' networks, for each connection."""
 
     def print(self, machine: str, text: bytes) -> None:
         """Let the guest print ``text`` on its console."""
@@ -155,8 +157,12 @@ class FakeGuest:
         self._tell(machine)
 
     async def connect(self, machine: str, address: str, port: int, timeout_s: float = 10.0) -> Stream:
-        """Raises: DriverError (ConnectRefused): nothing listens in a world without guests."""
-        raise DriverError("ConnectRefused", f"{address} port {port} refused the connection")
+        """Return what ``listening`` makes. Raises: DriverError (NodeSilent, ConnectRefused)."""
+        if machine not in self._attached or not self.world.running(machine):
+            raise DriverError("NodeSilent", f"the node of machine {machine} does not answer")
+        if (address, port) not in self.world.listening:
+            raise DriverError("ConnectRefused", f"{address} port {port} refused the connection")
+        return self.world.listening[address, port]()
 
     def on_change(self, listener: Callable[[str], None]) -> None:
         """Call ``listener`` with the machine whose node changed."""
