@@ -12,11 +12,24 @@ from pileus.compute.vm.controller import VmController
 from pileus.drivers.host.disk.base import ImageFacts
 from pileus.drivers.host.errors import DriverError, ImageRefused
 from pileus.fleet.node.controller import NodeController
+from pileus.gateway.address.api import AddressAdmission
+from pileus.gateway.address.controller import AddressController
+from pileus.gateway.balancer.api import BalancerAdmission
+from pileus.gateway.balancer.controller import BalancerController
+from pileus.gateway.firewall.api import FirewallAdmission
+from pileus.gateway.firewall.controller import FirewallController
+from pileus.gateway.forward.api import ForwardAdmission
+from pileus.gateway.forward.controller import ForwardController
+from pileus.gateway.link.api import LinkAdmission
+from pileus.gateway.link.controller import LinkController
 from pileus.gateway.router.controller import RouterController
+from pileus.gateway.vpn.api import VpnAdmission
+from pileus.gateway.vpn.controller import VpnController
 from pileus.image.jail import convert
 from pileus.infra.host.controller import HostController, wake_silent
 from pileus.infra.pod.api import PodAdmission
 from pileus.infra.zone.api import ZoneAdmission
+from pileus.infra.zone.controller import ZoneController
 from pileus.kernel.admission import Admission
 from pileus.kernel.background import for_ever
 from pileus.kernel.errors import Transient
@@ -46,6 +59,7 @@ def controllers(store: Store, images: Files) -> dict[str, Controller]:
     """Return the controllers, by kind."""
     return {
         "tenancy.vdc": VdcController(),
+        "infra.zone": ZoneController(),
         "infra.host": HostController(store.clock()),
         "storage.pool": PoolController(),
         "storage.image": ImageController(images, convert_upload),
@@ -54,6 +68,12 @@ def controllers(store: Store, images: Files) -> dict[str, Controller]:
         "compute.vm": VmController(store),
         "fleet.node": NodeController(),
         "gateway.router": RouterController(store.clock),
+        "gateway.address": AddressController(),
+        "gateway.forward": ForwardController(),
+        "gateway.balancer": BalancerController(),
+        "gateway.firewall": FirewallController(),
+        "gateway.vpn": VpnController(),
+        "gateway.link": LinkController(),
     }
 
 
@@ -71,6 +91,12 @@ def admissions() -> dict[str, Admission]:
         "storage.volume": VolumeAdmission(),
         "network.network": NetworkWithRouter(),
         "compute.vm": VmAdmission(),
+        "gateway.address": AddressAdmission(),
+        "gateway.forward": ForwardAdmission(),
+        "gateway.balancer": BalancerAdmission(),
+        "gateway.firewall": FirewallAdmission(),
+        "gateway.vpn": VpnAdmission(),
+        "gateway.link": LinkAdmission(),
     }
     result["tenancy.account"] = AccountAdmission(result)
     result["infra.host"] = HostWithPool(result)
