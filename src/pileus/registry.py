@@ -19,6 +19,7 @@ from pileus.infra.zone import types as zone
 from pileus.kernel.kind import Registry
 from pileus.network.network import types as network
 from pileus.network.port import types as port
+from pileus.network.segment import types as segment
 from pileus.storage.image import types as image
 from pileus.storage.pool import types as pool
 from pileus.storage.volume import types as volume
@@ -44,6 +45,7 @@ KINDS = Registry(
         volume.KIND,
         network.KIND,
         port.KIND,
+        segment.KIND,
         offering.KIND,
         vm.KIND,
         node.KIND,

@@ -30,6 +30,7 @@ from pileus.infra.host.controller import HostController, wake_silent
 from pileus.infra.pod.api import PodAdmission
 from pileus.infra.zone.api import ZoneAdmission
 from pileus.infra.zone.controller import ZoneController
+from pileus.infra.zone.controller import ZoneController
 from pileus.kernel.admission import Admission
 from pileus.kernel.background import for_ever
 from pileus.kernel.errors import Transient
@@ -39,6 +40,7 @@ from pileus.kernel.loop import Controller
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 from pileus.network.port.controller import PortController
+from pileus.network.segment.controller import SegmentController
 from pileus.server.agents import Agents
 from pileus.server.defaults import AccountAdmission, HostWithPool, NetworkWithRouter
 from pileus.server.parts import Uploaded
@@ -60,11 +62,13 @@ def controllers(store: Store, images: Files) -> dict[str, Controller]:
     return {
         "tenancy.vdc": VdcController(),
         "infra.zone": ZoneController(),
+        "infra.zone": ZoneController(),
         "infra.host": HostController(store.clock()),
         "storage.pool": PoolController(),
         "storage.image": ImageController(images, convert_upload),
         "storage.volume": VolumeController(),
         "network.port": PortController(),
+        "network.segment": SegmentController(),
         "compute.vm": VmController(store),
         "fleet.node": NodeController(),
         "gateway.router": RouterController(store.clock),

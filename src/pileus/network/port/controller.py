@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pileus.infra.zone.types import ZoneDesired, vlan_space
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
-from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import AlreadyClaimed, Exhausted, Transaction
 from pileus.network.network.plan import pool
 from pileus.network.network.types import NetworkDesired, address_space
 from pileus.network.port.plan import followed, guest_dns, host_numbers, numbered, served, wished_numbers
 from pileus.network.port.types import MAC_SPACE, PUBLIC_VLAN, PortAssigned, PortDesired, PortObserved, mac_of
+from pileus.network.vlan import claim_vlan, ensure_segment, leave_host
 
 
 class PortController(Controller):
@@ -32,7 +31,7 @@ class PortController(Controller):
         if not vm.host:
             return Wait("NoHost", f"{vm} has no host yet", after_s=10.0)
         network = await _network(resource, store)
-        zone = await store.get(vm.zone)
+        zone, host = await store.get(vm.zone), await store.get(vm.host)
 
         async def apply(tx: Transaction) -> None:
             if assigned is None:
@@ -40,6 +39,7 @@ class PortController(Controller):
             else:
                 decided = followed(assigned, resource.desired, network, zone)
             after = replace(decided, host=vm.host)
+            await ensure_segment(tx, resource, after.vlan, zone, host)
             await tx.update(resource, assigned=after)
             if after != assigned:
                 await _wake_router(tx, network)
@@ -47,11 +47,10 @@ class PortController(Controller):
         return Done(apply)
 
     async def release(self, tx: Transaction, resource: Resource) -> None:
-        """Give back the addresses, and the account's VLAN ID with its last port in the zone."""
-        assigned: PortAssigned | None = resource.assigned
+        """Give back the addresses, and the account's VLAN with its last port on the host, and in the zone."""
         await _release_addresses(tx, resource)
-        if assigned is not None and assigned.vlan != PUBLIC_VLAN and not await _others(tx, resource, assigned.zone):
-            await tx.release(resource.account_id, vlan_space(assigned.zone))
+        if resource.assigned is not None:
+            await leave_host(tx, resource)
 
 
 async def _network(port: Resource, store: Store) -> Resource | None:
@@ -83,21 +82,10 @@ async def _wake_router(tx: Transaction, network: Resource | None) -> None:
         await tx.enqueue(network.observed.router)
 
 
-async def _others(tx: Transaction, port: Resource, zone: str) -> bool:
-    """Tell whether another port of the account in the zone uses its VLAN."""
-    for limit in (2, 1000):  # nearly always the first two show one
-        found = await tx.matching(Filter(kind=port.kind, account_id=port.account_id, zone=zone), limit=limit)
-        if any(other.id != port.id and other.assigned and other.assigned.vlan != PUBLIC_VLAN for other in found):
-            return True
-        if len(found) < limit:
-            return False
-    return True
-
-
 async def _assign(
     tx: Transaction, port: Resource, network: Resource | None, zone: Resource, vm: Resource
 ) -> PortAssigned:
-    vlan = PUBLIC_VLAN if port.desired.attachment == "public" else await _vlan(tx, port.account_id, zone)
+    vlan = PUBLIC_VLAN if port.desired.attachment == "public" else await claim_vlan(tx, port.account_id, zone)
     mac = mac_of(await tx.claim_number(MAC_SPACE, 1, 2**32 - 1, port.id))
     if network is None:
         return PortAssigned(
@@ -126,24 +114,6 @@ async def _assign(
         dns=guest_dns(network, zone),
         served=served(network),
     )
-
-
-async def _vlan(tx: Transaction, account_id: str, zone: Resource) -> int:
-    """Return the account's VLAN ID in the zone, claiming one if it has none."""
-    space = vlan_space(zone.id)
-    held = await tx.claims(space, account_id)
-    if held:
-        return int(held[0])
-    desired: ZoneDesired = zone.desired
-    try:
-        return await tx.claim_number(space, desired.vlan_first, desired.vlan_last, account_id)
-    except Exhausted as error:
-        raise Waiting(
-            "NoVlan",
-            f"no VLAN ID is left in {zone}: all {error.capacity} of {desired.vlan_first}-{desired.vlan_last} are in use "
-            "by other accounts; it starts as soon as one is given back",
-            10.0,
-        ) from None
 
 
 async def _addresses(tx: Transaction, port: Resource, network: Resource) -> list[int]:

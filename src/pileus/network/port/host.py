@@ -15,6 +15,9 @@ from pileus.kernel.half import Half, Peers
 from pileus.kernel.kind import Resource
 from pileus.network.port.types import PortAssigned, PortDesired, PortObserved
 
+JOINING_S = 0.1
+"""How soon a port looks again whether its VLAN is joined."""
+
 
 class Step(Struct, frozen=True, kw_only=True):
     """Plug or unplug."""
@@ -54,6 +57,11 @@ def plan(deleting: bool, wanted: PortSpec, fact: PortFact | None) -> Step | None
     return None if found == wanted else Step(verb="plug")
 
 
+def _is_joining(vlan: int, peers: Peers) -> bool:
+    """Tell whether the host has still to try and join the VLAN to other hosts."""
+    return any(each.observed is None for each in peers.peers("network.segment") if each.assigned.vlan == vlan)
+
+
 class PortHalf(Half[Seen, Step]):
     """Drives the switch for all ports of the host."""
 
@@ -68,7 +76,9 @@ class PortHalf(Half[Seen, Step]):
         return Seen((await self._ports.get()).get(resource.id))
 
     def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
-        """Return the next step of the port."""
+        """Return the next step of the port; a new one, and with it its VM, waits until its VLAN was joined."""
+        if fact.port is None and not resource.deleting and _is_joining(resource.assigned.vlan, peers):
+            return Step(verb="wait", after_s=JOINING_S)
         return plan(resource.deleting, spec_of(resource), fact.port)
 
     async def do(self, step: Step, resource: Resource, peers: Peers) -> None:
