@@ -142,6 +142,7 @@ class Fate:
         self.world.hosts[id].machines.reboot()
         self.world.hosts[id].switch.crash()
         self.world.hosts[id].switch.ports.clear()
+        self.world.hosts[id].switch.segments.clear()
         await asyncio.sleep(self.random.choice((0.1, 20.0)))
         await self.world.start_agent(id)
 
@@ -153,7 +154,9 @@ class Fate:
     async def switch_vanishes(self) -> None:
         """Somebody removed the switch with all its ports."""
         self.happened["switches lost"] += 1
-        self._host().switch.ports.clear()
+        switch = self._host().switch
+        switch.ports.clear()
+        switch.segments.clear()
 
     async def report_again(self) -> None:
         """An agent's connection repeats an older report, out of order."""

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from pileus.drivers.host.ovs.base import PortFact
 from pileus.kernel.store import statements as sql
 from pileus.network.port.types import MAC_SPACE, PUBLIC_VLAN, PortAssigned
+from pileus.network.segment.types import SegmentAssigned
 from tests.cloud.world import Cloud, Server
 from tests.virtual_time import clock
 
@@ -77,6 +78,8 @@ PORTS = sa.text(
 NETWORK_CLAIMS = sa.text(
     "SELECT space, value, owner FROM claim WHERE space = 'mac' OR space LIKE 'vlan/%' OR space LIKE 'address/%'"
 )
+SEGMENTS = sa.text("SELECT id, host, assigned, deleting_at FROM resource WHERE kind = 'network.segment'")
+SEGMENT_LINKS = sa.text("SELECT source, target FROM link WHERE field = 'account'")
 PLACED = sa.text("SELECT id, host, kind FROM resource WHERE host <> ''")
 AUDIT_RUNS = sa.text("SELECT server, COUNT(*), MIN(seq), MAX(seq) FROM audit GROUP BY server")
 AUDIT_TWICE = sa.text("SELECT request, COUNT(*) FROM audit WHERE request <> '' GROUP BY request HAVING COUNT(*) > 1")
@@ -186,6 +189,37 @@ async def _ports(world: Cloud, server: Server, ledger: Ledger) -> None:
             if claims.get((f"address/{port.network}", str(number))) != vm:
                 raise Broken(f"I1: port {id} has {address} without a claim of its VM")
     _plugged(world, ledger)
+    await _segments(world, server, claims)
+
+
+async def _segments(world: Cloud, server: Server, claims: dict[tuple[str, str], str]) -> None:
+    """I1 across hosts: a VLAN that is joined or has ports is its account's, a tunnel number is one VLAN's."""
+    accounts: dict[str, str] = dict(await server.store.fetch(SEGMENT_LINKS))
+    used: set[tuple[str, str]] = set()
+    here: set[tuple[str, int]] = set()
+    numbers: dict[int, tuple[str, int]] = {}
+    for _, _, _, text in await server.store.fetch(PORTS):
+        port = msgspec.json.decode(text, type=PortAssigned)
+        used.add((f"vlan/{port.zone}", str(port.vlan)))
+        here.add((port.host, port.vlan))
+    for id, host, text, deleting in await server.store.fetch(SEGMENTS):
+        segment = msgspec.json.decode(text, type=SegmentAssigned)
+        claim = (f"vlan/{segment.zone}", str(segment.vlan))
+        used.add(claim)
+        if claims.get(claim) != accounts.get(id):
+            raise Broken(
+                f"I1: VLAN {segment.vlan} is joined on {host} for {accounts.get(id)}, not for {claims.get(claim)}"
+            )
+        if numbers.setdefault(segment.vni, (segment.zone, segment.vlan)) != (segment.zone, segment.vlan):
+            raise Broken(f"I1: the tunnel number {segment.vni} is used by two VLANs")
+        if not deleting and (host, segment.vlan) not in here:
+            raise Broken(f"I5: VLAN {segment.vlan} is to be joined on {host}, which has no port of it")
+        here.add((host, segment.vlan))
+    _refuse(
+        "I5: a VLAN that nobody uses is claimed", (key for key in claims if key[0][:5] == "vlan/" and key not in used)
+    )
+    for host_id, host in world.hosts.items():
+        _refuse(f"I5: joined on {host_id}", (vlan for vlan in host.switch.segments if (host_id, vlan) not in here))
 
 
 def _offset(address: str, prefix_length: int) -> int:

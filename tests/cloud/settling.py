@@ -16,6 +16,8 @@ from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.lab.simulated import SimulatedHost
 from pileus.network.port.host import spec_of
+from pileus.network.segment.host import spec_of as segment_spec
+from pileus.network.segment.plan import with_peers
 from tests.cloud.invariants import DANGLING, Broken
 from tests.cloud.world import Cloud, leftovers
 from tests.virtual_time import clock
@@ -37,8 +39,8 @@ LEGITIMATE = {
 """Why a VM may be other than wished when nothing is broken."""
 
 REVISIONS = sa.text("SELECT id, revision FROM resource ORDER BY id")
-TENANTS = sa.text("SELECT kind, name, account, reason FROM resource WHERE account_id <> ''")
-CLAIMS = sa.text("SELECT space, value, owner FROM claim WHERE space NOT LIKE 'name/%'")
+TENANTS = sa.text("SELECT kind, name, account, reason FROM resource WHERE account_id <> '' OR kind = 'network.segment'")
+CLAIMS = sa.text("SELECT space, value, owner FROM claim WHERE space NOT LIKE 'name/%' AND space <> 'zone-number'")
 USED = sa.text("SELECT space, used FROM budget WHERE used <> 0")
 CHARGES = sa.text("SELECT space, owner FROM charge")
 
@@ -75,6 +77,9 @@ async def check_truth(world: Cloud) -> None:
             _check_volume(world.hosts[volume.host], volume)
     for port in await _all(store, "network.port"):
         _check_port(world, port)
+    segments = await _all(store, "network.segment")
+    for segment in segments:
+        _check_segment(world, segment, segments)
     await _check_parts(store)
     for row in [row for row in await _everything(store) if row.deleting]:
         raise Broken(f"I6: {row} is still being deleted: {row.ready}")
@@ -141,6 +146,16 @@ def _check_port(world: Cloud, port: Resource) -> None:
         or (fact.vlan, fact.mac, fact.addresses) != (wanted.vlan, wanted.mac, wanted.addresses)
     ):
         raise Broken(f"{port} says ready, on its switch is {fact}, wanted {wanted}")
+
+
+def _check_segment(world: Cloud, segment: Resource, segments: list[Resource]) -> None:
+    ready = segment.ready
+    decided = with_peers(segment.assigned, [other.assigned for other in segments])
+    if ready is None or ready.status != "true" or segment.assigned != decided:
+        raise Broken(f"{segment} is not ready: {ready}, {segment.assigned}, to be {decided}")
+    fact = world.hosts[segment.host].switch.segments.get(decided.vlan)
+    if fact != segment_spec(segment):
+        raise Broken(f"{segment} says ready, on its switch is {fact}, wanted {segment_spec(segment)}")
 
 
 async def _check_parts(store: Store) -> None:

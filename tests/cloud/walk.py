@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from pileus.drivers.host.ovs.base import Uplinks
 from pileus.kernel.access import Principal, Rule
 from pileus.kernel.errors import Bug, Rejected, Transient
 from pileus.kernel.kind import Resource
@@ -47,6 +48,12 @@ def _is_own(row: Resource) -> bool:
     return row.owner == row.account_id or "router" not in row.name
 
 
+def sizes(number: int) -> dict[str, Any]:
+    """Return what a host has; only the first has no trunk."""
+    links = Uplinks(trunk="trunk0" if number else "", tunnel="tunnel0", tunnel_address=f"10.200.0.{number + 1}/24")
+    return {"cpus": 8, "memory_mib": HOST_MIB, "uplinks": links}
+
+
 class Walk:
     """The walker's hands and memory."""
 
@@ -76,8 +83,15 @@ class Walk:
 
     async def prepare(self) -> None:
         """Furnish the cloud."""
-        zone = {"vlan_first": 1, "vlan_last": VLANS, "public_range": PUBLIC_RANGE, "router_idle_s": ROUTER_IDLE_S}
-        await self.world.furnish(HOSTS, cpus=8, memory_mib=HOST_MIB, **zone)
+        zone: dict[str, Any] = {
+            "vlan_first": 1,
+            "vlan_last": VLANS,
+            "public_range": PUBLIC_RANGE,
+            "router_idle_s": ROUTER_IDLE_S,
+        }
+        await self.world.furnish(0, **zone)
+        for number in range(HOSTS):
+            await self.world.add_host(f"host{number}", **sizes(number))
         for account in ACCOUNTS[:4]:
             await self._create_account(account)
 
@@ -341,7 +355,7 @@ class Walk:
         if work < 0.6:
             await self.patch("infra.host", name, "", scheduling=self.random.choice(("cordoned", "enabled", "enabled")))
         elif work < 0.8 and await self.create("infra.host", "spare", "", pod="local") is not None:
-            await self.world.adopt_host("spare", cpus=8, memory_mib=HOST_MIB)
+            await self.world.adopt_host("spare", **sizes(HOSTS))
         else:
             await self.delete("infra.host", "spare", "")
         await self.fate.retire_hosts()

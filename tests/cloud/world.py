@@ -355,13 +355,14 @@ async def leftovers(world: Cloud) -> dict[str, Any]:
         things = {
             "machines": list(host.machines.machines),
             "ports": list(host.switch.ports),
+            "segments": list(host.switch.segments),
             "volumes": list(host.pool.volumes),
             "seeds": list(host.guests.seeds),
             "notes": host.notes.ids(),
             "volume notes": host.volume_notes.ids(),
         }
         found.update({f"{id}/{word}": held for word, held in things.items() if held})
-    for kind in ("compute.vm", "storage.volume", "network.port"):
+    for kind in ("compute.vm", "storage.volume", "network.port", "network.segment"):
         rows = await world.store.list(Filter(kind=kind))
         if rows:
             found[kind] = [row.name for row in rows]
