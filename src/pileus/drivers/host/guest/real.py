@@ -7,11 +7,12 @@ import os
 import re
 import shutil
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest import logs
-from pileus.drivers.host.guest.base import Console, Seed
+from pileus.drivers.host.guest.base import Console, NodeFact, Seed
 from pileus.drivers.host.guest.console import SocketConsole, open_console
 from pileus.drivers.host.guest.iso import make_iso
 from pileus.drivers.host.guest.seed import seed_files
@@ -29,7 +30,16 @@ class GuestChannel:
     def __init__(self, paths: HostPaths) -> None:
         self._paths = paths
         self._consoles: dict[str, SocketConsole] = {}
+        self._listeners: list[Callable[[str], None]] = []
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    def on_change(self, listener: Callable[[str], None]) -> None:
+        """Call ``listener`` with a machine's id whenever its NodeFact changed."""
+        self._listeners.append(listener)
+
+    async def nodes(self) -> dict[str, NodeFact]:
+        """Return what is known of every attached machine's node."""
+        return {}
 
     async def write_seed(self, machine: str, seed: Seed) -> str:
         """Write the machine's NoCloud ISO and return its path.
