@@ -1,168 +1,43 @@
-"""What guests can do to each other through the real switch, tried with raw Ethernet frames on their taps.
-
-A sentinel, a good frame sent last on the same port, proves that every frame before it has had its chance to arrive. Two
-are needed, one after the other: the switch takes frames in batches and keeps the order inside one only by flow.
-"""
+"""What guests can do to each other through the real switch, tried with raw Ethernet frames on their taps."""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from ipaddress import IPv4Address
-from itertools import count
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
+from tests.contract.ovs.frames import (
+    ARP,
+    BROADCAST,
+    ICMP,
+    IPV4,
+    IPV6,
+    NOBODY,
+    UDP,
+    arp,
+    attacks,
+    ethernet,
+    good,
+    good_frames,
+    ipv4,
+    ipv6,
+    udp,
+)  # fmt: skip
+from tests.contract.ovs.lan import LIMIT_S, Guest, Lan
 
 from pileus.drivers.host.ovs import daemons, flows, namespace
 from pileus.drivers.host.ovs.base import STRAY, PortSpec
-from pileus.drivers.host.ovs.real import OpenVSwitch
 from pileus.drivers.host.paths import HostPaths
 
 pytestmark = pytest.mark.anyio
-
-LIMIT_S = 30
-"""For conditions that hold within a second on an idle machine."""
-
-BROADCAST = bytes([255] * 6)
-ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD
-ICMP, UDP = 1, 17
-IFF_RUNNING = 0x40
 
 RED_A = PortSpec(id="red-00000000000a", mac="52:54:00:00:01:0a", addresses=("10.1.1.10",), vlan=101)
 RED_B = PortSpec(id="red-00000000000b", mac="52:54:00:00:01:0b", addresses=("10.1.1.11",), vlan=101)
 BLUE_A = PortSpec(id="blue-0000000001a0", mac="52:54:00:00:02:0a", addresses=("10.1.1.10",), vlan=102)
 BLUE_B = PortSpec(id="blue-0000000001b0", mac="52:54:00:00:02:0b", addresses=("10.1.1.11",), vlan=102)
-NOBODY = bytes.fromhex("525400999999")
-
-
-def mac_of(spec: PortSpec) -> bytes:
-    return bytes.fromhex(spec.mac.replace(":", ""))
-
-
-def ethernet(destination: bytes, source: bytes, kind: int, payload: bytes) -> bytes:
-    return destination + source + struct.pack("!H", kind) + payload
-
-
-def arp(sender_mac: bytes, sender: str, target: str, operation: int = 1) -> bytes:
-    fixed = struct.pack("!HHBBH", 1, IPV4, 6, 4, operation)
-    return fixed + sender_mac + IPv4Address(sender).packed + bytes(6) + IPv4Address(target).packed
-
-
-def checksum(header: bytes) -> int:
-    total: int = sum(struct.unpack(f"!{len(header) // 2}H", header))
-    total = (total & 0xFFFF) + (total >> 16)
-    return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
-
-
-def ipv4(source: str, destination: str, protocol: int, payload: bytes, fragment: int = 0) -> bytes:
-    """``fragment`` is the field of flags and offset: 0x2000 a first fragment, 3 a last one with 24 bytes before it."""
-    ends = IPv4Address(source).packed + IPv4Address(destination).packed
-    start = struct.pack("!BBHHHBB", 0x45, 0, 20 + len(payload), 7, fragment, 64, protocol)
-    return start + struct.pack("!H", checksum(start + bytes(2) + ends)) + ends + payload
-
-
-def udp(source: int, destination: int, payload: bytes = b"x" * 16) -> bytes:
-    return struct.pack("!HHHH", source, destination, 8 + len(payload), 0) + payload
-
-
-def ipv6(source: str, destination: str, protocol: int, payload: bytes) -> bytes:
-    ends = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, destination)
-    return struct.pack("!IHBB", 0x60000000, len(payload), protocol, 255) + ends + payload
-
-
-class Guest:
-    """A machine's NIC: whatever comes in is kept in ``inbox``."""
-
-    def __init__(self, spec: PortSpec, descriptor: int) -> None:
-        self.spec = spec
-        self.mac = mac_of(spec)
-        self.inbox: list[bytes] = []
-        self._descriptor = descriptor
-        self._arrived = asyncio.Event()
-        asyncio.get_running_loop().add_reader(descriptor, self._read)
-
-    def send(self, *frames: bytes) -> None:
-        for frame in frames:
-            os.write(self._descriptor, frame)
-
-    async def arrival(self, frame: bytes, timeout_s: float) -> bool:
-        """Return whether ``frame`` is in the inbox within the time."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while frame not in self.inbox:
-                    self._arrived.clear()
-                    await self._arrived.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._descriptor)
-        os.close(self._descriptor)
-
-    def _read(self) -> None:
-        while True:
-            try:
-                self.inbox.append(os.read(self._descriptor, 65_536))
-            except BlockingIOError:
-                break
-        self._arrived.set()
-
-
-def is_running(link: str) -> bool:
-    """Return whether the kernel has put the link to work; setting flags waits for the lock it does so under."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        request = fcntl.ioctl(control, namespace.SIOCGIFFLAGS, struct.pack("16sH22x", link.encode(), 0))
-        fcntl.ioctl(control, namespace.SIOCSIFFLAGS, request)
-    return bool(struct.unpack_from("H", request, 16)[0] & IFF_RUNNING)
-
-
-class Lan:
-    """A real switch and the guests on it."""
-
-    def __init__(self, paths: HostPaths) -> None:
-        self.paths = paths
-        self.switch = OpenVSwitch(paths)
-        self.guests: list[Guest] = []
-        self._serial = count()
-
-    async def plug(self, spec: PortSpec) -> Guest:
-        fact = await self.switch.plug(spec)
-        guest = Guest(spec, await self.switch.open_tap(fact.tap))
-        self.guests.append(guest)
-        async with asyncio.timeout(LIMIT_S):
-            # The kernel drops what it sends to a tap until it has noticed that somebody opened it.
-            while not await namespace.inside(self.paths.namespace, lambda: is_running(fact.tap)):
-                pass
-        return guest
-
-    async def settle(self, sender: Guest, receiver: Guest) -> None:
-        """Send sentinels until two have arrived, the second sent after the first was there; then forget them."""
-        mark, arrived = b"sentinel", 0
-        async with asyncio.timeout(LIMIT_S):
-            while arrived < 2:
-                frame = good(sender.spec, receiver.spec, mark + str(next(self._serial)).encode())
-                sender.send(frame)
-                arrived += await receiver.arrival(frame, timeout_s=1)
-        receiver.inbox = [frame for frame in receiver.inbox if mark not in frame]
-
-    async def counted(self, number: Callable[[], Awaitable[int]], wanted: int) -> None:
-        """Wait until ``number`` gives ``wanted``; counters of flows lag up to half a second."""
-        seen = None
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                while seen != wanted:
-                    seen = await number()
-        except TimeoutError:
-            pytest.fail(f"counted {seen}, wanted {wanted}")
-
-    async def dropped(self, spec: PortSpec) -> int:
-        return (await self.switch.counters())[spec.id].dropped_packets
 
 
 @pytest.fixture
@@ -172,112 +47,6 @@ async def lan(host: HostPaths) -> AsyncIterator[Lan]:
     yield lan
     for guest in lan.guests:
         guest.close()
-
-
-def good(sender: PortSpec, receiver: PortSpec, payload: bytes) -> bytes:
-    """A frame that must pass when both are on one VLAN."""
-    packet = ipv4(sender.addresses[0], receiver.addresses[0], UDP, udp(4000, 4001, payload))
-    return ethernet(mac_of(receiver), mac_of(sender), IPV4, packet)
-
-
-def good_frames(sender: PortSpec, receiver: PortSpec) -> Iterator[bytes]:
-    """One of each kind that a well-behaved machine sends to another."""
-    me, you = mac_of(sender), mac_of(receiver)
-    mine, yours = sender.addresses[0], receiver.addresses[0]
-    yield ethernet(BROADCAST, me, ARP, arp(me, mine, yours))
-    yield ethernet(you, me, ARP, arp(me, mine, yours, operation=2))
-    yield ethernet(BROADCAST, me, ARP, arp(me, mine, mine))
-    yield ethernet(BROADCAST, me, ARP, arp(me, "0.0.0.0", mine))
-    yield ethernet(you, me, IPV4, ipv4(mine, yours, ICMP, struct.pack("!BBHHH", 8, 0, 0, 1, 1)))
-    yield ethernet(you, me, IPV4, ipv4(mine, yours, 6, struct.pack("!HHIIBBHHH", 4000, 80, 1, 0, 0x50, 2, 512, 0, 0)))
-    yield ethernet(you, me, IPV4, ipv4(mine, yours, UDP, udp(5000, 53)))
-    yield ethernet(you, me, IPV4, ipv4(mine, "198.51.100.1", UDP, udp(5000, 53)))
-    yield ethernet(you, me, IPV4, ipv4(mine, yours, UDP, udp(5000, 53, b"x" * 1472)))
-    yield ethernet(you, me, IPV4, ipv4(mine, yours, UDP, udp(5000, 53), fragment=0x2000))
-    yield ethernet(you, me, IPV4, ipv4(mine, yours, UDP, b"y" * 24, fragment=3))
-    yield ethernet(bytes.fromhex("01005e0000fb"), me, IPV4, ipv4(mine, "224.0.0.251", UDP, udp(5353, 5353)))
-    yield ethernet(BROADCAST, me, IPV4, ipv4("0.0.0.0", "255.255.255.255", UDP, udp(68, 67)))
-
-
-def link_layer_attacks(me: bytes, you: bytes, mine: str, yours: str) -> Iterator[tuple[str, bytes]]:
-    payload = ipv4(mine, yours, UDP, udp(5000, 53))
-    tagged = struct.pack("!HH", 102, IPV4) + payload
-    yield "wrong MAC", ethernet(you, NOBODY, IPV4, payload)
-    yield "the peer's own MAC", ethernet(you, you, IPV4, payload)
-    yield "a multicast MAC as source", ethernet(you, bytes.fromhex("01005e000001"), IPV4, payload)
-    yield "VLAN tag of the other account", ethernet(you, me, 0x8100, tagged)
-    yield "VLAN tag of the own account", ethernet(you, me, 0x8100, struct.pack("!HH", 101, IPV4) + payload)
-    yield "priority tag", ethernet(you, me, 0x8100, struct.pack("!HH", 0, IPV4) + payload)
-    yield "service tag", ethernet(you, me, 0x88A8, tagged)
-    yield "two tags", ethernet(you, me, 0x8100, struct.pack("!HH", 101, 0x8100) + tagged)
-    yield "spanning tree", ethernet(bytes.fromhex("0180c2000000"), me, 38, b"\x42\x42\x03" + bytes(35))
-    yield "LLDP", ethernet(bytes.fromhex("0180c200000e"), me, 0x88CC, bytes(46))
-    yield "IPv4 to a reserved address", ethernet(bytes.fromhex("0180c2000003"), me, IPV4, payload)
-    yield "unknown ethertype", ethernet(you, me, 0x88B5, bytes(46))
-    yield "reverse ARP", ethernet(you, me, 0x8035, arp(me, mine, yours, operation=3))
-
-
-def arp_attacks(me: bytes, you: bytes, mine: str, yours: str) -> Iterator[tuple[str, bytes]]:
-    for destination in (you, BROADCAST):
-        yield "ARP for another address", ethernet(destination, me, ARP, arp(me, "10.1.1.1", yours, operation=2))
-        yield "ARP for the peer's address", ethernet(destination, me, ARP, arp(me, yours, mine, operation=2))
-        yield "gratuitous ARP of the peer", ethernet(destination, me, ARP, arp(me, yours, yours))
-        yield "ARP in the peer's name", ethernet(destination, me, ARP, arp(you, mine, yours))
-        yield "ARP with the peer's MAC outside too", ethernet(destination, you, ARP, arp(you, yours, mine))
-        yield "probe for the peer's address", ethernet(destination, me, ARP, arp(me, "0.0.0.0", yours))
-        yield "answer from no address", ethernet(destination, me, ARP, arp(me, "0.0.0.0", mine, operation=2))
-        wide = struct.pack("!HHBBH", 1, IPV4, 8, 4, 2) + bytes(24)
-        yield "ARP with odd lengths", ethernet(destination, me, ARP, wide)
-
-
-def ipv4_attacks(me: bytes, you: bytes, mine: str, yours: str) -> Iterator[tuple[str, bytes]]:
-    def frame(packet: bytes, destination: bytes = you) -> bytes:
-        return ethernet(destination, me, IPV4, packet)
-
-    yield "wrong source", frame(ipv4("10.1.1.99", yours, UDP, udp(5000, 53)))
-    yield "the peer's own source", frame(ipv4(yours, yours, UDP, udp(5000, 53)))
-    yield "no source", frame(ipv4("0.0.0.0", yours, UDP, udp(5000, 53)))
-    yield "loopback source", frame(ipv4("127.0.0.1", yours, UDP, udp(5000, 53)))
-    yield "spoofed first fragment", frame(ipv4("10.1.1.99", yours, UDP, udp(5000, 53), fragment=0x2000))
-    yield "spoofed later fragment", frame(ipv4("10.1.1.99", yours, UDP, b"y" * 24, fragment=3))
-    yield "truncated header", frame(b"\x45\x00\x00\x14" + bytes(10))
-    yield "header length beyond the frame", frame(b"\x4f" + ipv4(mine, yours, UDP, b"")[1:])
-    yield "ICMP redirect", frame(ipv4(mine, yours, ICMP, struct.pack("!BBH", 5, 1, 0) + bytes(32)))
-    for destination, target in ((you, yours), (BROADCAST, "255.255.255.255")):
-        yield "DHCP offer", frame(ipv4(mine, target, UDP, udp(67, 68, b"o" * 240)), destination)
-        yield "DHCP offer, odd port", frame(ipv4(mine, target, UDP, udp(1067, 68, b"o" * 240)), destination)
-        first = ipv4(mine, target, UDP, udp(67, 68, b"o" * 64), fragment=0x2000)
-        yield "DHCP offer in fragments", frame(first, destination)
-        tiny = ipv4(mine, target, UDP, udp(67, 68, b""), fragment=0x2000)
-        yield "DHCP offer in tiny fragments", frame(tiny, destination)
-        yield "DHCP offer from no address", frame(ipv4("0.0.0.0", target, UDP, udp(67, 68)), destination)
-
-
-def ipv6_attacks(me: bytes, you: bytes) -> Iterator[tuple[str, bytes]]:
-    everyone, local = bytes.fromhex("333300000001"), "fe80::5054:ff:fe00:10a"
-    for destination in (you, everyone):
-        for name, kind in (("router advertisement", 134), ("neighbour advertisement", 136), ("redirect", 137)):
-            message = struct.pack("!BBH", kind, 0, 0) + bytes(28)
-            yield name, ethernet(destination, me, IPV6, ipv6(local, "ff02::1", 58, message))
-        yield (
-            "neighbour solicitation",
-            ethernet(destination, me, IPV6, ipv6("::", "ff02::1", 58, struct.pack("!BBH", 135, 0, 0) + bytes(20))),
-        )
-        yield "DHCPv6 server", ethernet(destination, me, IPV6, ipv6(local, "ff02::1", UDP, udp(547, 546)))
-        yield "plain IPv6", ethernet(destination, me, IPV6, ipv6("2001:db8::1", "2001:db8::2", UDP, udp(1, 2)))
-        hidden = bytes([UDP, 0, 0, 0, 0, 0, 0, 0]) + udp(547, 546)
-        yield "IPv6 behind a fragment header", ethernet(destination, me, IPV6, ipv6(local, "ff02::1", 44, hidden))
-
-
-def attacks(attacker: PortSpec, target: PortSpec) -> list[tuple[str, bytes]]:
-    me, you = mac_of(attacker), mac_of(target)
-    mine, yours = attacker.addresses[0], target.addresses[0]
-    return [
-        *link_layer_attacks(me, you, mine, yours),
-        *arp_attacks(me, you, mine, yours),
-        *ipv4_attacks(me, you, mine, yours),
-        *ipv6_attacks(me, you),
-    ]
 
 
 async def test_good_frames_pass_unchanged_inside_a_vlan(lan: Lan) -> None:

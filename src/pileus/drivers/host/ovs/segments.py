@@ -108,6 +108,11 @@ def uplink_lines() -> list[str]:
         Flow(table=OUTBOUND, priority=100, role=Role.base, match=f"reg0={register(PUBLIC_VLAN)}",
              actions=f"output:{PUBLIC_PORT}"),
     ]  # fmt: skip
+    # A tag below the one that was taken off: the switch shows it as the frame's type.
+    everything += [
+        Flow(table=INBOUND, priority=300, role=Role.base, match=f"dl_type={tag:#x}", actions="drop")
+        for tag in (0x8100, 0x88A8)
+    ]
     return [add_line(flow, shared_cookie(0, Role.base)) for flow in everything]
 
 
