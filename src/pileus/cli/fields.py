@@ -33,6 +33,7 @@ class Field:
     flag: str = ""
     file: bool = False
     unit: str = ""
+    internal: bool = False
     description: str = ""
     required: bool = False
     default: Any = None
@@ -51,10 +52,11 @@ class _Reading:
 
 @functools.cache
 def fields_of(struct: type[Struct]) -> tuple[Field, ...]:
-    """Return the fields of a struct in the order of its type."""
+    """Return the fields of a struct in the order of its type; those that users never write are not among them."""
     shape = inspect.type_info(struct)
     assert isinstance(shape, inspect.StructType)
-    return tuple(_field(one) for one in shape.fields)
+    made = (_field(one) for one in shape.fields)
+    return tuple(one for one in made if not one.internal)
 
 
 def walk(struct: type[Struct], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Field]]:
@@ -98,7 +100,7 @@ def _read(type_: inspect.Type, into: _Reading) -> None:
 
 def _read_annotations(type_: inspect.Metadata, known: dict[str, Any]) -> None:
     said = {**(type_.extra or {}), "description": (type_.extra_json_schema or {}).get("description", "")}
-    for name in ("description", "ref", "flag", "file", "unit"):
+    for name in ("description", "ref", "flag", "file", "unit", "internal"):
         if said.get(name) and name not in known:
             known[name] = said[name]
 

@@ -1,7 +1,7 @@
 """Annotated types for the fields of sections: what ``explain``, the CLI's flags and admission are derived from.
 
 ``ref`` in a field's extra data names the kind that its value must be the name or id of; ``file`` lets the CLI read the
-value from a file; ``unit`` is said in messages.
+value from a file; ``unit`` is said in messages; ``internal`` keeps a field that users never write out of help and flags.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pileus.kernel.fields import ImageRef, NetworkRef, OfferingRef, Problem, Vdc
 from pileus.kernel.kind import Column, Kind, Resource
 from pileus.network.port.types import Attachment, PortStation
 
+APPLIANCES = Meta(description="For the cloud's own appliances only.", extra={"internal": True})
 Power = Literal["running", "stopped", "paused"]
 
 
@@ -22,15 +23,11 @@ class VmNic(Struct, frozen=True, kw_only=True):
     extra_addresses: Annotated[
         tuple[str, ...], Meta(max_length=15, description="Further addresses that the guest may use on this NIC.")
     ] = ()
-    attachment: Annotated[Attachment, Meta(description="network; anything else is for the cloud's appliances.")] = (
-        "network"
-    )
-    addresses: Annotated[
-        tuple[str, ...], Meta(description="For the cloud's appliances: every address of the NIC.")
-    ] = ()
-    stations: Annotated[
-        tuple[PortStation, ...], Meta(description="For the cloud's appliances: other sites' machines behind the NIC.")
-    ] = ()
+    attachment: Annotated[Attachment, APPLIANCES] = "network"
+    addresses: Annotated[tuple[str, ...], APPLIANCES] = ()
+    """Every address that an appliance may use on the NIC."""
+    stations: Annotated[tuple[PortStation, ...], APPLIANCES] = ()
+    """Machines of other sites that speak through an appliance's NIC."""
 
 
 class VmAppliance(Struct, frozen=True, kw_only=True):
@@ -82,7 +79,7 @@ class VmDesired(Struct, frozen=True, kw_only=True):
     ssh_keys: Annotated[
         tuple[str, ...], Meta(max_length=32, description="Public keys that may log in.", extra={"flag": "ssh-key"})
     ] = ()
-    appliance: Annotated[VmAppliance | None, Meta(description="Set for the cloud's own appliances only.")] = None
+    appliance: Annotated[VmAppliance | None, APPLIANCES] = None
     vdc: Annotated[VdcRef, Meta(description="The account's vdc; left out: the only one.")] = ""
 
 
