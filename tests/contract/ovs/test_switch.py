@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from pileus.drivers.host.errors import DriverError, MissingTool, OvsdbError
 from pileus.drivers.host.ovs import daemons, namespace
-from pileus.drivers.host.ovs.base import PortFact, PortSpec, Switch
+from pileus.drivers.host.ovs.base import PUBLIC_VLAN, PortFact, PortSpec, SegmentSpec, Station, Switch, Uplinks
 from pileus.drivers.host.ovs.command import last_words
 from pileus.drivers.host.ovs.fake import FakeSwitch, FakeSwitchWorld, Fault
 from pileus.drivers.host.ovs.real import OpenVSwitch
@@ -22,12 +23,16 @@ pytestmark = pytest.mark.anyio
 
 WEB = PortSpec(id="port-0198c0de0001", mac="52:54:00:00:00:01", addresses=("10.1.1.1",), vlan=101)
 SQL = PortSpec(id="port-0198c0de0002", mac="52:54:00:00:00:02", addresses=("10.1.1.2", "10.1.1.3"), vlan=102)
+SEGMENT = SegmentSpec(vlan=101, vni=5001, trunk=True, peers=("10.200.2.11", "10.200.2.12"))
+LONELY = Uplinks()
 
 
 class Rig(Protocol):
     """One host, and what can be done to it behind the driver's back."""
 
-    def driver(self) -> Switch: ...
+    def driver(self, uplinks: Uplinks = LONELY) -> Switch: ...
+
+    def lose(self, *devices: str) -> None: ...
 
     async def crash(self) -> None: ...
 
@@ -38,8 +43,11 @@ class FakeRig:
     def __init__(self) -> None:
         self.world = FakeSwitchWorld()
 
-    def driver(self) -> Switch:
-        return FakeSwitch(self.world)
+    def driver(self, uplinks: Uplinks = LONELY) -> Switch:
+        return FakeSwitch(self.world, uplinks)
+
+    def lose(self, *devices: str) -> None:
+        self.world.missing.update(devices)
 
     async def crash(self) -> None:
         self.world.crash()
@@ -52,8 +60,11 @@ class RealRig:
     def __init__(self, paths: HostPaths) -> None:
         self.paths = paths
 
-    def driver(self) -> Switch:
-        return OpenVSwitch(self.paths)
+    def driver(self, uplinks: Uplinks = LONELY) -> Switch:
+        return OpenVSwitch(self.paths, uplinks)
+
+    def lose(self, *devices: str) -> None:
+        """Nobody has made them."""
 
     async def crash(self) -> None:
         await kill(daemons.SwitchFiles.of(self.paths), "ovs-vswitchd")
@@ -82,15 +93,7 @@ async def kill(files: daemons.SwitchFiles, daemon: str) -> None:
 
 
 def fact_of(spec: PortSpec, tap: str, *, blocked: bool = False) -> PortFact:
-    return PortFact(
-        id=spec.id,
-        tap=tap,
-        mac=spec.mac,
-        addresses=spec.addresses,
-        vlan=spec.vlan,
-        rate_limit_kbps=spec.rate_limit_kbps,
-        blocked=blocked,
-    )
+    return PortFact(tap=tap, blocked=blocked, **msgspec.structs.asdict(spec))
 
 
 async def test_a_plugged_port_is_observed_as_asked_for_and_its_tap_exists(rig: Rig) -> None:
@@ -248,6 +251,147 @@ async def test_a_port_without_traffic_counts_nothing(rig: Rig) -> None:
     counters = (await switch.counters())[WEB.id]
     assert (counters.rx_packets, counters.tx_packets, counters.dropped_packets) == (0, 0, 0)
     assert await switch.vlan_counts() == {WEB.id: {WEB.vlan: 0}}
+
+
+async def test_a_joined_segment_is_in_force_until_it_is_left(rig: Rig) -> None:
+    switch = rig.driver()
+    await switch.open()
+    assert await switch.segments() == {}
+    for _ in range(2):
+        await switch.join(msgspec.structs.replace(SEGMENT, peers=SEGMENT.peers[::-1]))
+        assert await switch.segments() == {101: SEGMENT}
+    changed = msgspec.structs.replace(SEGMENT, vni=5009, peers=("10.200.3.1",))
+    await switch.join(changed)
+    await switch.join(msgspec.structs.replace(SEGMENT, vlan=102))
+    assert await switch.segments() == {101: changed, 102: msgspec.structs.replace(SEGMENT, vlan=102)}
+    for _ in range(2):
+        await switch.leave(101)
+        assert set(await switch.segments()) == {102}
+    await switch.remove()
+    await switch.open()
+    assert await switch.segments() == {}
+
+
+async def test_segments_outlive_the_agent_and_a_killed_switch(rig: Rig) -> None:
+    old = rig.driver()
+    await old.open()
+    await old.join(SEGMENT)
+    await old.close()
+    new = rig.driver()
+    await new.open()
+    assert await new.segments() == {101: SEGMENT}
+    await rig.crash()
+    assert await new.segments() == {}
+    await new.join(SEGMENT)
+    assert await new.segments() == {101: SEGMENT}
+    await rig.crash()
+    await new.open()
+    assert await new.segments() == {101: SEGMENT}
+    await rig.crash()
+    await new.leave(101)
+    await new.open()
+    assert await new.segments() == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"vlan": 0}, "SegmentRefused"),
+        ({"vni": 2**24}, "SegmentRefused"),
+        ({"peers": ("peer",)}, "SegmentRefused"),
+        ({"vlan": 102}, "VniTaken"),
+    ],
+    ids=str,
+)
+async def test_a_segment_that_cannot_be_is_refused(rig: Rig, wrong: dict[str, object], reason: str) -> None:
+    switch = rig.driver()
+    await switch.open()
+    await switch.join(SEGMENT)
+    with pytest.raises(DriverError) as refused:
+        await switch.join(msgspec.structs.replace(SEGMENT, **wrong))
+    assert refused.value.reason == reason
+    assert await switch.segments() == {101: SEGMENT}
+
+
+async def test_a_missing_uplink_is_named_and_hinders_nobody_else(rig: Rig) -> None:
+    switch = rig.driver(Uplinks(trunk="trunk0", public="public0"))
+    rig.lose("trunk0", "public0")
+    await switch.open()
+    web = await switch.plug(WEB)
+    public = msgspec.structs.replace(SQL, vlan=PUBLIC_VLAN)
+    for work, device in ((switch.join(SEGMENT), "trunk0"), (switch.plug(public), "public0")):
+        with pytest.raises(DriverError, match=device) as refused:
+            await work
+        assert refused.value.reason == "UplinkMissing"
+    alone = msgspec.structs.replace(SEGMENT, vlan=103, vni=7, trunk=False)
+    await switch.join(alone)
+    assert await switch.segments() == {103: alone}
+    facts = await switch.observe()
+    assert facts[WEB.id] == web
+    assert facts[SQL.id] == fact_of(public, facts[SQL.id].tap, blocked=True)
+
+
+async def test_uplinks_that_cannot_be_are_refused_at_once(rig: Rig) -> None:
+    with pytest.raises(DriverError) as refused:
+        rig.driver(Uplinks(trunk="eth1", public="eth1"))
+    assert refused.value.reason == "UplinkRefused"
+
+
+async def test_a_router_of_the_public_segment_with_stations_is_observed_as_asked_for(rig: Rig) -> None:
+    switch = rig.driver()
+    await switch.open()
+    router = msgspec.structs.replace(
+        WEB, vlan=PUBLIC_VLAN, routes=True, stations=(Station(mac="52:54:00:00:09:01", addresses=("10.1.1.9",)),)
+    )
+    fact = await switch.plug(router)
+    assert fact == fact_of(router, fact.tap)
+    assert await switch.observe() == {WEB.id: fact}
+    assert await switch.vlan_counts() == {WEB.id: {PUBLIC_VLAN: 0}}
+    taken = msgspec.structs.replace(SQL, vlan=PUBLIC_VLAN, mac=router.stations[0].mac)
+    with pytest.raises(DriverError) as refused:
+        await switch.plug(taken)
+    assert refused.value.reason == "MacTaken"
+    plain = await switch.plug(WEB)
+    assert await switch.observe() == {WEB.id: plain}
+    assert (await switch.plug(taken)).blocked is False
+
+
+async def test_a_control_path_needs_a_port_and_takes_frames_that_fit(rig: Rig) -> None:
+    switch = rig.driver()
+    await switch.open()
+    with pytest.raises(DriverError) as refused:
+        await switch.exchange(WEB.id)
+    assert refused.value.reason == "NoPort"
+    await switch.plug(WEB)
+    exchange = await switch.exchange(WEB.id)
+    with pytest.raises(DriverError) as refused:
+        await exchange.send(bytes(1401))
+    assert refused.value.reason == "FrameTooLong"
+    await exchange.send(bytes(1400))
+    await exchange.close()
+    await exchange.close()
+    assert await exchange.receive() == b""
+    await exchange.send(b"lost")
+
+
+async def test_a_control_path_ends_when_it_is_opened_again_and_with_its_port(rig: Rig) -> None:
+    switch = rig.driver()
+    await switch.open()
+    await switch.plug(WEB)
+    first = await switch.exchange(WEB.id)
+    waiting = asyncio.create_task(first.receive())
+    second = await switch.exchange(WEB.id)
+    assert await waiting == b""
+    await first.close()
+    other = asyncio.create_task(second.receive())
+    await switch.plug(msgspec.structs.replace(WEB, addresses=("10.1.1.8",)))
+    assert not other.done()
+    await switch.unplug(WEB.id)
+    assert await other == b""
+    await switch.plug(WEB)
+    third = await switch.exchange(WEB.id)
+    await rig.crash()
+    assert await third.receive() == b""
 
 
 async def test_the_killed_database_comes_back_and_the_ports_stay_in_force(host: HostPaths) -> None:
