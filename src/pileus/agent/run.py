@@ -87,7 +87,7 @@ async def opened_drivers(settings: AgentSettings) -> AsyncIterator[Drivers]:
     """Give the drivers of this machine, open, for the block. What runs on the machine goes on after it."""
     paths = settings.paths
     paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    switch = OpenVSwitch(paths)
+    switch = OpenVSwitch(paths, settings.uplinks)
     hypervisor = QemuHypervisor(paths, switch.open_tap, settings.accelerator, test_guest())
     drivers = Drivers(
         hypervisor=hypervisor,
