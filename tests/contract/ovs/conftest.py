@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from tests.contract.ovs.site import Site
 
 from pileus.drivers.host.ovs.command import PACKAGES
 from pileus.drivers.host.ovs.real import OpenVSwitch
@@ -23,15 +24,19 @@ def anyio_backend() -> str:
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[HostPaths]:
     """Paths of a host that can have a real switch; whatever the test leaves running is taken down."""
+    skip_without_switch()
+    paths = HostPaths.under(tmp_path / "state")
+    yield paths
+    asyncio.run(OpenVSwitch(paths).remove())
+    assert_nothing_left(paths)
+
+
+def skip_without_switch() -> None:
     if os.geteuid() != 0:
         pytest.skip("a real switch needs root")
     missing = [program for program in PACKAGES if shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin") is None]
     if missing:
         pytest.skip(f"a real switch needs {', '.join(missing)}")
-    paths = HostPaths.under(tmp_path / "state")
-    yield paths
-    asyncio.run(OpenVSwitch(paths).remove())
-    assert_nothing_left(paths)
 
 
 def assert_nothing_left(paths: HostPaths) -> None:
@@ -53,3 +58,17 @@ def processes_of(paths: HostPaths) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    """Three hosts with real switches; whatever the test leaves is taken down."""
+    skip_without_switch()
+    site = Site(tmp_path)
+    try:
+        await site.build()
+        yield site
+    finally:
+        await site.remove()
+    for lan in site.hosts.values():
+        assert_nothing_left(lan.paths)

@@ -25,8 +25,19 @@ POD_OF = {"a": 1, "b": 1, "c": 2}
 WIRES = {"rack1": "p000000000001", "rack2": "p000000000002", "public": "p000000000003"}
 """A bridge: the tap of the machine that listens there."""
 
+RED, BLUE = 101, 102
 MARK = b"sentinel"
 SERIAL = count()
+
+
+def machine(colour: int, number: int) -> PortSpec:
+    """A machine of the account whose VLAN is ``colour``; the accounts use the same addresses."""
+    return PortSpec(
+        id=f"port-{colour:06x}{number:06x}",
+        mac=f"52:54:00:00:{colour:02x}:{number:02x}",
+        addresses=(f"10.1.1.{number}",),
+        vlan=colour,
+    )
 
 
 class Site:
@@ -143,3 +154,14 @@ def _uplinks(letter: str) -> Uplinks:
 def _core_settings() -> None:
     for key, value in (("ipv6/conf/default/disable_ipv6", "1"), ("ipv4/ip_forward", "1")):
         (Path("/proc/sys/net") / key).write_text(value)
+
+
+async def everybody(site: Site, colour: int) -> list[Guest]:
+    """Plug one machine of the account into each host; return them when all hear each other."""
+    await site.join(colour)
+    guests = [await site.plug(letter, machine(colour, 10 + number)) for number, letter in enumerate("abc")]
+    for guest in guests:
+        await site.settle(guest, *(other for other in guests if other is not guest))
+    for guest in guests:
+        assert got(guest) == []
+    return guests

@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import struct
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import msgspec
 import pytest
-from tests.contract.ovs.conftest import assert_nothing_left
 from tests.contract.ovs.frames import ARP, BROADCAST, IPV4, NOBODY, arp, attacks, ethernet, good, good_frames, mac_of
 from tests.contract.ovs.lan import Guest
-from tests.contract.ovs.site import Site, got, segment, tunnel_of
+from tests.contract.ovs.site import BLUE, RED, Site, everybody, got, machine, segment, tunnel_of
 
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.ovs import daemons, flows, namespace
-from pileus.drivers.host.ovs.base import PortSpec
-from pileus.drivers.host.ovs.command import PACKAGES
 from pileus.drivers.host.ovs.real import OpenVSwitch
 
 pytestmark = pytest.mark.anyio
-
-RED, BLUE = 101, 102
-
-
-def machine(colour: int, number: int) -> PortSpec:
-    """A machine of the account whose VLAN is ``colour``; the accounts use the same addresses."""
-    return PortSpec(
-        id=f"port-{colour:06x}{number:06x}",
-        mac=f"52:54:00:00:{colour:02x}:{number:02x}",
-        addresses=(f"10.1.1.{number}",),
-        vlan=colour,
-    )
-
-
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    if os.geteuid() != 0 or not all(shutil.which(each, path=os.environ["PATH"] + ":/usr/sbin") for each in PACKAGES):
-        pytest.skip("real switches need root and Open vSwitch")
-    site = Site(tmp_path)
-    try:
-        await site.build()
-        yield site
-    finally:
-        await site.remove()
-    for lan in site.hosts.values():
-        assert_nothing_left(lan.paths)
-
-
-async def everybody(site: Site, colour: int) -> list[Guest]:
-    """Plug one machine of the account into each host; return them when all hear each other."""
-    await site.join(colour)
-    guests = [await site.plug(letter, machine(colour, 10 + number)) for number, letter in enumerate("abc")]
-    for guest in guests:
-        await site.settle(guest, *(other for other in guests if other is not guest))
-    for guest in guests:
-        assert got(guest) == []
-    return guests
 
 
 async def flows_of(switch: OpenVSwitch) -> list[str]:
