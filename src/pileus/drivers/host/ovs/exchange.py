@@ -38,6 +38,7 @@ HELLO, ERROR, ECHO_REQUEST, ECHO_REPLY, EXPERIMENTER, SET_CONFIG, PACKET_IN, PAC
 )  # fmt: skip
 BARRIER_REQUEST, BARRIER_REPLY = 20, 21
 NICIRA, SET_CONTROLLER_ID = 0x2320, 20
+FRAGMENTS_NX_MATCH = 3
 NO_BUFFER, PORT_CONTROLLER, PORT_TABLE, REASON_ACTION = 0xFFFFFFFF, 0xFFFFFFFD, 0xFFFFFFF9, 0x2
 HEADER = struct.Struct("!BBHI")
 ETHERNET = struct.Struct("!6s6sH")
@@ -122,7 +123,8 @@ class PortExchange:
                 reader, self._writer = await asyncio.open_unix_connection(socket)
                 self._reading = asyncio.create_task(self._read(reader))
                 self._say(HELLO, b"")
-                self._say(SET_CONFIG, struct.pack("!HH", 0, 0xFFFF))
+                # These flags are the bridge's: any others would hide the ports of first fragments from the flows.
+                self._say(SET_CONFIG, struct.pack("!HH", FRAGMENTS_NX_MATCH, 0xFFFF))
                 self._say(SET_ASYNC, struct.pack("!6I", REASON_ACTION, REASON_ACTION, 0, 0, 0, 0))
                 self._say(EXPERIMENTER, struct.pack("!II6xH", NICIRA, SET_CONTROLLER_ID, self.ofport))
                 self._say(BARRIER_REQUEST, b"")
