@@ -91,7 +91,11 @@ class Calls:
         if task is None:
             return
         if frame.number in self._flows:
-            _give(frame, self._flows[frame.number], task)
+            try:
+                _give(frame, self._flows[frame.number], task)
+            except Transient as error:
+                task.cancel()
+                await channel.send(encode(End(number=frame.number, code=error.code, error=error.message)))
             return
         typed = self._typed[frame.number]
         if not isinstance(frame, Chunk):
@@ -151,7 +155,10 @@ def _flow(number: int, channel: Channel) -> Flow:
 
 
 def _give(frame: Chunk | Window | End, flow: Flow, task: asyncio.Task[None]) -> None:
-    """Give a frame to a stream. An end lets what came before it reach the VM; one with a code does not."""
+    """Give a frame to a stream. An end lets what came before it reach the VM; one with a code does not.
+
+    Raises: Transient when more came than was granted.
+    """
     match frame:
         case Chunk():
             flow.arrived(frame.part)

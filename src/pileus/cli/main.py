@@ -36,6 +36,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "reboot": ("power", "reboot", "Boot VMs again."),
         "pause": ("power", "pause", "Stop the virtual CPUs of VMs."),
         "resume": ("power", "resume", "Let paused VMs run on."),
+        "ssh": ("ssh", "command", "Log in to a VM, or run a command in it."),
+        "forward": ("forward", "command", "Lead ports of this machine to a VM's."),
         "console": ("console", "command", "Use a VM's serial console; ctrl-] leaves it."),
     },
     "This machine": {

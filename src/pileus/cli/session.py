@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from pileus.cli.client import Client, Json, segment
 from pileus.cli.completing import complete_accounts, complete_kinds, complete_names
-from pileus.cli.contexts import Context, choose
+from pileus.cli.contexts import Context, choose, load
 from pileus.cli.failure import NOT_FOUND, Failure, suggestion
 from pileus.kernel.errors import NotFound
 from pileus.kernel.kind import Kind
@@ -31,6 +31,12 @@ class Session:
     def context(self) -> Context:
         """The context. Raises: Failure."""
         return choose(self._name)
+
+    @property
+    def context_name(self) -> str:
+        """The name of the context. Raises: Failure when there is none."""
+        choose(self._name)
+        return self._name or load().current
 
     @functools.cached_property
     def client(self) -> Client:

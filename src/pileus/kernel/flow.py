@@ -54,13 +54,14 @@ class Flow:
     # what comes over the connection; nothing here waits
 
     def arrived(self, part: bytes) -> None:
-        """Bytes came; none: the other side ended its direction. More than was granted ends the stream."""
+        """Bytes came; none: the other side ended its direction. Raises: Transient, the end of the stream, for too many."""
         if not self._arriving:
             return
         self._free -= len(part)
         if self._free < 0:
-            self.ended(Transient("the other side sent more than it may", code="overrun"))
-            return
+            error = Transient("the other side sent more than it may", code="overrun")
+            self.ended(error)
+            raise error
         self._inbox += part
         self._arriving = bool(part)
         self._readable.set()

@@ -50,7 +50,8 @@ class Tunnel(Flow):
         """Take what the agent sent; it waits for nobody."""
         match frame:
             case Chunk():
-                self.arrived(frame.part)
+                with contextlib.suppress(Transient):  # whoever reads is told
+                    self.arrived(frame.part)
             case Window():
                 self.granted(frame.more_bytes)
             case End():
@@ -99,7 +100,7 @@ async def serve(websocket: WebSocket, tunnel: Duplex) -> None:
 
 
 async def _receive(websocket: WebSocket, flow: Flow) -> None:
-    """Take messages until the caller goes, however slowly the VM reads: so its pings are answered."""
+    """Take messages until the caller goes, however slowly the VM reads: so its pings are answered. Raises: Transient."""
     while (message := await websocket.receive())["type"] != "websocket.disconnect":
         content, text = message.get("bytes"), message.get("text") or ""
         if content is not None:
@@ -107,7 +108,7 @@ async def _receive(websocket: WebSocket, flow: Flow) -> None:
         elif text.isascii() and text.isdigit() and len(text) <= GRANT_DIGITS_MAX:
             flow.granted(int(text))
         else:
-            flow.ended(Transient("a text message must be a number of bytes", code="overrun"))
+            raise Transient("a text message must be a number of bytes", code="overrun")
 
 
 def _refusal(end: End) -> PileusError | None:

@@ -1,4 +1,4 @@
-"""``pileus console vm NAME``: the VM's serial console in this terminal, over a WebSocket."""
+"""``pileus console vm/web``: the VM's serial console in this terminal, over a WebSocket."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import click
 
 from pileus.cli.client import refusal, segment
 from pileus.cli.failure import UNREACHABLE, Failure, usage
-from pileus.cli.session import Session, a, account_option, kind_argument, name_argument, root
-from pileus.kernel.kind import Kind
+from pileus.cli.session import Session, account_option, root
+from pileus.cli.target import VM, split, vm_argument
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -28,19 +28,19 @@ CHUNK_BYTES = 4096
 
 
 @click.command("console", no_args_is_help=True)
-@kind_argument
-@name_argument
+@vm_argument()
 @account_option
 @click.pass_obj
-def command(session: Session, /, kind: Kind, name: str, account: str) -> None:
+def command(session: Session, /, words: tuple[str, ...], account: str) -> None:
     """Use a VM's serial console; ctrl-] leaves it."""
-    if kind.name != "compute.vm":
-        raise click.UsageError(f"only a vm has a console, not {a(kind.short)}: `pileus console vm NAME`")
+    name, rest = split(words, "a console")
+    if rest:
+        raise click.UsageError(f"a console takes one VM, not also {' '.join(rest)}")
     if not sys.stdin.isatty():
         place = f" --account {account}" if account else ""
         raise usage(f"console needs a terminal; `pileus logs vm {name}{place}` prints what was written")
-    vm = session.get(kind, name, account)
-    target = session.client.target(f"{root(kind)}/{segment(vm['id'])}/console", [("account", vm["account"])])
+    vm = session.get(VM, name, account)
+    target = session.client.target(f"{root(VM)}/{segment(vm['id'])}/console", [("account", vm["account"])])
     asyncio.run(_run(session, f"wss://{session.client.authority}{target}", vm["name"]))
 
 
