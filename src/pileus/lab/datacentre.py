@@ -23,9 +23,9 @@ from pileus.kernel.errors import Rejected
 from pileus.kernel.kind import Resource
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.lists import Filter
-from pileus.lab.run import NAME, signals
+from pileus.lab.run import NAME, last_words, signals
 from pileus.lab.site import SERVER_URL, Child, Record, Say, Site
-from pileus.lab.topology import SERVER_ADDRESS, Host, Layout
+from pileus.lab.topology import INTERNET, SERVER_ADDRESS, Host, Layout
 from pileus.local.furnish import SYSTEM, Wanted, ensure, ensure_built, ensure_context, ensure_images
 from pileus.local.up import Running
 from pileus.server.run import ServerSettings, Started, serve
@@ -95,25 +95,26 @@ async def _run(settings: SiteSettings, site: Site, say: Say, ready: Callable[[st
         hosts = await _furnish(started, site, say)
         say(f"starting {len(hosts)} hosts: Open vSwitch, agents; VMs run under {site.record.accelerator}")
         began = started.parts.store.clock()
-        site.start_internet()
-        children = {}
+        children = {INTERNET: site.start_internet()}
         for host, row in hosts:
             children[host.name] = await site.start_host(host, await _token(started, site, host, row))
-        starting = (
+        everyone = asyncio.Event()
+        tasks = (
             asyncio.create_task(_until_ready(started, [row for _, row in hosts], began, say), name="ready"),
-            asyncio.create_task(_until_end(site, children), name="agents"),
+            asyncio.create_task(_look_after(site, children, everyone), name="children"),
         )
         try:
-            done, _ = await asyncio.wait({server, *starting}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({server, *tasks}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 await task
+            if server not in done:
+                everyone.set()
+                _note(settings.data, started.url)
+                ready(started.url)
+                await asyncio.wait({server})
         finally:
-            for task in starting:
+            for task in tasks:
                 task.cancel()
-        if server not in done:
-            _note(settings.data, started.url)
-            ready(started.url)
-            await asyncio.wait({server})
 
 
 @contextlib.asynccontextmanager
@@ -199,14 +200,14 @@ async def _waits(started: Started) -> bool:
     return any(image is None or image.ready is None or image.ready.status != "true" for image in images)
 
 
-async def _until_end(site: Site, children: dict[str, Child]) -> None:
-    """Look after the agents until one ends. Raises: Rejected then."""
+async def _look_after(site: Site, children: dict[str, Child], everyone: asyncio.Event) -> None:
+    """Let what ended go; its user may have killed it. Raises: Rejected when that is before ``everyone`` is ready."""
     while True:
-        for name, child in children.items():
-            if child.poll() is not None:
-                log = site.data / "hosts" / name / "agent.log"
-                lines = log.read_text(errors="replace").splitlines()[-3:]
-                raise Rejected(f"the agent of {name} ended; the last lines of {log}: {' | '.join(lines)}")
+        for name in [name for name, child in children.items() if child.poll() is not None]:
+            del children[name]
+            if not everyone.is_set():
+                words = last_words(site.log(name))
+                raise Rejected(f"{name} ended while the lab was starting; its log {site.log(name)} says: {words}")
         await asyncio.sleep(LOOK_EVERY_S)
 
 

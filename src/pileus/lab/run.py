@@ -160,8 +160,14 @@ async def _child(log: Path, module: str, *arguments: str) -> AsyncIterator[Child
 
 
 def _ended(log: Path) -> Rejected:
-    lines = log.read_text(errors="replace").splitlines()[-3:]
-    return Rejected(f"a process of the lab ended; the last lines of {log}: " + " | ".join(lines))
+    return Rejected(f"a process of the lab ended; its log {log} says: {last_words(log)}")
+
+
+def last_words(log: Path) -> str:
+    """Return what a log ends with: its last error, or else its last lines."""
+    lines = log.read_text(errors="replace").splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else " | ".join(lines[-3:])
 
 
 @contextlib.contextmanager

@@ -105,7 +105,7 @@ class Site:
         settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         joining = ["--server", SERVER_URL, "--token", token] if token else []
         child = self._spawn(
-            host.name, settings.data / "agent.log", "pileus.cli.main", "agent", "--data", str(settings.data),
+            host.name, "pileus.cli.main", "agent", "--data", str(settings.data),
             "--accelerator", settings.accelerator, "--network", settings.network, "--trunk", uplinks.trunk,
             "--tunnel", uplinks.tunnel, "--tunnel-address", uplinks.tunnel_address,
             "--tunnel-gateway", uplinks.tunnel_gateway, "--public", uplinks.public, *joining,
@@ -133,7 +133,7 @@ class Site:
 
     def start_internet(self) -> Child:
         """Start what answers at the test host ``internet``."""
-        return self._spawn(INTERNET, self.data / "internet.log", "pileus.lab.internet")
+        return self._spawn(INTERNET, "pileus.lab.internet")
 
     async def stop(self, grace_s: float, say: Say) -> bool:
         """Take everything down, and return whether there was anything; guests have ``grace_s`` to power off."""
@@ -157,9 +157,13 @@ class Site:
     def _agent_file(self, host: Host) -> Path:
         return self.settings(host).data / "agent.json"
 
-    def _spawn(self, machine: str, log: Path, module: str, *arguments: str) -> Child:
-        """Start a Python module on a machine of the lab, apart from this process; its output goes to ``log``."""
-        with log.open("ab") as output:
+    def log(self, machine: str) -> Path:
+        """Where the output of what runs on a machine of the lab goes."""
+        return self.data / f"{machine}.log"
+
+    def _spawn(self, machine: str, module: str, *arguments: str) -> Child:
+        """Start a Python module on a machine of the lab, apart from this process."""
+        with self.log(machine).open("ab") as output:
             return subprocess.Popen(
                 ["ip", "netns", "exec", self.fabric.namespace(machine), sys.executable, "-m", module, *arguments],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/",

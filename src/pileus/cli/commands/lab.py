@@ -26,8 +26,9 @@ LINKS = ("mgmt", "trunk", "tunnel", "public")
 T = TypeVar("T")
 
 data_option = click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False), help="Folder of the lab's state."
-)
+    "--data", type=click.Path(path_type=Path, file_okay=False), envvar="PILEUS_LAB", show_envvar=True,
+    help="Folder of the lab's state.",
+)  # fmt: skip
 host_argument = click.argument("host")
 links_argument = click.argument("links", metavar="[mgmt|trunk|tunnel|public]...", nargs=-1, type=click.Choice(LINKS))
 
@@ -69,8 +70,7 @@ def command(ctx: click.Context, /, data: Path | None, *, detach: bool, **how: An
     if running is not None:
         click.echo(f"a lab runs here already, at {running.url or '(starting)'} (pid {running.pid})")
         return
-    if "hosts" in chosen:
-        _require()
+    _check(folder, chosen)
     if detach:
         _detach(folder, chosen)
     else:
@@ -229,10 +229,18 @@ def _folder(data: Path | None) -> Path:
     return (data or default_data().with_name("pileus-lab")).absolute()
 
 
-def _require() -> None:
-    """Raises: ClickException naming everything that this machine lacks for real hosts."""
+def _check(folder: Path, chosen: dict[str, Any]) -> None:
+    """Raises: ClickException when the folder holds another lab, or naming all that this machine lacks."""
+    from pileus.lab.site import Site
     from pileus.local.doctor import require
 
+    if "simulated" in chosen:
+        if Site.load(folder) is not None:
+            raise click.ClickException(
+                f"{folder} holds a lab of real hosts; `pileus lab stop --delete` deletes it, "
+                "or choose another folder with --data"
+            )
+        return
     if os.geteuid() != 0:
         raise click.ClickException("real hosts need root; run with sudo, or try `pileus lab --simulated 100`")
     require()
@@ -355,6 +363,8 @@ def _say(line: str) -> None:
 
 def _detach(folder: Path, chosen: dict[str, Any]) -> None:
     """Run the lab in the background and tell what it says until it is ready."""
+    from pileus.lab.run import last_words
+
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     arguments = ["--data", str(folder)]
     for name, value in chosen.items():
@@ -376,5 +386,4 @@ def _detach(folder: Path, chosen: dict[str, Any]) -> None:
         click.echo(line.rstrip())
         if line.startswith("the lab is ready"):
             return
-    lines = log.read_text(errors="replace").splitlines()
-    raise click.ClickException(f"the lab did not start (exit code {child.wait()}): {' | '.join(lines[-3:])}")
+    raise click.ClickException(f"the lab did not start (exit code {child.wait()}): {last_words(log)}")
