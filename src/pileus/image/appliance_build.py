@@ -72,6 +72,7 @@ def root_tree(unpacked: Path, kernel: Kernel) -> Tree:
     tree.file("etc/inittab", (_FILES / "inittab").read_bytes())
     tree.file("etc/rc", (_FILES / "rc").read_bytes(), 0o755)
     tree.file("etc/acpi/PWRF/00000080", (_FILES / "power-off").read_bytes(), 0o755)
+    tree.file("lib/pileus/pair-state", (_FILES / "pair-state").read_bytes(), 0o755)
     tree.file("lib/pileus/seed-disk", (COMMON_FILES / "seed-disk").read_bytes())
     return tree
 
@@ -108,7 +109,7 @@ def _add_python(tree: Tree, unpacked: Path) -> None:
     for file in sorted(library.rglob("*.pyc")):
         if "__pycache__" not in file.parts:
             tree.file(str(file.relative_to(unpacked)), file.read_bytes())
-    if f"{_PYTHON}/pileus/node/__init__.pyc" not in tree:
+    if f"{_PYTHON}/pileus/node/role.pyc" not in tree:
         raise BuildError("BadPackage", "the appliance's own program was not compiled")
 
 

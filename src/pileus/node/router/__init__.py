@@ -25,7 +25,8 @@ A document is two levels of JSON: section -> key -> entry. A section that is mis
 ``stretches``   id: ``{"network": id, "range": CIDR, "tunnel": tunnel id, "vni": int, "local": str, "remote": str}``
                 (VXLAN in a tunnel, bridged with the guest link; only frames of ``range``, no DHCP)
 ``redundancy``  ``pair``: ``{"router_id": int 1-255, "priority": int 1-254, "own": CIDR (link-local, on the guest
-                link), "peer": str}`` (VRRP, unicast; connections are synchronised)
+                link), "peer": str, "yields": bool (hands over: it will be replaced)}`` (VRRP, unicast; connections are
+                synchronised)
 
 Default deny: from the public link only answers, forwards, balancers, tunnels' ports and ICMP echo to the router get
 in. ``firewall`` rules are judged in order before that, the first that fits decides; ``ingress`` rules see the guests'
