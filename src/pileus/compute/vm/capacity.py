@@ -72,6 +72,7 @@ def seen(hosts: Sequence[Resource], pools: Sequence[Resource], free: dict[str, A
             pool=by_host.get(host.id, ""),
             refuses=_refuses(host),
             roles=host.desired.roles,
+            public=host.observed.has_public if host.observed is not None else "no",
         )
         for host in hosts
     ]
@@ -97,11 +98,20 @@ async def _host_to_avoid(reader: Reader, desired: VmDesired) -> str:
 
 
 def for_role(need: Need, vm: Resource, hosts: Sequence[Candidate]) -> Need:
-    """Return what the VM needs of these hosts: an appliance goes to the zone's routing hosts where there are any."""
+    """Return what the VM needs of these hosts.
+
+    An appliance goes to the zone's routing hosts where there are any, one with a public NIC to those that have an
+    uplink to the public segment where there are any.
+    """
     if vm.desired.appliance is None:
         return need
-    routing = any("routing" in each.roles and each.zone == need.zone and not each.refuses for each in hosts)
-    return replace(need, role="routing" if routing else "compute")
+    there = [each for each in hosts if each.zone == need.zone and not each.refuses]
+    routing = [each for each in there if "routing" in each.roles]
+    wants_public = any(nic.attachment == "public" for nic in vm.desired.nics)
+    has_public = any(each.public == "yes" for each in routing or there)
+    return replace(
+        need, role="routing" if routing else "compute", public="yes" if wants_public and has_public else "no"
+    )
 
 
 class HostTable:

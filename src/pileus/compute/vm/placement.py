@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from msgspec import Struct
 
@@ -19,6 +20,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     pool: str = ""
     refuses: str = ""
     roles: tuple[str, ...] = ("compute", "routing", "storage")
+    public: Literal["yes", "no"] = "no"
+    """Whether the host has an uplink to the public segment."""
 
 
 class Need(Struct, frozen=True, kw_only=True):
@@ -34,6 +37,8 @@ class Need(Struct, frozen=True, kw_only=True):
     only_host: str = ""
     role: str = "compute"
     avoid: str = ""
+    public: Literal["yes", "no"] = "no"
+    """Whether only hosts with an uplink to the public segment will do."""
 
 
 class Refusal(Struct, frozen=True):
@@ -50,6 +55,7 @@ def refusal(candidate: Candidate, need: Need) -> Refusal | None:
         (candidate.zone != need.zone, "OtherZone", "is in another zone"),
         (bool(candidate.refuses), candidate.refuses, "takes no VMs now"),
         (need.role not in candidate.roles, f"Not{need.role.capitalize()}", f"is not for {need.role}"),
+        (need.public == "yes" and candidate.public == "no", "NoPublic", "has no uplink to the public segment"),
         (bool(need.only_host) and candidate.host != need.only_host, "VolumeElsewhere", "a volume is on another host"),
         (
             candidate.memory_mib < need.memory_mib,
@@ -74,6 +80,7 @@ def fits(candidate: Candidate, need: Need) -> bool:
         and candidate.zone == need.zone
         and not candidate.refuses
         and need.role in candidate.roles
+        and (need.public == "no" or candidate.public == "yes")
         and (not need.only_host or candidate.host == need.only_host)
     )
 
