@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -333,7 +334,7 @@ def test_each_missing_link_is_named() -> None:
             await world.create("compute.vm", "two", "acme", nics=[{"network": "lonely"}, {"network": "default"}])
             await world.create("compute.vm", "none", "acme", nics=[])
             for name in ("two", "none"):
-                await world.until(lambda name=name: world.is_ready("compute.vm", name, "acme"))
+                await world.until(functools.partial(world.is_ready, "compute.vm", name, "acme"))
             two = await world.resource("compute.vm", "two", "acme")
             assert (await place(store, two, "")).address.startswith("10.1.1.")  # the one that has a router
             assert await _refusal(site, "two", "lonely") == (
@@ -349,7 +350,7 @@ def test_each_missing_link_is_named() -> None:
                 ("stopped", "vm web is stopped; `pileus start vm web` starts it"),
             ):
                 await world.patch("compute.vm", "web", "acme", power=power)
-                await world.until(lambda power=power: _is(site, power))
+                await world.until(functools.partial(_is, site, power))
                 assert await _refusal(site, "web") == message
 
     run(main)

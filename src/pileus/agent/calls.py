@@ -102,8 +102,8 @@ class Calls:
             task.cancel()
         elif typed.full():
             task.cancel()
-            error = "the guest does not read what is typed; open the console again"
-            await channel.send(encode(End(number=frame.number, code="busy", error=error)))
+            why = "the guest does not read what is typed; open the console again"
+            await channel.send(encode(End(number=frame.number, code="busy", error=why)))
         else:
             typed.put_nowait(frame.part)
 
