@@ -64,10 +64,9 @@ async def join(way: Way, local: Duplex) -> None:
     async with await _open(way) as socket:
         try:
             await _carry(socket, local)
-        except websockets.ConnectionClosed as error:
-            raise _ended(way, error.rcvd.reason if error.rcvd is not None else "") from None
-        except Transient as error:
-            raise _ended(way, error.message) from None
+        except (websockets.ConnectionClosed, Transient) as error:
+            reason = error.message if isinstance(error, Transient) else _reason(socket)
+            raise Failure(f"the connection to {way.name} ended: {reason}", exit_code=UNREACHABLE) from None
 
 
 async def _open(way: Way) -> ClientConnection:
@@ -92,10 +91,6 @@ async def _open(way: Way) -> ClientConnection:
         raise Failure(f"{way.name} cannot be reached: {error or 'no answer'}", exit_code=UNREACHABLE) from None
 
 
-def _ended(way: Way, reason: str) -> Failure:
-    return Failure(f"the connection to {way.name} ended: {reason or 'the server is gone'}", exit_code=UNREACHABLE)
-
-
 async def _carry(socket: ClientConnection, local: Duplex) -> None:
     async def grant(more_bytes: int) -> None:
         await socket.send(str(more_bytes))
@@ -116,17 +111,20 @@ async def _receive(socket: ClientConnection, flow: Flow) -> None:
     """Take what comes, however slowly it is read here: so pings are answered."""
     import websockets
 
-    reason = "the server is gone"
     try:
         async for message in socket:
             if isinstance(message, str):
                 flow.granted(int(message) if message.isdigit() else 0)
             else:
                 flow.arrived(message)
-        reason = "" if socket.close_code == 1000 else socket.close_reason or reason
-    except websockets.ConnectionClosedError as error:
-        reason = (error.rcvd.reason if error.rcvd is not None else "") or reason
-    flow.ended(Transient(reason) if reason else None)
+    except websockets.ConnectionClosedError:
+        pass  # the code says it
+    flow.ended(None if socket.close_code == 1000 else Transient(_reason(socket)))
+
+
+def _reason(socket: ClientConnection) -> str:
+    """Return why the server closed. Source: RFC 6455 7.4, and the registry that it begins."""
+    return socket.close_reason or ("the server stops" if socket.close_code in (1001, 1012) else "the server is gone")
 
 
 class LocalSocket:

@@ -143,7 +143,7 @@ class Content:
 def _farewell(connection: Connection) -> tuple[int, str]:
     if connection.done:
         return streams.NORMAL, ""
-    return streams.GOING_AWAY, "the server stops, or your rights changed; connect again"
+    return streams.POLICY, "what you may do has changed; connect again if you may"  # or the caller is gone anyway
 
 
 def _may_upload(asked: Call, image: Resource, part: str) -> None:
