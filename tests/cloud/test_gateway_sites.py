@@ -143,9 +143,9 @@ def test_bad_vpns_are_refused() -> None:
                 assert said in answer.message
             await world.create("gateway.vpn", "first", "acme", mode="site", vdc="main", port=4000)
             answer = await refused(world, "vpn", mode="site", vdc="main", port=4000)
-            assert (
-                "udp port 4000 of the public address of the router in zone local is used by vpn first" in answer.message
-            )
+            assert answer.message.startswith("udp port 4000 of the router is used by vpn first")
+            answer = await refused(world, "vpn", mode="site", vdc="main", port=53)
+            assert answer.message == "udp port 53 is the router's own; choose another"
 
     run(main)
 

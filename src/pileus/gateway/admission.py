@@ -19,6 +19,8 @@ from pileus.kernel.transaction import AlreadyClaimed, Exhausted, Transaction
 FIRST_TUNNEL_PORT = 51_820
 """WireGuard's usual port; the next ones are taken in turn."""
 TUNNELS_MAX = 1000
+ROUTERS_OWN_PORTS = frozenset({53, 67, 3780, 4789})
+"""UDP: DNS, DHCP, synchronised connections, VXLAN."""
 
 
 class Published(Struct, frozen=True, kw_only=True):
@@ -72,16 +74,21 @@ def require_public(zone: Resource) -> PublicPool:
     return pool
 
 
+def routers_own(account_id: str, zone: Resource) -> Published:
+    """Return the ports of the public address of the account's router in a zone."""
+    return Published(space=publish_space(account_id, zone.id, ""), title=f"the public address of the router in {zone}")
+
+
 async def published(tx: Transaction, change: Change, zone: Resource) -> Published:
     """Return the ports of the address that the wish names, or of the router's own. Raises: Invalid, Conflict."""
     require_public(zone)
     id = change.links.get("address", "")
-    space = publish_space(change.new.account_id, zone.id, id)
     if not id:
-        return Published(space=space, title=f"the public address of the router in {zone}")
+        return routers_own(change.new.account_id, zone)
     address = await tx.get(id)
     if address.zone != zone.id:
         raise Invalid(f"{address} is in another zone than what it shall lead to", field="desired.address")
+    space = publish_space(change.new.account_id, zone.id, id)
     return Published(space=space, title=f"{address} ({address.assigned.address})")
 
 
@@ -106,11 +113,31 @@ async def claim_ports(
             ) from None
 
 
-async def claim_tunnel_port(tx: Transaction, owner: str, space: str) -> int:
-    """Hold the lowest free UDP port from WireGuard's usual one on. Raises: Conflict when there is none."""
+async def claim_tunnel_port(tx: Transaction, rule: Resource, place: Published, zone: str, wished: int = 0) -> int:
+    """Hold a UDP port for a tunnel, the lowest free one from WireGuard's usual one on for 0. Raises: Conflict, Invalid.
+
+    A tunnel listens on all addresses of its router, so no two of a router have the same port.
+    """
+    space = f"tunnel-port/{zone}/{rule.account_id}"
+    if wished in ROUTERS_OWN_PORTS:
+        raise Invalid(f"udp port {wished} is the router's own; choose another", field="desired.port")
+    port = wished or await _free_tunnel_port(tx, space, place.space)
+    try:
+        await tx.claim(space, str(port), rule.id)
+    except AlreadyClaimed as error:
+        raise Conflict(
+            f"udp port {port} of the router is used by {await tx.get(error.holder)}, on all its addresses; choose another",
+            code="port-taken",
+            field="desired.port",
+        ) from None
+    await claim_ports(tx, rule, place, "", [("udp", port)])
+    return port
+
+
+async def _free_tunnel_port(tx: Transaction, tunnels: str, published: str) -> int:
     for port in range(FIRST_TUNNEL_PORT, FIRST_TUNNEL_PORT + TUNNELS_MAX):
-        if await tx.holder(space, f"udp/{port}") is None:
-            await tx.claim(space, f"udp/{port}", owner)
+        taken = await tx.holder(tunnels, str(port)) or await tx.holder(published, f"udp/{port}")
+        if taken is None:
             return port
     raise Conflict("no port is left for another tunnel on the public address; say one", code="port-taken")
 
@@ -150,5 +177,5 @@ def check_key(text: str, field: str) -> None:
         decoded = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         decoded = b""
-    if len(decoded) != 32 or len(text) != 44:
+    if len(decoded) != 32 or base64.b64encode(decoded).decode() != text:
         raise Invalid(f"{field}: this is no WireGuard public key; `wg pubkey` prints one", field=field)

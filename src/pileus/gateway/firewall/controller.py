@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pileus.gateway.facts import Facts
-from pileus.gateway.firewall.plan import entries, prefix
+from pileus.gateway.firewall.plan import entries, is_served, prefix
 from pileus.gateway.firewall.types import FirewallObserved
-from pileus.gateway.rule import RuleController
+from pileus.gateway.rule import Force, RuleController
 from pileus.kernel.kind import Resource
 
 
@@ -21,6 +21,12 @@ class FirewallController(RuleController):
     def owns(self, rule: Resource, section: str, key: str) -> bool:
         """Tell whether it is one of the firewall's rules."""
         return section == "firewall" and key.startswith(prefix(rule.name))
+
+    def lacking(self, rule: Resource, facts: Facts) -> Force:
+        """Return whether its network has lost its router."""
+        if is_served(rule, facts):
+            return Force()
+        return Force(reason="NoRouter", message=f"network {rule.desired.network} has no router")
 
     def observed(self, rule: Resource, facts: Facts, statuses: Sequence[Any]) -> FirewallObserved:
         """Return how many rules there are."""

@@ -13,10 +13,18 @@ def prefix(name: str) -> str:
     return f"{name},"
 
 
+def is_served(firewall: Resource, facts: Facts) -> bool:
+    """Tell whether the router serves the network that the firewall is about."""
+    assigned: FirewallAssigned = firewall.assigned
+    return assigned.network in ("", *(network.id for network in facts.here.networks))
+
+
 def entries(firewall: Resource, facts: Facts) -> Document:
     """Return an entry per rule; their keys sort by the firewall's name, then in the order of the list."""
     desired: FirewallDesired = firewall.desired
     assigned: FirewallAssigned = firewall.assigned
+    if not is_served(firewall, facts):
+        return {}
     rules = {
         f"{prefix(firewall.name)}{position:04d}": {
             "direction": rule.direction,

@@ -8,9 +8,9 @@ from ipaddress import IPv4Address
 from pileus.gateway.admission import (
     claim_interface,
     claim_tunnel_port,
-    publish_space,
     require_public,
     require_router,
+    routers_own,
     wake_router,
 )
 from pileus.gateway.keys import new_pair
@@ -103,7 +103,8 @@ def _said(network: Resource) -> str:
 
 
 async def _side(tx: Transaction, new: Resource, network: Resource, address: str) -> LinkSide:
-    require_public(await tx.get(network.zone))
+    zone = await tx.get(network.zone)
+    require_public(zone)
     try:
         await tx.claim(f"stretch/{network.id}", "link", new.id)
     except AlreadyClaimed as error:
@@ -111,7 +112,7 @@ async def _side(tx: Transaction, new: Resource, network: Resource, address: str)
             f"{network} is stretched already, by {await tx.get(error.holder)}", code="in-use", field="desired.network"
         ) from None
     private, public = new_pair()
-    port = await claim_tunnel_port(tx, new.id, publish_space(new.account_id, network.zone, ""))
+    port = await claim_tunnel_port(tx, new, routers_own(new.account_id, zone), zone.id)
     await wake_router(tx, new.account_id, network.zone)
     return LinkSide(
         zone=network.zone,

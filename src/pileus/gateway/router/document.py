@@ -101,7 +101,9 @@ def stations(view: RouterView) -> tuple[PortStation, ...]:
 def far_routers(view: RouterView) -> tuple[str, ...]:
     """Return the account's routers in other zones whose documents or ports depend on this one's guests and networks."""
     here = view.facts.zone
-    zones = {other.zone for rule in view.rules if rule.kind == "gateway.vpn" for other in view.facts.joined(rule)}
+    zones = {
+        other.assigned.zone for rule in view.rules if rule.kind == "gateway.vpn" for other in view.facts.joined(rule)
+    }
     for rule in view.rules:
         ends = sides(rule, here) if rule.kind == "gateway.link" else None
         zones |= {ends[1].zone} if ends else set()

@@ -13,7 +13,6 @@ from pileus.gateway.admission import (
     check_cidrs,
     check_key,
     claim_interface,
-    claim_ports,
     claim_tunnel_port,
     published,
     require_public,
@@ -65,8 +64,6 @@ async def _made(tx: Transaction, change: Change, zone: Resource) -> VpnAssigned:
     new = change.new
     desired: VpnDesired = new.desired
     place = await published(tx, change, zone)
-    if desired.port:
-        await claim_ports(tx, new, place, "", [("udp", desired.port)])
     private, public = new_pair()
     return VpnAssigned(
         zone=zone.id,
@@ -74,7 +71,7 @@ async def _made(tx: Transaction, change: Change, zone: Resource) -> VpnAssigned:
         private_key=private,
         public_key=public,
         interface=await claim_interface(tx, new, zone.id),
-        port=desired.port or await claim_tunnel_port(tx, new.id, place.space),
+        port=await claim_tunnel_port(tx, new, place, zone.id, desired.port),
         address=change.links.get("address", ""),
     )
 
@@ -104,7 +101,7 @@ async def _check_remote_access(tx: Transaction, change: Change, zone: Resource) 
         )
     range_ = parse_range(desired.range)
     if change.old is None:
-        used = [*await _used(tx, change, zone), *await _used_by_networks(tx, change, zone.id)]
+        used = [*await _used(tx, change, zone), *await _used_by_networks(tx, change)]
         _refuse_meeting([str(range_)], used, "desired.range")
     seen: dict[str, str] = {}
     for position, client in enumerate(desired.clients):
@@ -136,7 +133,7 @@ async def _check_outside(tx: Transaction, change: Change, zone: Resource, outsid
     check_key(outside.public_key, "desired.outside.public_key")
     check_cidrs(outside.ranges, "desired.outside.ranges")
     _check_endpoint(outside.endpoint)
-    used = [*await _used(tx, change, zone), *await _used_by_networks(tx, change, zone.id)]
+    used = [*await _used(tx, change, zone), *await _used_by_networks(tx, change)]
     _refuse_meeting(outside.ranges, used, "desired.outside.ranges")
 
 
@@ -185,7 +182,8 @@ async def _stretched(tx: Transaction, account_id: str) -> list[set[str]]:
     return pairs
 
 
-async def _used_by_networks(tx: Transaction, change: Change, zone: str) -> list[Used]:
+async def _used_by_networks(tx: Transaction, change: Change, zone: str = "") -> list[Used]:
+    """Return the networks of a zone, or of all: those may be joined later."""
     networks = await tx.matching(Filter(kind="network.network", account_id=change.new.account_id, zone=zone))
     return [Used(network.desired.range, str(network)) for network in networks]
 

@@ -56,16 +56,15 @@ def meeting(left: Iterable[str], right: Iterable[str]) -> tuple[str, str] | None
 
 
 def remotes(vpn: Resource, facts: Facts) -> tuple[str, ...]:
-    """Return what guests reach through the VPN: the clients' range, or the other sides' ranges that meet none here."""
+    """Return what guests reach through the VPN: the clients' addresses, or ranges of the other sides."""
     return tuple(text for peer in _peers(vpn, facts).values() for text in peer["allowed"])
 
 
 def not_routed(vpn: Resource, facts: Facts) -> str:
-    """Return which ranges of other sides guests cannot reach through the VPN because they meet one here; else ""."""
-    assigned: VpnAssigned = vpn.assigned
-    here = ranges(facts, assigned.zone)
-    met = (meeting((text,), here) for other in facts.joined(vpn) for text in ranges(facts, other.assigned.zone))
-    return "; ".join(f"{each[0]} of the other side is not reached: it overlaps {each[1]} here" for each in met if each)
+    """Return which ranges of other sides guests cannot reach through the VPN, since they meet another; else ""."""
+    reached = remotes(vpn, facts)
+    lost = [text for other in facts.joined(vpn) for text in ranges(facts, other.assigned.zone) if text not in reached]
+    return f"not reached, because they overlap others that are: {', '.join(lost)}" if lost else ""
 
 
 def entries(vpn: Resource, facts: Facts) -> Document:
@@ -93,14 +92,26 @@ def _peers(vpn: Resource, facts: Facts) -> dict[str, dict[str, Any]]:
     assigned: VpnAssigned = vpn.assigned
     if desired.mode == "remote-access":
         return {client.public_key: _peer([f"{assigned.clients[client.name]}/32"], "", 0) for client in desired.clients}
-    here = ranges(facts, assigned.zone)
+    taken = [*ranges(facts, assigned.zone), *_of_others(vpn, facts)]
     found = {}
     if desired.outside is not None:
         found[desired.outside.public_key] = _peer(cidrs(desired.outside.ranges), desired.outside.endpoint, KEEPALIVE_S)
     for other in facts.joined(vpn):
         there: VpnAssigned = other.assigned
-        apart = [text for text in ranges(facts, there.zone) if meeting((text,), here) is None]
+        apart = [text for text in ranges(facts, there.zone) if meeting((text,), taken) is None]
+        taken += apart
         found[there.public_key] = _peer(apart, endpoint(other, facts), KEEPALIVE_S)
+    return found
+
+
+def _of_others(vpn: Resource, facts: Facts) -> list[str]:
+    """Return the ranges that the other VPNs of the zone reach by their own wish."""
+    found: list[str] = []
+    for other in facts.vpns.values():
+        desired: VpnDesired = other.desired
+        if other.id != vpn.id and other.assigned.zone == vpn.assigned.zone:
+            found += [desired.range] if desired.range else []
+            found += cidrs(desired.outside.ranges) if desired.outside is not None else []
     return found
 
 
