@@ -14,7 +14,7 @@ TRIES, WAIT_S = 10, 0.5
 
 def checksum(message: bytes) -> int:
     """Return the Internet checksum of a message of even length (RFC 1071)."""
-    total = sum(struct.unpack(f"!{len(message) // 2}H", message))
+    total: int = sum(struct.unpack(f"!{len(message) // 2}H", message))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

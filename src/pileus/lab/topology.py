@@ -195,14 +195,6 @@ class Topology(Struct, frozen=True, kw_only=True):
         for host in self.hosts:
             yield host.name, "mgmt0", f"{host.management_address}/{MANAGEMENT_RANGE.prefixlen}"
 
-    def host(self, name: str) -> Host:
-        """Return a host by name. Raises: Rejected."""
-        for host in self.hosts:
-            if host.name == name:
-                return host
-        names = ", ".join(host.name for host in self.hosts)
-        raise Rejected(f"the lab has no host {name!r}; its hosts: {names}")
-
 
 def topology(layout: Layout) -> Topology:
     """Return what a layout means. Raises: Rejected when it cannot be."""

@@ -10,20 +10,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pileus.cli.commands.server import default_data
+from pileus.kernel.errors import PileusError, Rejected
 
 if TYPE_CHECKING:
     from pileus.lab.site import Site
+    from pileus.lab.topology import Host
 
 SIMULATED_MAX = 25_000
 HOSTS_MAX, ZONES_MAX = 64, 8
 LINKS = ("mgmt", "trunk", "tunnel", "public")
-
-T = TypeVar("T")
 
 data_option = click.option(
     "--data", type=click.Path(path_type=Path, file_okay=False), envvar="PILEUS_LAB", show_envvar=True,
@@ -114,7 +114,7 @@ def status(data: Path | None) -> None:
         from pileus.lab.fabric import namespaces
 
         left = " (killed; `pileus lab stop` removes what is left of it)" if namespaces(folder) else ""
-        raise click.ClickException(f"no lab runs from {folder}{left}")
+        raise Rejected(f"no lab runs from {folder}{left}")
     if not running.url:
         click.echo(f"the lab is starting (pid {running.pid})")
         return
@@ -146,7 +146,7 @@ def stop(data: Path | None, *, now: bool, delete: bool) -> None:
         asyncio.run(_cut_power(site))
     if running is not None:
         end(running.pid)
-    left = site is not None and _act(site.stop(0.0 if now else GRACE_S, _say))
+    left = site is not None and asyncio.run(site.stop(0.0 if now else GRACE_S, _say))
     if running is not None or left:
         click.echo("lab stopped")
     elif not delete:
@@ -167,7 +167,7 @@ def cut(host: str, links: tuple[str, ...], data: Path | None) -> None:
     """
     site = _site(data)
     links = links or LINKS
-    _act(site.fabric.cut(_act_on(site, host), links))
+    asyncio.run(site.fabric.cut(_host(site, host), links))
     click.echo(f"{host}: {', '.join(links)} cut; `pileus lab heal {host}` puts it right")
 
 
@@ -179,7 +179,7 @@ def heal(host: str, links: tuple[str, ...], data: Path | None) -> None:
     """Put the cables of a host back: those said, or all."""
     site = _site(data)
     links = links or LINKS
-    _act(site.fabric.heal(_act_on(site, host), links))
+    asyncio.run(site.fabric.heal(_host(site, host), links))
     click.echo(f"{host}: {', '.join(links)} connected")
 
 
@@ -189,7 +189,7 @@ def heal(host: str, links: tuple[str, ...], data: Path | None) -> None:
 def kill(host: str, data: Path | None) -> None:
     """Cut the power of a host: agent, VMs and switch are killed at once. `pileus lab start` switches it on again."""
     site = _site(data)
-    count = _act(site.kill_host(_act_on(site, host)))
+    count = asyncio.run(site.kill_host(_host(site, host)))
     click.echo(f"{host}: {count} processes killed" if count else f"{host} is off already")
 
 
@@ -199,7 +199,7 @@ def kill(host: str, data: Path | None) -> None:
 def start(host: str, data: Path | None) -> None:
     """Switch a host on again."""
     site = _site(data)
-    _act(site.start_host(_act_on(site, host)))
+    asyncio.run(site.start_host(_host(site, host)))
     click.echo(f"{host} starts; see `pileus lab status`")
 
 
@@ -213,15 +213,15 @@ def execute(machine: str, words: tuple[str, ...], data: Path | None) -> None:
     NAME is a host (host1), the test host internet, the router core, a rack switch (pod1), the public switch of a zone
     (zone1), or mgmt.
     """
-    from pileus.cli.failure import suggestion
+    from pileus.cli.failure import NOT_FOUND, Failure, suggestion
 
     site = _site(data)
     names = site.topology.machines
     if machine not in names:
         close = suggestion(machine, names) or f"; there are {', '.join(names)}"
-        raise click.ClickException(f"the lab has no machine {machine!r}{close}")
+        raise Failure(f"the lab has no machine {machine!r}{close}", exit_code=NOT_FOUND)
     if shutil.which(words[0]) is None:
-        raise click.ClickException(f"{words[0]} is not installed on this machine")
+        raise Rejected(f"{words[0]} is not installed on this machine")
     sys.exit(subprocess.call(["ip", "netns", "exec", site.fabric.namespace(machine), *words]))
 
 
@@ -236,13 +236,13 @@ def _check(folder: Path, chosen: dict[str, Any]) -> None:
 
     if "simulated" in chosen:
         if Site.load(folder) is not None:
-            raise click.ClickException(
+            raise Rejected(
                 f"{folder} holds a lab of real hosts; `pileus lab stop --delete` deletes it, "
                 "or choose another folder with --data"
             )
         return
     if os.geteuid() != 0:
-        raise click.ClickException("real hosts need root; run with sudo, or try `pileus lab --simulated 100`")
+        raise Rejected("real hosts need root; run with sudo, or try `pileus lab --simulated 100`")
     require()
 
 
@@ -254,34 +254,23 @@ def _site(data: Path | None) -> Site:
     folder = _folder(data)
     site = Site.load(folder)
     if Running.load(folder) is None:
-        raise click.ClickException(f"no lab runs from {folder}; start one with `pileus lab --hosts 3 --detach`")
+        raise Rejected(f"no lab runs from {folder}; start one with `pileus lab --hosts 3 --detach`")
     if site is None:
-        raise click.ClickException("this lab has simulated hosts only; cables and power have those of --hosts")
+        raise Rejected("this lab has simulated hosts only; cables and power have those of --hosts")
     if os.geteuid() != 0:
-        raise click.ClickException("this needs root; run with sudo")
+        raise Rejected("this needs root; run with sudo")
     return site
 
 
-def _act_on(site: Site, name: str) -> Any:
-    from pileus.kernel.errors import PileusError
+def _host(site: Site, name: str) -> Host:
+    """Return a host of the lab. Raises: Failure."""
+    from pileus.cli.failure import NOT_FOUND, Failure
 
-    try:
-        return site.topology.host(name)
-    except PileusError as error:
-        raise click.ClickException(error.message) from None
-
-
-def _act(work: Coroutine[Any, Any, T]) -> T:
-    """Do something to the lab. Raises: ClickException with the reason when it cannot be done."""
-    from pileus.kernel.errors import PileusError
-
-    async def doing() -> T:
-        return await work
-
-    try:
-        return asyncio.run(doing())
-    except PileusError as error:
-        raise click.ClickException(error.message) from None
+    for host in site.topology.hosts:
+        if host.name == name:
+            return host
+    names = ", ".join(host.name for host in site.topology.hosts)
+    raise Failure(f"the lab has no host {name!r}; its hosts: {names}", exit_code=NOT_FOUND)
 
 
 async def _cut_power(site: Site) -> None:
@@ -316,7 +305,6 @@ async def _table(site: Site, states: dict[str, str]) -> str:
 
 
 def _run(folder: Path, chosen: dict[str, Any]) -> None:
-    from pileus.kernel.errors import PileusError
     from pileus.server import logs
 
     if "hosts" in chosen:
@@ -386,4 +374,4 @@ def _detach(folder: Path, chosen: dict[str, Any]) -> None:
         click.echo(line.rstrip())
         if line.startswith("the lab is ready"):
             return
-    raise click.ClickException(f"the lab did not start (exit code {child.wait()}): {last_words(log)}")
+    raise Rejected(f"the lab did not start (exit code {child.wait()}): {last_words(log)}")
