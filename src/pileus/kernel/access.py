@@ -44,7 +44,7 @@ class Principal(Struct, frozen=True, kw_only=True):
             return
         who = f"user {self.user} (role {self.role})"
         if verb == "console":
-            raise Denied(f"{who} may not use consoles and logs of VMs; ask for a role with the verb console")
+            raise Denied(f"{who} may not use consoles, logs and ports of VMs; ask for a role with the verb console")
         raise Denied(f"{who} may not {verb} {kind}; ask for a role that may")
 
 

@@ -151,7 +151,7 @@ def test_rights_cover_only_what_they_allow(holder: Rule, wanted: Rule, result: b
 @pytest.mark.parametrize(
     ("verb", "message"),
     [
-        ("console", "may not use consoles and logs of VMs; ask for a role with the verb console"),
+        ("console", "may not use consoles, logs and ports of VMs; ask for a role with the verb console"),
         ("delete", "may not delete compute.vm; ask for a role that may"),
     ],
 )

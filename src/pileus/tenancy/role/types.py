@@ -19,7 +19,7 @@ class RoleDesired(Struct, frozen=True, kw_only=True):
 
 
 VERBS = ("get", "create", "update", "delete", "console")
-"""``get`` covers list and watch; ``console`` covers logs and the serial console."""
+"""``get`` covers list and watch; ``console`` covers logs, the serial console and connections to ports."""
 TENANT_KINDS = ("storage.*", "network.*", "compute.*")
 
 BUILTIN: dict[str, RoleDesired] = {
