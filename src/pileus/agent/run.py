@@ -89,11 +89,13 @@ async def opened_drivers(settings: AgentSettings) -> AsyncIterator[Drivers]:
     paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     switch = OpenVSwitch(paths, settings.uplinks)
     hypervisor = QemuHypervisor(paths, switch.open_tap, settings.accelerator, test_guest())
+    guest = GuestChannel(paths, switch.exchange)
+    hypervisor.on_change(guest.hint)
     drivers = Drivers(
         hypervisor=hypervisor,
         switch=switch,
         disks=QemuImgPool(paths),
-        guest=GuestChannel(paths),
+        guest=guest,
         system=LinuxSystem(),
         notes=FileNotes(paths.state / "notes"),
         volume_notes=FileNotes(paths.state / "volumes-made"),

@@ -103,6 +103,8 @@ class Session:
         self.wire = Wire(side, key)
         self._side = side
         self._message_bytes_max = message_bytes_max
+        self.opens = 0
+        """How many sessions there were: a stream's number means something in one of them."""
         self._noise = 0
         self._reset()
 
@@ -114,6 +116,12 @@ class Session:
     def start(self) -> None:
         """Give up the session, if there is one, and ask for a new one."""
         self.wire.start()
+        self._reset()
+
+    def drop(self, reason: str) -> None:
+        """Give up the session and forget what was under way; a new one is not asked for."""
+        self.wire.lose(reason)
+        self.wire.clear()
         self._reset()
 
     def take_noise(self) -> int:
@@ -132,6 +140,7 @@ class Session:
             else:
                 if found in (Signal.OPENED, Signal.LOST):
                     self._reset()
+                    self.opens += found is Signal.OPENED
                 events.append(found)
         return events
 

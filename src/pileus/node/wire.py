@@ -62,6 +62,8 @@ class Wire:
         self.open = False
         self.reason = ""
         self.noise = 0
+        self.proved = 0
+        """Frames that were genuine, over all sessions."""
         self._side: Side = side
         self._key = key
         self._unread = bytearray()
@@ -106,6 +108,7 @@ class Wire:
                 found.append(Signal.LOST)
             if frame is None:
                 return found
+            self.proved += 1
             kind, body = frame
             if kind == SEALED:
                 found.append(body)
@@ -114,8 +117,14 @@ class Wire:
                 found += self._on_handshake(kind, *_HANDSHAKE.unpack(body))
 
     def lose(self, reason: str) -> None:
-        """Give up the session because of what the other end did; a new one is not asked for."""
+        """Give up the session; a new one is not asked for."""
         self._end(reason)
+
+    def clear(self) -> None:
+        """Forget what was under way in either direction: the bytes come from elsewhere now."""
+        self._unread.clear()
+        self._replies.clear()
+        self._nonces = None
 
     def _end(self, reason: str) -> None:
         self.open = False

@@ -54,6 +54,14 @@ class HostPaths(Struct, frozen=True):
         """QEMU listens here for one client of the serial console."""
         return self.machine_run(machine) / "console"
 
+    def channel_key(self, machine: str) -> Path:
+        """The key of the machine's backchannel, beside the seed that carries it."""
+        return self.machine(machine) / "channel.key"
+
+    def channel_socket(self, machine: str) -> Path:
+        """QEMU listens here for the one owner of the machine's backchannel."""
+        return self.machine_run(machine) / "channel"
+
     @property
     def pool(self) -> Path:
         """Images and volumes of the local pool."""

@@ -73,6 +73,8 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
     nics: tuple[NicAttachment, ...]
     boot: DirectBoot | None = None
     seed: str | None = None
+    channel: Literal["", "serial"] = ""
+    """``serial``: an appliance's backchannel, a virtio-serial port named ``pileus.0``."""
 
 
 class Exit(Struct, frozen=True, kw_only=True):
@@ -98,6 +100,8 @@ class MachineFact(Struct, frozen=True, kw_only=True):
     exit: Exit | None = None
     disks: tuple[str, ...] = ()
     nics: tuple[str, ...] = ()
+    throttles: tuple[Throttle, ...] = ()
+    """Limits in force, in the order of ``disks``."""
     vcpus: int = 0
     memory_mib: int = 0
     paused_by: Literal["", "disk-error"] = ""

@@ -23,9 +23,14 @@ QEMU = "qemu-system-x86_64"
 ROOT_SLOT = 0x02
 NIC_SLOTS = range(0x03, 0x0B)
 DISK_SLOTS = range(0x0B, 0x1B)
-"""PCI slots by kind, so that a NIC keeps its name in the guest when a disk comes or goes (0x1b is kept free)."""
+"""PCI slots by kind, so that a NIC keeps its name in the guest when a disk comes or goes."""
+CHANNEL_SLOT = 0x1B
 BALLOON_SLOT, RNG_SLOT, SEED_SLOT = 0x1C, 0x1D, 0x1E
 """The seed comes last: the guest numbers disks by slot, so data disks keep their order."""
+
+CHANNEL_PORT = "channel"
+CHANNEL_NAME = "pileus.0"
+"""By which the guest finds the port."""
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 ON_END = "reboot=reset,shutdown=pause,panic=pause"
@@ -44,6 +49,7 @@ class OpenFiles(Struct, frozen=True, kw_only=True):
     qmp: int
     console: int
     console_log: int
+    channel: int | None = None
     seed: int | None = None
     kernel: int | None = None
     initrd: int | None = None
@@ -109,7 +115,8 @@ def command(spec: MachineSpec, files: OpenFiles, accelerator: str, slots: Mappin
     """Return QEMU's arguments, the program first. ``slots`` as from ``plan_slots``. Source: qemu(1)."""
     return [
         *_base(spec, accelerator),
-        *_channels(files),
+        *_consoles(files),
+        *_channel(files),
         *_boot(spec.boot, files),
         *_disks(spec, files, slots),
         *_seed(files),
@@ -221,13 +228,23 @@ def _base(spec: MachineSpec, accelerator: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _channels(files: OpenFiles) -> list[str]:
+def _consoles(files: OpenFiles) -> list[str]:
     console = f"/dev/fdset/{_CONSOLE_SET}"
     return [
         "-chardev", f"socket,id=qmp,fd={files.qmp},server=on,wait=off", "-mon", "chardev=qmp,mode=control",
         "-add-fd", f"fd={files.console_log},set={_CONSOLE_SET},opaque=console",
         "-chardev", f"socket,id=console,fd={files.console},server=on,wait=off,logfile={console},logappend=on",
         "-serial", "chardev:console",
+    ]  # fmt: skip
+
+
+def _channel(files: OpenFiles) -> list[str]:
+    if files.channel is None:
+        return []
+    return [
+        "-device", f"virtio-serial-pci,id=channels,max_ports=2,addr={CHANNEL_SLOT:#x}",
+        "-chardev", f"socket,id=channel,fd={files.channel},server=on,wait=off",
+        "-device", f"virtserialport,id={CHANNEL_PORT},bus=channels.0,nr=1,chardev=channel,name={CHANNEL_NAME}",
     ]  # fmt: skip
 
 

@@ -46,6 +46,7 @@ class MachineFolder:
         self.run = paths.machine_run(machine)
         self.console_log = paths.console_log(machine)
         self.console_socket = paths.console_socket(machine)
+        self.channel_socket = paths.channel_socket(machine)
         self.qmp_socket = self.run / "qmp"
         self.pid_file = self.run / "pid"
         self.log = self.run / "qemu.log"
@@ -99,7 +100,7 @@ class MachineFolder:
 
     def clear_run(self) -> None:
         """Remove what the last process left in the run folder, except the lock."""
-        for path in (self.qmp_socket, self.console_socket, self.pid_file, self.log):
+        for path in (self.qmp_socket, self.console_socket, self.channel_socket, self.pid_file, self.log):
             path.unlink(missing_ok=True)
 
     def last_words(self) -> str:

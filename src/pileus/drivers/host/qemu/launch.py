@@ -62,6 +62,7 @@ class Launcher:
         return OpenFiles(
             qmp=fds.listen(folder.qmp_socket),
             console=fds.listen(folder.console_socket),
+            channel=fds.listen(folder.channel_socket) if spec.channel else None,
             console_log=fds.open(folder.console_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
             seed=seed, kernel=kernel, initrd=initrd,
             disks={disk.id: self.open_disk(disk, fds) for disk in spec.disks},

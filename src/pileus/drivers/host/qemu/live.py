@@ -109,7 +109,7 @@ class Live:
             self.spawn_task(self.settle())
         elif name == "DEVICE_DELETED" and "device" in fields:
             self.on_released(str(fields["device"]))
-        elif name in ("STOP", "RESUME"):
+        elif name in ("STOP", "RESUME", "VSERPORT_CHANGE"):
             self._hint()
 
     def _on_end(self) -> None:

@@ -1,0 +1,289 @@
+"""The host's end of one machine's backchannel: held over every restart, its node's facts, documents and streams."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from pileus.drivers.host.errors import DriverError
+from pileus.drivers.host.guest.base import Document, NodeFact
+from pileus.drivers.host.guest.carriers import Carrier, Dial
+from pileus.drivers.host.guest.flood import HOSTILE_NOISE_BYTES, MESSAGE_NOISE_BYTES, Flood, Limits
+from pileus.drivers.host.guest.untrusted import MESSAGE_BYTES_MAX, FromNode, Hostile, Report, read_message, readable
+from pileus.node.conversation import ChannelStream, Conversation, Nowhere
+from pileus.node.document import difference, document_hash
+from pileus.node.session import Session
+from pileus.node.wire import Signal
+
+log = logging.getLogger(__name__)
+
+CONNECT_PAUSE_S = 1.0
+"""Between tries to reach a machine that does not run; a hint of the hypervisor shortens it."""
+
+ASK_EVERY_S = 10.0
+SILENT_S = 30.0
+"""A node answers each question, so two answers are missing."""
+
+HINT_TIMEOUT_S = 3.0
+CALL_PAUSE_S = 0.5
+CONFIGURE_TIMEOUT_S = 120.0
+"""A node under emulation takes seconds for a large document; one that takes longer is stuck."""
+
+FOREIGN_KEY = "the node could not prove that it is this machine's"
+
+
+class Backchannel:
+    """``run`` it; ``fact`` is what is known. ``changed`` is called whenever it changed."""
+
+    def __init__(self, machine: str, key: bytes, dial: Dial, changed: Callable[[], None], limits: Limits) -> None:
+        self.fact = NodeFact(machine=machine, state="silent")
+        self._machine = machine
+        self._dial = dial
+        self._changed = changed
+        self._conversation = Conversation(Session("host", key, MESSAGE_BYTES_MAX), self)
+        self._flood = Flood(limits)
+        self._loop = asyncio.get_running_loop()
+        self._carrier: Carrier | None = None
+        self._gone = asyncio.Event()
+        self._hinted = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[FromNode]] = {}
+        self._document: Document | None = None
+        """What the node acknowledged last."""
+        self._heard_at = 0.0
+        self._called_at = 0.0
+        self._proved = 0
+        self._noise = 0
+        self._flooded = False
+
+    async def run(self) -> None:
+        """Hold the channel until cancelled."""
+        try:
+            while True:
+                self._gone.clear()
+                self._hinted.clear()
+                with suppress(DriverError):
+                    self._carrier = self._conversation.transport = await self._dial(self)
+                    await self._watch()
+                self._let_go()
+                if self._flooded:
+                    self._flooded = False
+                    log.warning("machine %s sends too much; its backchannel rests", self._machine)
+                    await asyncio.sleep(self._flood.hang_up_s())
+                else:
+                    await _wait(self._hinted, CONNECT_PAUSE_S)
+        finally:
+            self._let_go()
+
+    def hint(self) -> None:
+        """The machine may have started, ended or booted: look now."""
+        self._hinted.set()
+
+    async def configure(self, document: Document) -> None:
+        """Let the node run ``document``. Raises: DriverError (NodeSilent, NodeRefused)."""
+        async with self._turn:
+            wanted = document_hash(document)
+            if self.fact.state == "ready" and self.fact.hash == wanted and not self.fact.refused:
+                self._document = document
+                return
+            answer = await self._send_document(document, wanted)
+            report = answer.report
+            if report is None or report.hash != wanted or report.refused:
+                words = readable(report.refused) if report is not None and report.refused else "no reason given"
+                raise DriverError("NodeRefused", words)
+            self._document = document
+
+    async def connect(self, address: str, port: int, timeout_s: float) -> ChannelStream:
+        """Let the node open a TCP connection. Raises: DriverError (NodeSilent, ConnectRefused)."""
+        target = {"address": address, "port": port, "timeout_s": timeout_s}
+        try:
+            stream = self._conversation.ask(json.dumps(target).encode())
+        except ConnectionError as exc:
+            raise self._silent() from exc
+        except ValueError as exc:
+            raise DriverError(
+                "ConnectRefused", f"the node of machine {self._machine} has too many connections"
+            ) from exc
+        if not await _wait(stream.made, timeout_s + HINT_TIMEOUT_S):
+            stream.refuse("no answer in time")
+            raise DriverError("ConnectRefused", f"{address}:{port}: the node did not answer in time")
+        if stream.ended.is_set():
+            if not self._conversation.session.open:
+                raise self._silent()
+            raise DriverError("ConnectRefused", f"{address}:{port}: {readable(stream.reason)}")
+        return stream
+
+    def begin(self) -> None:
+        """The machine's end is there, or there anew: ask for a session."""
+        if self._loop.time() >= self._called_at + CALL_PAUSE_S:
+            self._call()
+        elif self._called_at <= self._loop.time():
+            self._called_at += CALL_PAUSE_S
+            self._loop.call_at(self._called_at, self._call)
+
+    def end(self) -> None:
+        """The carrier is gone."""
+        self._gone.set()
+        self._conversation.drop("the channel is closed")
+
+    def received(self, data: bytes) -> None:
+        """Bytes arrived."""
+        if self._gone.is_set():
+            return
+        self._conversation.received(data)
+        session = self._conversation.session
+        frames, self._proved = session.wire.proved - self._proved, session.wire.proved
+        noise, self._noise = session.take_noise() + self._noise, 0
+        traffic = len(data) + frames * self._flood.limits.frame_cost_bytes
+        pause_s = self._flood.take(traffic, noise, self._loop.time())
+        if self._carrier is None:
+            return
+        if pause_s is None:
+            self._flooded = True
+            self._let_go()
+            self._gone.set()
+        elif pause_s > 0:
+            self._carrier.pause(pause_s)
+
+    def flush(self) -> None:
+        """There is room."""
+        self._conversation.flush()
+
+    def on_signal(self, signal: Signal) -> None:
+        """The session opened, was lost, or could be opened."""
+        if signal is Signal.OPENED:
+            self._heard_at = self._loop.time()
+        elif signal is Signal.GREETED:
+            self.begin()
+        elif signal is Signal.REFUSED:
+            self._note(NodeFact(machine=self._machine, state="silent", refused=FOREIGN_KEY))
+        else:
+            self._on_lost()
+
+    def on_message(self, body: bytes) -> None:
+        """The node says something."""
+        try:
+            message = read_message(body)
+        except Hostile as hostile:
+            log.warning("machine %s sent %s", self._machine, hostile)
+            self._noise += HOSTILE_NOISE_BYTES
+            self._conversation.drop(str(hostile))
+            return
+        self._heard_at = self._loop.time()
+        asked = self._answers.pop(message.id, None) if message.id is not None else None
+        if asked is None:
+            self._noise += MESSAGE_NOISE_BYTES + len(body)
+        if message.report is not None:
+            self._note_report(message.report)
+        if asked is not None and not asked.done():
+            asked.set_result(message)
+
+    def on_asked(self, stream: ChannelStream, body: bytes) -> None:
+        """Never called: a session of the host's side takes this for an offence."""
+
+    async def _watch(self) -> None:
+        """Ask from time to time whether the node is still there; return when the carrier is gone or we hung up."""
+        while not self._gone.is_set() and self._carrier is not None:
+            self._hinted.clear()
+            hinted = await _first(self._gone, self._hinted, ASK_EVERY_S)
+            now = self._loop.time()
+            if not self._conversation.session.open:
+                if now > self._called_at + SILENT_S:
+                    self.begin()
+            else:
+                answers = await self._answers_within(HINT_TIMEOUT_S)
+                if not answers and (hinted or now > self._heard_at + SILENT_S):
+                    self._call()
+
+    async def _answers_within(self, timeout_s: float) -> bool:
+        try:
+            await self._ask({"verb": "report"}, timeout_s)
+        except DriverError:
+            return False
+        return True
+
+    def _call(self) -> None:
+        self._called_at = self._loop.time()
+        if self._carrier is not None:
+            self._conversation.start()
+
+    def _let_go(self) -> None:
+        carrier, self._carrier = self._carrier, None
+        self._conversation.transport = Nowhere()
+        self._conversation.drop("the channel is closed")
+        if carrier is not None:
+            carrier.close()
+
+    def _on_lost(self) -> None:
+        answers, self._answers = self._answers, {}
+        for answer in answers.values():
+            if not answer.done():
+                answer.set_exception(self._silent())
+        self._document = None
+        self._note(NodeFact(machine=self._machine, state="silent"))
+
+    async def _send_document(self, document: Document, wanted: str) -> FromNode:
+        request: dict[str, Any] = {"verb": "configure", "hash": wanted}
+        if self._document is not None and self.fact.hash == document_hash(self._document):
+            change = {"base": self.fact.hash, "sections": difference(self._document, document)}
+            answer = await self._ask(request | change, CONFIGURE_TIMEOUT_S)
+            if not answer.stale:
+                return answer
+        return await self._ask(request | {"base": "", "sections": document}, CONFIGURE_TIMEOUT_S)
+
+    async def _ask(self, request: dict[str, Any], timeout_s: float) -> FromNode:
+        """Return the node's answer. Raises: DriverError (NodeSilent; NodeRefused when the request is too long)."""
+        number = next(self._numbers)
+        answer: asyncio.Future[FromNode] = self._loop.create_future()
+        self._answers[number] = answer
+        try:
+            self._conversation.send(json.dumps(request | {"id": number}, separators=(",", ":")).encode())
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except (ConnectionError, TimeoutError) as exc:
+            raise self._silent() from exc
+        except ValueError as exc:
+            raise DriverError("NodeRefused", "the document is too long for a node") from exc
+        finally:
+            self._answers.pop(number, None)
+
+    def _silent(self) -> DriverError:
+        return DriverError("NodeSilent", f"the node of machine {self._machine} does not answer; does the machine run?")
+
+    def _note_report(self, report: Report) -> None:
+        self._note(
+            NodeFact(
+                machine=self._machine, state="ready", hash=report.hash, version=report.version,
+                boot_id=report.boot_id, refused=readable(report.refused), status=report.status,
+            )
+        )  # fmt: skip
+
+    def _note(self, fact: NodeFact) -> None:
+        if fact != self.fact:
+            self.fact = fact
+            self._changed()
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> bool:
+    """Return whether ``event`` was set in time."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    return event.is_set()
+
+
+async def _first(gone: asyncio.Event, hinted: asyncio.Event, timeout_s: float) -> bool:
+    """Wait until either is set, or for ``timeout_s``; return whether ``hinted`` is."""
+    waits = [asyncio.ensure_future(gone.wait()), asyncio.ensure_future(hinted.wait())]
+    try:
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in waits:
+            one.cancel()
+    return hinted.is_set()

@@ -1,0 +1,110 @@
+"""The role at work: its document, kept over restarts; every call of it in one thread, whatever it does there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pileus.node.document import Difference, Document, document_hash, merged
+from pileus.node.role import Role, RoleRefused
+
+WORDS_MAX = 2000
+"""Characters of a refusal."""
+
+
+class Stale(Exception):
+    """A difference is to another document than the one that runs."""
+
+
+class Duty:
+    """Keeps ``role`` at what the document in ``file`` says. ``hash``: of the document it runs, "" for none.
+
+    A role that breaks is no role any more, but the rest goes on: ``refused`` says what happened.
+    """
+
+    def __init__(self, role: Role, file: Path) -> None:
+        self.hash = ""
+        self.refused = ""
+        self.status: dict[str, Any] = {}
+        self._role = role
+        self._file = file
+        self._document: Document = {}
+        self._turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="role")
+
+    async def resume(self) -> None:
+        """Run what was kept, if anything was."""
+        document = await self._call(self._kept)
+        if isinstance(document, dict):
+            await self._run(document, keep=False)
+
+    async def configure(self, base: str, sections: Difference, wanted: str) -> None:
+        """Run ``sections`` as a whole document, or as a difference to the document with the hash ``base``.
+
+        Afterwards ``hash`` is ``wanted``, or ``refused`` says why not. Raises: Stale.
+        """
+        async with self._turn:
+            if base and base != self.hash:
+                raise Stale
+            document = merged(self._document if base else {}, sections)
+            if document_hash(document) != wanted:
+                self.refused = "the document does not have the hash that was said; this is a defect"
+            else:
+                await self._run(document, keep=True)
+
+    async def look(self) -> None:
+        """Let the role mend itself, and ask it how it is."""
+        async with self._turn:
+            failure = await self._call(self._role.tick)
+            status = await self._call(self._role.status)
+            if isinstance(failure, BaseException) or not isinstance(status, dict):
+                broken = failure if isinstance(failure, BaseException) else status
+                status = {"failed": _words(broken)}
+            self.status = status
+
+    async def _run(self, document: Document, keep: bool) -> None:
+        failure = await self._call(self._apply, document)
+        if failure is None and keep:
+            failure = await self._call(self._keep, document)
+        if failure is None:
+            self.hash, self.refused, self._document = document_hash(document), "", document
+            return
+        self.refused = failure.message if isinstance(failure, RoleRefused) else f"the role failed: {_words(failure)}"
+        if not isinstance(failure, RoleRefused):
+            # Nobody knows what it runs now; so the host sends all of it next time.
+            self.hash = ""
+
+    def _apply(self, document: Document) -> None:
+        self._role.apply(document)
+
+    def _keep(self, document: Document) -> None:
+        """Write the document so that a power cut leaves the old one or the new one."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        draft = self._file.with_suffix(".new")
+        with draft.open("w") as out:
+            json.dump(document, out, separators=(",", ":"))
+            out.flush()
+            os.fsync(out.fileno())
+        draft.replace(self._file)
+
+    def _kept(self) -> Document | None:
+        try:
+            document = json.loads(self._file.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return document if isinstance(document, dict) else None
+
+    async def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what ``work`` returned, or what it raised: a future keeps whatever it was."""
+        future = asyncio.wrap_future(self._thread.submit(work, *arguments))
+        await asyncio.wait([future])
+        return future.exception() or future.result()
+
+
+def _words(failure: object) -> str:
+    return f"{type(failure).__name__}: {failure}"[:WORDS_MAX]

@@ -1,0 +1,200 @@
+"""The appliance's end of the backchannel: proves itself, takes documents, says how it is, makes connections.
+
+It does nothing else, whoever asks: the verbs are ``configure`` and ``report``. Messages are JSON objects::
+
+    host   {"id", "verb": "configure", "base": hash or "", "sections": {...}, "hash"}    {"id", "verb": "report"}
+    node   {"id", "stale": true}  {"id", "report": {...}}                                {"report": {...}} unasked
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+from pathlib import Path
+from typing import Any
+
+from pileus import __version__
+from pileus.node.conversation import CLOSE_TIMEOUT_S, ChannelStream, Conversation
+from pileus.node.duty import Duty, Stale
+from pileus.node.session import Session
+from pileus.node.wire import Signal
+
+REPORT_EVERY_S = 10.0
+TICK_S = 1.0
+RESUME_TIMEOUT_S = 10.0
+"""The channel waits so long for what was kept to be in force, so that nothing is sent that is there already."""
+
+SILENT_S = 45.0
+"""The host asks every 10 s; when it does not, it has forgotten this session."""
+
+GREET_S_MIN, GREET_S_MAX = 1.0, 5.0
+STATUS_BYTES_MAX = 60 << 10
+READ_BYTES = 32 << 10
+
+
+class Server:
+    """Serves one host, over the transport that its ``conversation`` is given."""
+
+    def __init__(self, key: bytes, duty: Duty) -> None:
+        self.conversation = Conversation(Session("node", key), self)
+        self._duty = duty
+        self._boot = _boot_id()
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._heard_at = 0.0
+        self._greet_at = 0.0
+        self._greet_every_s = GREET_S_MIN
+        self._reported: dict[str, Any] = {}
+        self._report_at = 0.0
+
+    async def run(self) -> None:
+        """Look after the role and the session until the end."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._look_after_role())
+            tasks.create_task(self._look_after_session())
+
+    async def _look_after_role(self) -> None:
+        while True:
+            await self._duty.look()
+            await asyncio.sleep(TICK_S)
+
+    async def _look_after_session(self) -> None:
+        while True:
+            now = self._loop.time()
+            if not self.conversation.session.open:
+                if now >= self._greet_at:
+                    self.greet()
+            elif now > self._heard_at + SILENT_S:
+                self.greet()
+            elif now >= self._report_at or self._report() != self._reported:
+                self._push()
+            await asyncio.sleep(TICK_S)
+
+    def greet(self) -> None:
+        """Give up the session and ask the host for a new one."""
+        if self.conversation.transport.room() > 0:
+            self._greet_every_s = min(GREET_S_MAX, self._greet_every_s * 2)
+            self._greet_at = self._loop.time() + self._greet_every_s
+            self.conversation.start()
+
+    def received(self, data: bytes) -> None:
+        """The transport has bytes."""
+        self.conversation.received(data)
+
+    def flush(self) -> None:
+        """The transport has room."""
+        self.conversation.flush()
+
+    def on_signal(self, signal: Signal) -> None:
+        """A session began or ended."""
+        if signal is Signal.OPENED:
+            self._greet_every_s = GREET_S_MIN
+            self._heard_at = self._loop.time()
+            self._push()
+        else:
+            self._greet_at = self._loop.time() + GREET_S_MIN
+
+    def on_message(self, body: bytes) -> None:
+        """The host asks for something."""
+        self._heard_at = self._loop.time()
+        request = json.loads(body)
+        if request.get("verb") == "configure":
+            self._spawn(self._configure(request, self.conversation.session.opens))
+        else:
+            self._send({"id": request["id"], "report": self._report()})
+
+    def on_asked(self, stream: ChannelStream, body: bytes) -> None:
+        """The host asks for a connection."""
+        self._spawn(connect(stream, json.loads(body)))
+
+    async def _configure(self, request: dict[str, Any], opens: int) -> None:
+        answer: dict[str, Any] = {"id": request["id"]}
+        try:
+            await self._duty.configure(request["base"], request["sections"], request["hash"])
+            answer["report"] = self._report()
+        except Stale:
+            answer["stale"] = True
+        if self.conversation.session.opens == opens:
+            self._send(answer)
+
+    def _report(self) -> dict[str, Any]:
+        status = self._duty.status
+        if len(json.dumps(status)) > STATUS_BYTES_MAX:
+            status = {"failed": "the status is too long"}
+        return {
+            "hash": self._duty.hash, "refused": self._duty.refused, "version": __version__, "boot_id": self._boot,
+            "status": status,
+        }  # fmt: skip
+
+    def _push(self) -> None:
+        self._report_at = self._loop.time() + REPORT_EVERY_S
+        self._reported = self._report()
+        self._send({"report": self._reported})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self.conversation.session.open:
+            self.conversation.send(json.dumps(message, separators=(",", ":")).encode())
+
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def connect(stream: ChannelStream, target: dict[str, Any]) -> None:
+    """Make the TCP connection that the host asked for and carry its bytes until both ends are done."""
+    try:
+        address = str(ipaddress.ip_address(target["address"]))
+        async with asyncio.timeout(float(target["timeout_s"])):
+            reader, writer = await asyncio.open_connection(address, int(target["port"]), limit=READ_BYTES)
+    except TimeoutError:
+        stream.refuse("no answer in time")
+        return
+    except (OSError, ValueError) as failed:
+        stream.refuse(str(failed))
+        return
+    stream.accept()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_end_with(stream, writer))
+            tasks.create_task(_carry(stream, reader, writer))
+    except* OSError:
+        stream.refuse("the other end broke it off")
+        writer.transport.abort()
+
+
+async def _carry(stream: ChannelStream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_inward(stream, writer))
+        tasks.create_task(_outward(stream, reader))
+    stream.close()
+
+
+async def _end_with(stream: ChannelStream, writer: asyncio.StreamWriter) -> None:
+    """When the stream is over, end the connection: after what it has to send still, but not for ever."""
+    await stream.ended.wait()
+    writer.close()
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await writer.wait_closed()
+    except TimeoutError:
+        writer.transport.abort()
+
+
+async def _inward(stream: ChannelStream, writer: asyncio.StreamWriter) -> None:
+    while data := await stream.read():
+        writer.write(data)
+        await writer.drain()
+    if not stream.ended.is_set():
+        writer.write_eof()
+
+
+async def _outward(stream: ChannelStream, reader: asyncio.StreamReader) -> None:
+    while data := await reader.read(READ_BYTES):
+        await stream.write(data)
+    stream.finish()
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

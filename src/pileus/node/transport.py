@@ -1,0 +1,194 @@
+"""What carries a conversation: a connected socket, a port's device, or frames that may be lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+from collections.abc import Callable
+
+from pileus.node.conversation import UNDER_WAY_BYTES, Receiver
+from pileus.node.datagrams import Datagrams
+
+READ_BYTES = 64 << 10
+PORT_POLL_S = 0.1
+"""A port whose other end is closed is always "readable", so it is looked at from time to time instead."""
+
+
+class SocketTransport(asyncio.Protocol):
+    """A transport over a connected socket. ``on_end`` is called once when it is gone."""
+
+    def __init__(self, receiver: Receiver, on_end: Callable[[], None]) -> None:
+        self._receiver = receiver
+        self._on_end = on_end
+        self._under: asyncio.Transport | None = None
+
+    def room(self) -> int:
+        """Return how many bytes may be written now."""
+        if self._under is None or self._under.is_closing():
+            return 0
+        return UNDER_WAY_BYTES - self._under.get_write_buffer_size()
+
+    def write(self, data: bytes) -> None:
+        """Send ``data``."""
+        if self._under is not None:
+            self._under.write(data)
+
+    def pause(self, seconds: float) -> None:
+        """Take nothing from the other end for a while."""
+        if self._under is not None and self._under.is_reading():
+            self._under.pause_reading()
+            asyncio.get_running_loop().call_later(seconds, self._resume)
+
+    def close(self) -> None:
+        """Let go at once."""
+        if self._under is not None:
+            self._under.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: connected."""
+        assert isinstance(transport, asyncio.Transport)
+        transport.set_write_buffer_limits(high=UNDER_WAY_BYTES // 2, low=UNDER_WAY_BYTES // 4)
+        self._under = transport
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: bytes arrived."""
+        self._receiver.received(data)
+
+    def resume_writing(self) -> None:
+        """asyncio: there is room."""
+        self._receiver.flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: gone."""
+        self._on_end()
+
+    def _resume(self) -> None:
+        if self._under is not None and not self._under.is_closing():
+            self._under.resume_reading()
+
+
+class PortTransport:
+    """A transport over a port's device, open without blocking; it outlives whoever is at its other end."""
+
+    def __init__(self, fd: int, receiver: Receiver, on_connected: Callable[[], None]) -> None:
+        self._fd = fd
+        self._receiver = receiver
+        self._on_connected = on_connected
+        self._unsent = bytearray()
+        self._connected = False
+        self._writing = False
+        self._loop = asyncio.get_running_loop()
+
+    def start(self) -> None:
+        """Begin to look for the other end."""
+        if self._is_held():
+            self._connected = True
+            self._loop.add_reader(self._fd, self._on_readable)
+            self._on_connected()
+        else:
+            self._loop.call_later(PORT_POLL_S, self.start)
+
+    def room(self) -> int:
+        """Return how many bytes may be written now."""
+        return max(0, UNDER_WAY_BYTES - len(self._unsent)) if self._connected else 0
+
+    def write(self, data: bytes) -> None:
+        """Send ``data``."""
+        self._unsent += data
+        if not self._writing:
+            self._on_writable()
+
+    def _is_held(self) -> bool:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return not any(events & select.POLLHUP for _, events in poll.poll(0))
+
+    def _on_readable(self) -> None:
+        try:
+            data = os.read(self._fd, READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._receiver.received(data)
+        else:
+            self._on_gone()
+
+    def _on_writable(self) -> None:
+        try:
+            sent = os.write(self._fd, self._unsent) if self._connected else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._on_gone()
+            return
+        del self._unsent[:sent]
+        if bool(self._unsent) != self._writing:
+            self._writing = bool(self._unsent)
+            if self._writing:
+                self._loop.add_writer(self._fd, self._on_writable_again)
+            else:
+                self._loop.remove_writer(self._fd)
+
+    def _on_writable_again(self) -> None:
+        self._on_writable()
+        self._receiver.flush()
+
+    def _on_gone(self) -> None:
+        if not self._connected:
+            return
+        self._connected = self._writing = False
+        self._unsent.clear()
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        self._loop.call_later(PORT_POLL_S, self.start)
+
+
+class FrameTransport:
+    """A transport over frames; ``send`` puts one on its way. ``on_paired``: the other end is there, or there anew."""
+
+    def __init__(self, send: Callable[[bytes], None], receiver: Receiver, on_paired: Callable[[], None]) -> None:
+        self._send = send
+        self._receiver = receiver
+        self._on_paired = on_paired
+        self._datagrams = Datagrams()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to look for the other end."""
+        self._pump()
+
+    def room(self) -> int:
+        """Return how many bytes may be written now."""
+        return self._datagrams.room()
+
+    def write(self, data: bytes) -> None:
+        """Send ``data``."""
+        self._datagrams.write(data)
+        self._pump()
+
+    def arrived(self, frame: bytes) -> None:
+        """A frame came in."""
+        pairings = self._datagrams.pairings
+        data = self._datagrams.receive(frame, self._loop.time())
+        if self._datagrams.pairings != pairings:
+            self._on_paired()
+        if data:
+            self._receiver.received(data)
+        self._receiver.flush()
+        self._pump()
+
+    def stop(self) -> None:
+        """Send nothing more of itself."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _pump(self) -> None:
+        for frame in self._datagrams.outgoing(self._loop.time()):
+            self._send(frame)
+        self.stop()
+        at = self._datagrams.next_at()
+        self._timer = None if at is None else self._loop.call_at(max(at, self._loop.time() + 0.001), self._pump)
