@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network
 
@@ -90,7 +91,12 @@ def _id(resource: Resource) -> str:
 
 def cidrs(texts: Iterable[str]) -> list[str]:
     """Return ranges as the document has them: an address alone is a range of one."""
-    return [str(IPv4Network(text)) for text in texts]
+    return [_cidr(text) for text in texts]
+
+
+@functools.lru_cache(8192)
+def _cidr(text: str) -> str:
+    return str(IPv4Network(text))
 
 
 def united(documents: Iterable[Document]) -> Document:

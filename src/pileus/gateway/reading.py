@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 
+from msgspec import Struct
+
+from pileus.fleet.node.types import NodeDesired, NodeObserved
 from pileus.gateway.facts import Facts, Guest, NetworkFacts, Nic, Place
 from pileus.gateway.router.types import RouterAssigned
 from pileus.kernel.kind import Resource
+from pileus.kernel.records import decode, revision_of
 from pileus.kernel.store.engine import Row
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.statements import COLUMNS
 from pileus.kernel.store.store import Store
 from pileus.network.network.types import NetworkAssigned, NetworkDesired
 from pileus.network.port.types import PortAssigned, PortDesired
+from pileus.node.document import Document, document_hash
 
 PAGE = 1000
+APPLIANCES_KEPT = 64
 _ID, _NAME, _DELETING = COLUMNS.index("id"), COLUMNS.index("name"), COLUMNS.index("deleting_at")
 
 
@@ -27,6 +34,48 @@ async def living(store: Store, filter: Filter) -> list[Resource]:
         if len(page) < PAGE:
             return found
         after = page[-1].id
+
+
+class Appliance(Struct, frozen=True):
+    """A node of a router, and the hash of the document that is wished there: what it was assigned may be older."""
+
+    resource: Resource
+    hash: str
+
+    @property
+    def observed(self) -> NodeObserved | None:
+        """What its host knows of it."""
+        found: NodeObserved | None = self.resource.observed
+        return found
+
+    @property
+    def document(self) -> Document:
+        """The document that is wished."""
+        desired: NodeDesired = self.resource.desired
+        return desired.document
+
+
+class Appliances:
+    """Nodes of routers, decoded once per revision: their documents are long, and all rules of a router look at them."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, Appliance] = OrderedDict()
+
+    async def of(self, store: Store, router: str) -> list[Appliance]:
+        """Return the nodes of a router that are not being deleted."""
+        rows = await store.list_rows(Filter(kind="fleet.node", owner=router))
+        return [self._decoded(store, row) for row in rows if not row[_DELETING]]
+
+    def _decoded(self, store: Store, row: Row) -> Appliance:
+        known = self._known.get(row[_ID])
+        if known is None or known.resource.revision != revision_of(row):
+            resource = decode(store.registry, row)
+            known = Appliance(resource, document_hash(resource.desired.document))
+        self._known[row[_ID]] = known
+        self._known.move_to_end(row[_ID])
+        if len(self._known) > APPLIANCES_KEPT:
+            self._known.popitem(last=False)
+        return known
 
 
 async def read_facts(store: Store, account_id: str, zone: str, guests: Mapping[str, Guest]) -> Facts:

@@ -11,9 +11,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from pileus.fleet.node.types import NodeDesired, NodeObserved, in_force
 from pileus.gateway.facts import Facts
-from pileus.gateway.reading import guests_of, living, read_facts
+from pileus.gateway.reading import Appliance, Appliances, guests_of, living, read_facts
 from pileus.gateway.router.types import RouterAssigned
 from pileus.gateway.rules import RuleObserved
 from pileus.kernel.kind import Resource
@@ -31,6 +30,7 @@ IDLE_AGAIN_S = 300.0
 LEAVING_S = 1.0
 """A rule that goes is not in the router's view any more, so it looks by itself."""
 
+CONFIGURING = "Configuring"
 IDLE = "takes effect when the first VM starts: until then the router is not up"
 
 
@@ -38,8 +38,17 @@ class Site(Struct, frozen=True, kw_only=True):
     """A router that has to do with a rule, and what the rule's entries there are made from."""
 
     router: Resource | None
-    nodes: Sequence[Resource]
+    appliances: Sequence[Appliance]
     facts: Facts
+    wanted: Document
+    """The rule's entries."""
+    found: Sequence[Document]
+    """What each appliance's document has of them."""
+
+    @property
+    def stale(self) -> bool:
+        """Whether a document has not what the rule needs."""
+        return any(each != self.wanted for each in self.found)
 
 
 class Force(Struct, frozen=True, kw_only=True):
@@ -59,6 +68,7 @@ class RuleController(Controller):
 
     def __init__(self, entries: Callable[[Resource, Facts], Document]) -> None:
         self._entries = entries
+        self._appliances = Appliances()
 
     # what kinds override
 
@@ -98,7 +108,7 @@ class RuleController(Controller):
             return self._leave(resource, sites)
         forces = [self._judge(resource, site) for site in sites]
         force = next((each for each in forces if not each.holds), Force())
-        statuses = [node.observed.status for site in sites for node in site.nodes if node.observed is not None]
+        statuses = [each.observed.status for site in sites for each in site.appliances if each.observed is not None]
         seen = self.observed(resource, sites[0].facts, statuses)
         values = {name: getattr(seen, name) for name in seen.__struct_fields__}
         values |= {
@@ -108,7 +118,7 @@ class RuleController(Controller):
             "generation": resource.generation,
         }
         told = type(seen)(**values)
-        stale = [site.router.id for site in sites if site.router is not None and self._stale(resource, site)]
+        stale = [site.router.id for site in sites if site.router is not None and site.stale]
         others = self.others(resource, sites[0].facts) if told != resource.observed else ()
 
         async def apply(tx: Transaction) -> None:
@@ -124,21 +134,19 @@ class RuleController(Controller):
     async def _site(self, rule: Resource, zone: str, store: Store) -> Site:
         routers = await living(store, Filter(kind="gateway.router", account_id=rule.account_id, zone=zone))
         router = routers[0] if routers else None
-        nodes = await living(store, Filter(kind="fleet.node", owner=router.id)) if router is not None else []
+        appliances = await self._appliances.of(store, router.id) if router is not None else []
         guests = {} if rule.deleting else await guests_of(store, rule.account_id, self.vms(rule))
-        return Site(router=router, nodes=nodes, facts=await read_facts(store, rule.account_id, zone, guests))
+        facts = await read_facts(store, rule.account_id, zone, guests)
+        wanted = {} if rule.deleting else self._entries(rule, facts)
+        found = [self._own(rule, each.document) for each in appliances]
+        return Site(router=router, appliances=appliances, facts=facts, wanted=wanted, found=found)
 
-    def _own(self, rule: Resource, node: Resource) -> Document:
-        desired: NodeDesired = node.desired
+    def _own(self, rule: Resource, document: Document) -> Document:
         found = {
             section: {key: entry for key, entry in entries.items() if self.owns(rule, section, key)}
-            for section, entries in desired.document.items()
+            for section, entries in document.items()
         }
         return {section: entries for section, entries in found.items() if entries}
-
-    def _stale(self, rule: Resource, site: Site) -> bool:
-        wanted = self._entries(rule, site.facts)
-        return any(self._own(rule, node) != wanted for node in site.nodes)
 
     def _judge(self, rule: Resource, site: Site) -> Force:
         assigned: RouterAssigned | None = site.router.assigned if site.router is not None else None
@@ -146,42 +154,42 @@ class RuleController(Controller):
             return Force(reason="NoRouter", message="no network of the account in the zone has a router")
         if assigned is None or assigned.active == "no":
             return Force(reason="RouterIdle", message=IDLE)
-        if not any(node.observed is not None and node.observed.state == "ready" for node in site.nodes):
+        if not any(_answers(each) for each in site.appliances):
             return Force(reason="RouterStarting", message=f"{site.router} starts")
         lacking = self.lacking(rule, site.facts)
         if not lacking.holds:
             return lacking
-        if self._stale(rule, site):
-            return Force(reason="Configuring", message=f"{site.router} gets it now")
-        return _running(site)
+        if site.stale:
+            return Force(reason=CONFIGURING, message=f"{site.router} gets it now")
+        forces = [_running(each) for each in site.appliances if _answers(each)]
+        return next((each for each in forces if not each.holds), Force())
 
     def _leave(self, rule: Resource, sites: Sequence[Site]) -> Outcome:
         routers = [site.router.id for site in sites if site.router is not None]
-        held = [node for site in sites for node in site.nodes if self._own(rule, node)]
-        busy = [node for site in sites for node in site.nodes if not _running_node(node).holds]
+        held = any(site.stale for site in sites)
+        forces = [_running(each) for site in sites for each in site.appliances if _answers(each)]
         others = self.others(rule, sites[0].facts)
 
         async def apply(tx: Transaction) -> None:
             for id in (*routers, *others):
                 await tx.enqueue(id)
 
-        if held or any(node.observed is not None and node.observed.problem is None for node in busy):
+        if held or any(force.reason == CONFIGURING for force in forces):
             return Wait("Deleting", "the router still has it", LEAVING_S, apply if held else None)
         return Done(apply)
 
 
-def _running(site: Site) -> Force:
-    """Return whether the router's nodes run their documents; one of a pair that does not answer is no hindrance."""
-    forces = [
-        _running_node(node) for node in site.nodes if node.observed is not None and node.observed.state == "ready"
-    ]
-    return next((each for each in forces if not each.holds), Force())
+def _answers(appliance: Appliance) -> bool:
+    """Tell whether it can have a document; one of a pair that does not answer is no hindrance for the other."""
+    return appliance.observed is not None and appliance.observed.state == "ready"
 
 
-def _running_node(node: Resource) -> Force:
-    observed: NodeObserved | None = node.observed
-    if observed is None or observed.state != "ready":
-        return Force()
+def _running(appliance: Appliance) -> Force:
+    """Return whether an appliance that answers runs the document that is wished."""
+    observed = appliance.observed
+    assert observed is not None
     if observed.problem is not None:
         return Force(reason=observed.problem.reason, message=observed.problem.message)
-    return Force() if in_force(node) else Force(reason="Configuring", message="the router takes its newest document")
+    if observed.hash != appliance.hash:
+        return Force(reason=CONFIGURING, message="the router takes its newest document")
+    return Force()
