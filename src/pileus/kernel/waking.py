@@ -1,8 +1,8 @@
-"""Makes many resources due at once, a page per transaction: for what follows something that changed."""
+"""Makes many resources due, a page per transaction: for what follows something that changed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
@@ -16,10 +16,16 @@ async def wake(store: Store, filters: Iterable[Filter]) -> None:
     for filter in filters:
         after = ""
         while ids := [resource.id for resource in await store.list(filter, after=after, limit=PAGE)]:
-
-            async def enqueue(tx: Transaction, ids: list[str] = ids) -> None:
-                for id in ids:
-                    await tx.enqueue(id)
-
-            await store.write(enqueue)
+            await wake_ids(store, ids)
             after = ids[-1]
+
+
+async def wake_ids(store: Store, ids: Sequence[str]) -> None:
+    """Make these due."""
+    for first in range(0, len(ids), PAGE):
+
+        async def enqueue(tx: Transaction, page: Sequence[str] = ids[first : first + PAGE]) -> None:
+            for id in page:
+                await tx.enqueue(id)
+
+        await store.write(enqueue)

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from pileus.compute.offering.controller import OfferingController
 from pileus.compute.vm.api import VmAdmission
 from pileus.compute.vm.controller import VmController
 from pileus.drivers.host.disk.base import ImageFacts
@@ -50,6 +51,7 @@ from pileus.storage.image.controller import Files, ImageController, Refused, upl
 from pileus.storage.pool.api import PoolAdmission, PoolController
 from pileus.storage.volume.api import VolumeAdmission
 from pileus.storage.volume.controller import VolumeController
+from pileus.tenancy.account.controller import AccountController
 from pileus.tenancy.key.api import KeyAdmission
 from pileus.tenancy.user.api import RoleAdmission, UserAdmission
 from pileus.tenancy.vdc.api import VdcAdmission, VdcController
@@ -60,6 +62,7 @@ SILENCE_EVERY_S = 5.0
 def controllers(store: Store, images: Files) -> dict[str, Controller]:
     """Return the controllers, by kind."""
     return {
+        "tenancy.account": AccountController(),
         "tenancy.vdc": VdcController(),
         "infra.zone": ZoneController(),
         "infra.zone": ZoneController(),
@@ -69,6 +72,7 @@ def controllers(store: Store, images: Files) -> dict[str, Controller]:
         "storage.volume": VolumeController(),
         "network.port": PortController(),
         "network.segment": SegmentController(),
+        "compute.offering": OfferingController(),
         "compute.vm": VmController(store),
         "fleet.node": NodeController(),
         "gateway.router": RouterController(store.clock),

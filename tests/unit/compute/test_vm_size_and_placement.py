@@ -6,13 +6,14 @@ import random
 
 import pytest
 
-from pileus.compute.offering.types import OfferingDesired
+from pileus.compute.offering.types import OfferingDesired, limits
 from pileus.compute.vm.placement import Candidate, Need, explain, fits, rank, refusal, summary
-from pileus.compute.vm.plan import refuse_bad_keys, size
+from pileus.compute.vm.plan import NicKey, matched, refuse_bad_keys, size
 from pileus.compute.vm.types import VmDesired
 from pileus.drivers.host.guest.base import Seed
 from pileus.drivers.host.guest.seed import seed_files
 from pileus.kernel.errors import Invalid
+from pileus.tenancy.account.types import VmLimits, lowest
 
 OFFERING = OfferingDesired(vcpus=2, memory_mib=512, disk_gib=4, iops_limit=100)
 NEED = Need(zone="z", vcpus=2, memory_mib=512, disk_gib=4)
@@ -27,7 +28,47 @@ def host(
 
 def test_an_offering_gives_its_size_and_limits() -> None:
     got = size(VmDesired(offering="small"), OFFERING, image_gib=1)
-    assert (got.vcpus, got.memory_mib, got.disk_gib, got.iops_limit) == (2, 512, 4, 100)
+    assert (got.vcpus, got.memory_mib, got.disk_gib) == (2, 512, 4)
+    assert limits(OFFERING) == VmLimits(iops_limit=100)
+
+
+@pytest.mark.parametrize(
+    ("some", "effective"),
+    [
+        ((), VmLimits()),
+        ((VmLimits(), VmLimits(iops_limit=9)), VmLimits(iops_limit=9)),
+        (
+            (VmLimits(iops_limit=9, rate_limit_kbps=5), VmLimits(iops_limit=7)),
+            VmLimits(iops_limit=7, rate_limit_kbps=5),
+        ),
+        ((VmLimits(throughput_limit_kib_s=3), VmLimits(throughput_limit_kib_s=8)), VmLimits(throughput_limit_kib_s=3)),
+    ],
+)
+def test_of_several_limits_the_lowest_that_is_set_counts(some: tuple[VmLimits, ...], effective: VmLimits) -> None:
+    assert lowest(*some) == lowest(*reversed(some)) == effective
+
+
+WEB, WEB_9 = ("web", "network", "", ()), ("web", "network", "10.1.1.9", ())
+DB = ("db", "network", "", ())
+
+
+@pytest.mark.parametrize(
+    ("wished", "ports", "found"),
+    [
+        ([WEB, DB], {}, ["", ""]),
+        ([WEB, DB], {"p0": WEB, "p1": DB}, ["p0", "p1"]),
+        ([DB], {"p0": WEB, "p1": DB}, ["p1"]),
+        ([DB, WEB], {"p0": WEB, "p1": DB}, ["p1", "p0"]),
+        ([WEB, WEB], {"p0": WEB}, ["p0", ""]),
+        ([WEB], {"p0": WEB, "p1": WEB}, ["p0"]),
+        ([WEB_9, WEB], {"p0": WEB}, ["", "p0"]),
+        ([("", "public", "", ())], {"p0": WEB}, [""]),
+    ],
+)
+def test_each_nic_keeps_the_port_that_was_made_for_it(
+    wished: list[NicKey], ports: dict[str, NicKey], found: list[str]
+) -> None:
+    assert matched(wished, ports) == found
 
 
 def test_the_disk_is_as_asked_else_the_larger_of_offering_and_image() -> None:

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 from pileus.kernel.condition import Condition, ready
 from pileus.kernel.kind import Column, Kind, Resource
+from pileus.tenancy.account.types import VmLimits
 
 
 class OfferingDesired(Struct, frozen=True, kw_only=True):
@@ -23,6 +24,15 @@ class OfferingDesired(Struct, frozen=True, kw_only=True):
     rate_limit_kbps: Annotated[
         int, Meta(ge=0, le=1_000_000_000, description="Network rate of each NIC in kilobits per second; 0: no limit.")
     ] = 0
+
+
+def limits(offering: OfferingDesired) -> VmLimits:
+    """Return the limits that come with an offering."""
+    return VmLimits(
+        rate_limit_kbps=offering.rate_limit_kbps,
+        iops_limit=offering.iops_limit,
+        throughput_limit_kib_s=offering.throughput_limit_kib_s,
+    )
 
 
 BUILTIN: dict[str, OfferingDesired] = {

@@ -9,8 +9,9 @@ import msgspec
 
 from pileus.compute.offering.types import OfferingDesired
 from pileus.compute.vm.capacity import candidates
+from pileus.compute.vm.parts import made_for, ports_of
 from pileus.compute.vm.placement import explain, rank, reasons
-from pileus.compute.vm.plan import Size, hold_of, refuse_bad_keys, size
+from pileus.compute.vm.plan import NicKey, Size, hold_of, matched, nic_key, refuse_bad_keys, size
 from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved
 from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change, Decision, only
@@ -47,7 +48,6 @@ class VmAdmission(Admission):
             wanted = _kept_disk(change.old, desired, wanted)
             _check_update(change.old, desired, wanted)
             await _charge_host(tx, change.old, wanted)
-            await _forget_unmade(tx, change.old, desired)
         change.links["vdc"] = vdc.id  # also when it was not said: the vdc cannot go before the VM
         await charge(
             tx,
@@ -61,7 +61,7 @@ class VmAdmission(Admission):
                 "disk_gib": wanted.disk_gib,
             },
         )
-        await _claim_addresses(tx, change, vdc)
+        await _change_addresses(tx, change, vdc)
         await _attach_volumes(tx, change, vdc)
         hold = await _hold(tx, change)
         return replace(new, assigned=msgspec.structs.replace(_assigned(change.old, vdc, image, wanted), hold=hold))
@@ -114,6 +114,7 @@ async def _size(tx: Transaction, change: Change, image: Resource) -> Size:
         default = await tx.find("compute.offering", "", DEFAULT_OFFERING)
         if default is None:
             raise Invalid("say the VM's size: an offering, or vcpus with memory_mib", field="desired.offering")
+        change.links["offering"] = default.id  # also when it was not said: the VM has its limits
         offering = default.desired
     observed: ImageObserved | None = image.observed
     image_gib = -(-observed.virtual_size_bytes // 2**30) if observed else 0
@@ -148,9 +149,6 @@ def _check_update(old: Resource, desired: VmDesired, wanted: Size) -> None:
                 f"{old} must be stopped to change its size: `pileus stop vm {old.name} --wait`, then repeat",
                 code="running",
             )
-    kept = min(len(before.nics), len(desired.nics))
-    if desired.nics[:kept] != before.nics[:kept]:
-        raise Invalid("a NIC cannot be changed in place; remove the last ones and add others", field="desired.nics")
 
 
 async def _charge_host(tx: Transaction, old: Resource, wanted: Size) -> None:
@@ -167,49 +165,77 @@ async def _charge_host(tx: Transaction, old: Resource, wanted: Size) -> None:
             ) from None
 
 
-async def _forget_unmade(tx: Transaction, old: Resource, desired: VmDesired) -> None:
-    """Give back the addresses of NICs that are taken out before they became ports; a port gives back its own."""
-    before: VmDesired = old.desired
-    made = len(old.assigned.ports)
-    links = await tx.links(old.id)
-    for position in range(max(made, len(desired.nics)), len(before.nics)):
-        nic = before.nics[position]
-        network = await tx.get(links[f"nics.{position}.network"])
-        for text in ((nic.address,) if nic.address else ()) + nic.extra_addresses:
-            number = offset(IPv4Address(text), parse_range(network.desired.range))
-            await tx.release(old.id, address_space(network.id), str(number))
+async def _change_addresses(tx: Transaction, change: Change, vdc: Resource) -> None:
+    """Claim the addresses of NICs that come, give back those of NICs that go before they became ports.
 
-
-async def _claim_addresses(tx: Transaction, change: Change, vdc: Resource) -> None:
-    """Claim every address asked for, for the VM. Raises: Invalid, Conflict (address-in-use)."""
+    A port gives back its own. Raises: Invalid, Conflict (address-in-use).
+    """
     desired: VmDesired = change.new.desired
-    known = len(change.old.desired.nics) if change.old else 0
-    for position, nic in enumerate(desired.nics):
-        network = await tx.get(change.links[f"nics.{position}.network"])
-        field = f"desired.nics[{position}]"
-        if network.zone != vdc.zone:
-            raise Invalid(f"{network} is in another zone than the VM", field=f"{field}.network")
-        if position < known:
-            continue
-        range_ = parse_range(network.desired.range)
-        low, high = pool(network.desired)
-        for text in ((nic.address,) if nic.address else ()) + nic.extra_addresses:
-            number = offset(parse_address(text, range_, f"{field}.address"), range_)
-            if not low <= number <= high:
-                raise Invalid(
-                    f"{text} is outside of {_span(network)}, which {network} gives out", field=f"{field}.address"
-                )
-            try:
-                if await tx.holder(address_space(network.id), str(number)) == change.new.id:
-                    raise Invalid(f"{text} is given twice", field=f"{field}.address")
-                await tx.claim(address_space(network.id), str(number), change.new.id, number)
-            except AlreadyClaimed:
-                raise Conflict(
-                    f"{text} of {network} is in use; choose another of {_span(network)}, or leave the address out to get "
-                    "a free one",
-                    code="address-in-use",
-                    field=f"{field}.address",
-                ) from None
+    keys = _keys(desired, change.links)
+    ports: dict[str, NicKey] = {}
+    unmade: list[NicKey] = []
+    if change.old is not None:
+        ports = await made_for(tx, await ports_of(tx, change.old))
+        before = _keys(change.old.desired, await tx.links(change.old.id))
+        unmade = [key for key, port in zip(before, matched(before, ports), strict=True) if not port]
+    coming: list[tuple[int, NicKey]] = []
+    for position, (key, port) in enumerate(zip(keys, matched(keys, ports), strict=True)):
+        if not port and key in unmade:
+            unmade.remove(key)
+        elif not port:
+            coming.append((position, key))
+    for key in unmade:
+        await _release(tx, change.new.id, key)
+    for position, key in coming:
+        await _claim(tx, change.new, vdc, key, f"desired.nics[{position}]")
+
+
+def _keys(desired: VmDesired, links: dict[str, str]) -> list[NicKey]:
+    return [nic_key(links.get(f"nics.{position}.network", ""), nic) for position, nic in enumerate(desired.nics)]
+
+
+def _wished(key: NicKey) -> tuple[str, ...]:
+    _, _, address, extra = key
+    return (address, *extra) if address else extra
+
+
+async def _release(tx: Transaction, vm: str, key: NicKey) -> None:
+    network = await tx.get(key[0])
+    for text in _wished(key):
+        number = offset(IPv4Address(text), parse_range(network.desired.range))
+        await tx.release(vm, address_space(network.id), str(number))
+
+
+async def _claim(tx: Transaction, vm: Resource, vdc: Resource, key: NicKey, field: str) -> None:
+    """Claim the addresses of a NIC for the VM."""
+    network = await tx.get(key[0])
+    if network.zone != vdc.zone:
+        raise Invalid(f"{network} is in another zone than the VM", field=f"{field}.network")
+    range_ = parse_range(network.desired.range)
+    low, high = pool(network.desired)
+    for text in _wished(key):
+        number = offset(parse_address(text, range_, f"{field}.address"), range_)
+        if not low <= number <= high:
+            raise Invalid(f"{text} is outside of {_span(network)}, which {network} gives out", field=f"{field}.address")
+        holder = await tx.holder(address_space(network.id), str(number))
+        if holder is not None:
+            raise _in_use(text, network, vm, field, own=holder == vm.id)
+        await tx.claim(address_space(network.id), str(number), vm.id, number)
+
+
+def _in_use(text: str, network: Resource, vm: Resource, field: str, *, own: bool) -> Conflict | Invalid:
+    desired: VmDesired = vm.desired
+    given = [each for nic in desired.nics for each in (nic.address, *nic.extra_addresses)]
+    if own and given.count(text) > 1:
+        return Invalid(f"{text} is given twice", field=f"{field}.address")
+    if own:
+        message = f"{vm} still has {text} of {network}, on another NIC; detach that first, then repeat this"
+    else:
+        message = (
+            f"{text} of {network} is in use; choose another of {_span(network)}, or leave the address out to get a free "
+            "one"
+        )
+    return Conflict(message, code="address-in-use", field=f"{field}.address")
 
 
 def _span(network: Resource) -> str:
@@ -257,8 +283,6 @@ def _assigned(old: Resource | None, vdc: Resource, image: Resource, wanted: Size
             vcpus=wanted.vcpus,
             memory_mib=wanted.memory_mib,
             disk_gib=wanted.disk_gib,
-            iops_limit=wanted.iops_limit,
-            throughput_limit_kib_s=wanted.throughput_limit_kib_s,
         )
     direct = image.observed is not None and image.observed.kernel_sha256 and image.account_id == ""
     return VmAssigned(
@@ -269,7 +293,4 @@ def _assigned(old: Resource | None, vdc: Resource, image: Resource, wanted: Size
         disk_gib=wanted.disk_gib,
         image=image.id,
         append=image.desired.append if direct else "",
-        iops_limit=wanted.iops_limit,
-        throughput_limit_kib_s=wanted.throughput_limit_kib_s,
-        rate_limit_kbps=wanted.rate_limit_kbps,
     )

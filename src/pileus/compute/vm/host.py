@@ -32,7 +32,7 @@ from pileus.kernel.fields import Problem
 from pileus.kernel.half import Half, Peers
 from pileus.kernel.kind import Resource
 from pileus.network.port.types import PortAssigned
-from pileus.storage.volume.types import VolumeDesired
+from pileus.storage.volume.plan import limits_of
 
 
 class Note(Struct, frozen=True, kw_only=True):
@@ -55,6 +55,8 @@ class Seen(Struct, frozen=True):
     note: Note
     noted: bool = False
     addresses: tuple[str, ...] = ()
+    slack: tuple[str, ...] = ()
+    """Disks whose limits are other than wished."""
     disk_tried_at: float = 0.0
     """When it was resumed last after a write to its disk failed; 0: its disk is well."""
 
@@ -85,7 +87,7 @@ class VmHalf(Half[Seen, Step]):
         if counted != note:
             self._save(resource.id, counted)
         noted = self._notes.get(resource.id) is not None
-        return Seen(machine, counted, noted, _addresses(resource, peers), tried_at)
+        return Seen(machine, counted, noted, _addresses(resource, peers), _slack(machine, peers), tried_at)
 
     def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
         """Return the next step of the VM."""
@@ -158,6 +160,8 @@ class VmHalf(Half[Seen, Step]):
                 await self._hypervisor.detach_disk(resource.id, step.target)
             case "attach_port":
                 await self._hypervisor.attach_nic(resource.id, await self._nic(step.target, peers))
+            case "throttle":
+                await self._hypervisor.set_throttle(resource.id, step.target, _throttle(peers.peer(step.target)))
             case "detach_port":
                 await self._hypervisor.detach_nic(resource.id, step.target)
 
@@ -281,6 +285,7 @@ def _fact(seen: Seen) -> Fact:
         exit_reason=_exit_reason(machine, note),
         paused_by=machine.paused_by,
         disk_tried_at=seen.disk_tried_at,
+        slack=seen.slack,
         exit_at=machine.exit.at if machine.exit else 0.0,
         boot_serial=note.boot_serial,
         failures=note.failures,
@@ -375,8 +380,18 @@ def _seed(resource: Resource, peers: Peers) -> Seed:
 def _throttle(volume: Resource | None) -> Throttle:
     if volume is None:
         return Throttle()
-    desired: VolumeDesired = volume.desired
-    return Throttle(iops=desired.iops_limit, bytes_per_s=desired.throughput_limit_kib_s * 1024)
+    limits = limits_of(volume)
+    return Throttle(iops=limits.iops_limit, bytes_per_s=limits.throughput_limit_kib_s * 1024)
+
+
+def _slack(machine: MachineFact | None, peers: Peers) -> tuple[str, ...]:
+    """Return the disks of a machine whose limits are not those of their volumes."""
+    if machine is None:
+        return ()
+    pairs = zip(machine.disks, machine.throttles, strict=False)
+    return tuple(
+        disk for disk, throttle in pairs if (volume := peers.peer(disk)) is not None and throttle != _throttle(volume)
+    )
 
 
 def _exit(machine: MachineFact) -> VmExit | None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
 from pileus.compute.offering.types import OfferingDesired
-from pileus.compute.vm.types import Power, VmDesired
+from pileus.compute.vm.types import Power, VmDesired, VmNic
 from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 from pileus.network.network.types import NetworkObserved
+from pileus.network.port.types import PortDesired
 
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 10.0, 300.0
 """Between restarts of a VM that keeps failing; the first restart is at once (reliability: monitoring defaults)."""
@@ -34,9 +35,6 @@ class Size(Struct, frozen=True, kw_only=True):
     vcpus: int
     memory_mib: int
     disk_gib: int
-    iops_limit: int = 0
-    throughput_limit_kib_s: int = 0
-    rate_limit_kbps: int = 0
 
 
 def size(desired: VmDesired, offering: OfferingDesired | None, image_gib: int) -> Size:
@@ -53,14 +51,7 @@ def size(desired: VmDesired, offering: OfferingDesired | None, image_gib: int) -
     disk_gib = desired.disk_gib or max(offering.disk_gib, image_gib)
     if disk_gib < image_gib:
         raise Invalid(f"the image needs a disk of {image_gib} GiB, {disk_gib} were asked", field="desired.disk_gib")
-    return Size(
-        vcpus=offering.vcpus,
-        memory_mib=offering.memory_mib,
-        disk_gib=disk_gib,
-        iops_limit=offering.iops_limit,
-        throughput_limit_kib_s=offering.throughput_limit_kib_s,
-        rate_limit_kbps=offering.rate_limit_kbps,
-    )
+    return Size(vcpus=offering.vcpus, memory_mib=offering.memory_mib, disk_gib=disk_gib)
 
 
 def refuse_bad_keys(texts: Sequence[str]) -> None:
@@ -89,6 +80,26 @@ def hold_of(vm: Resource, networks: Sequence[Resource]) -> str:
         if network.assigned.router != "none" and (observed is None or observed.state != "served"):
             return f"{network} is not served yet: {observed.message if observed else 'its router is being made'}"
     return ""
+
+
+NicKey = tuple[str, str, str, tuple[str, ...]]
+"""What a NIC is by: the network's id, its attachment, and the addresses asked for. Two NICs may be alike."""
+
+
+def nic_key(network: str, nic: VmNic | PortDesired) -> NicKey:
+    """Return what a NIC, or the port made for it, is by."""
+    return (network, nic.attachment, nic.address, nic.extra_addresses)
+
+
+def matched(wished: Sequence[NicKey], ports: Mapping[str, NicKey]) -> list[str]:
+    """Return for each wished NIC the port that was made for one like it, in the order of both; empty for none."""
+    free = dict(ports)
+    found = []
+    for key in wished:
+        id = next((id for id, made in free.items() if made == key), "")
+        free.pop(id, None)
+        found.append(id)
+    return found
 
 
 class Wish(Struct, frozen=True, kw_only=True):
@@ -121,6 +132,8 @@ class Fact(Struct, frozen=True, kw_only=True):
     shutdown_pressed_at: float | None = None
     paused_by: str = ""
     disk_tried_at: float = 0.0
+    slack: tuple[str, ...] = ()
+    """Disks of the running machine whose limits are other than wished."""
     noted: bool = False
     """Whether something of an absent machine (a seed, a note) may be left."""
 
@@ -147,7 +160,7 @@ def plan(wish: Wish, fact: Fact, now: float) -> Step | None:
         return _plan_resume(fact, now)
     if wish.boot_serial > fact.boot_serial:
         return Step(verb="reset")
-    return _plan_devices(wish, fact) or _plan_calm(fact, now)
+    return _plan_devices(wish, fact) or _plan_limits(fact) or _plan_calm(fact, now)
 
 
 def _plan_resume(fact: Fact, now: float) -> Step:
@@ -192,6 +205,10 @@ def _plan_start(wish: Wish, fact: Fact, now: float) -> Step | None:
 def backoff_s(failures: int) -> float:
     """Return the seconds between the end of a VM and its restart: none for the first, then 10 s doubling to 5 min."""
     return 0.0 if failures <= 1 else min(BACKOFF_FIRST_S * 2.0 ** min(failures - 2, 16), BACKOFF_MAX_S)
+
+
+def _plan_limits(fact: Fact) -> Step | None:
+    return Step(verb="throttle", target=fact.slack[0]) if fact.slack else None
 
 
 def _plan_devices(wish: Wish, fact: Fact) -> Step | None:

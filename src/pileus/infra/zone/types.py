@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 from pileus.kernel.condition import Condition, ready
 from pileus.kernel.kind import Column, Kind, Resource
+from pileus.tenancy.account.types import VmLimits
 
 RouterWish = Literal["none", "single", "redundant"]
 VlanId = Annotated[int, Meta(ge=1, le=4094)]
@@ -40,6 +41,7 @@ class ZoneDesired(Struct, frozen=True, kw_only=True):
     public_gateway: Annotated[str, Meta(description="Its gateway; empty: the first of the range.")] = ""
     public_first: Annotated[str, Meta(description="First address given out; empty: the first after the gateway.")] = ""
     public_last: Annotated[str, Meta(description="Last address given out; empty: the last of the range.")] = ""
+    limits: Annotated[VmLimits, Meta(description="The most that each VM of the zone gets.")] = VmLimits()
 
 
 def public_space(zone: str) -> str:

@@ -77,6 +77,7 @@ DELETE = sa.delete(resource).where(resource.c.id == _p("id"))
 
 LABELS_DELETE = sa.delete(label).where(label.c.id == _p("id"))
 LINKS_OF = sa.select(link.c.field, link.c.target).where(link.c.source == _p("source"))
+SOURCES_OF = sa.select(link.c.source).where(link.c.target == _p("target")).order_by(link.c.source)
 LINKS_DELETE = sa.delete(link).where(link.c.source == _p("source"))
 LINKED_BY = (
     sa.select(resource)

@@ -14,6 +14,7 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Exhausted, Transaction
 from pileus.storage.image.types import ImageObserved
 from pileus.storage.volume.types import ImageSource, VolumeAssigned, VolumeDesired, VolumeObserved, attachment_space
+from pileus.tenancy.account.types import VmLimits, lowest
 
 
 class VolumeController(Controller):
@@ -28,7 +29,7 @@ class VolumeController(Controller):
                 return Done()
             return Wait("Deleting", "its host still has the disk", after_s=30.0)
         if assigned.host:
-            return Done(lambda tx: _charge_pool(tx, resource, assigned.pool))
+            return await self._keep(resource, store)
         holders = await store.fetch(sql.CLAIM_OWNER, space=attachment_space(resource.id), value="vm")
         if not holders:
             return Done()
@@ -41,11 +42,21 @@ class VolumeController(Controller):
         source = await self._source(resource, store)
         if isinstance(source, Wait):
             return source
-        placed = replace(assigned, host=vm.host, pool=pools[0].id, image=source)
+        placed = replace(await _limited(resource, store), host=vm.host, pool=pools[0].id, image=source)
 
         async def apply(tx: Transaction) -> None:
             await _charge_pool(tx, resource, placed.pool)
             await tx.update(resource, assigned=placed)
+
+        return Done(apply)
+
+    async def _keep(self, volume: Resource, store: Store) -> Outcome:
+        """Keep charge and limits as wished."""
+        limited = await _limited(volume, store)
+
+        async def apply(tx: Transaction) -> None:
+            await _charge_pool(tx, volume, limited.pool)
+            await tx.update(volume, assigned=limited)
 
         return Done(apply)
 
@@ -69,6 +80,17 @@ class VolumeController(Controller):
             initrd_sha256=observed.initrd_sha256 if direct else "",
             initrd_size_bytes=observed.initrd_size_bytes if direct else 0,
         )
+
+
+async def _limited(volume: Resource, store: Store) -> VolumeAssigned:
+    """Return the decision with the limits in force; a root volume's wish has those of its VM already."""
+    desired: VolumeDesired = volume.desired
+    assigned: VolumeAssigned = volume.assigned
+    limits = VmLimits(iops_limit=desired.iops_limit, throughput_limit_kib_s=desired.throughput_limit_kib_s)
+    if volume.owner == volume.account_id:
+        account, zone = await store.get(volume.account_id), await store.get(volume.zone)
+        limits = lowest(limits, account.desired.limits, zone.desired.limits)
+    return replace(assigned, iops_limit=limits.iops_limit, throughput_limit_kib_s=limits.throughput_limit_kib_s)
 
 
 async def _charge_pool(tx: Transaction, volume: Resource, pool: str) -> None:

@@ -13,8 +13,9 @@ from pileus.drivers.host.snapshot import Snapshot
 from pileus.kernel.fields import Problem
 from pileus.kernel.half import Half, Peers
 from pileus.kernel.kind import Resource
-from pileus.storage.volume.plan import GIB, Fact, Step, Wish, plan
+from pileus.storage.volume.plan import GIB, Fact, Step, Wish, limits_of, plan
 from pileus.storage.volume.types import ImageSource, VolumeAssigned, VolumeObserved
+from pileus.tenancy.account.types import VmLimits
 
 LOST = Problem(
     reason="VolumeLost",
@@ -41,10 +42,12 @@ class VolumeHalf(Half[Seen, Step]):
         self._notes = notes
         self._volumes = Snapshot(disks.volumes)
         self._images = Snapshot(disks.images)
+        self._limits: dict[str, VmLimits] = {}
 
     async def observe(self, resource: Resource, peers: Peers) -> Seen:
         """Find the file, and its image in the cache; note that there is a file before anybody can write to it."""
         assigned: VolumeAssigned = resource.assigned
+        self._tell_limits(resource, peers)
         cached = assigned.image is None or assigned.image.id in await self._images.get()
         volume = (await self._volumes.get()).get(resource.id)
         made = self._notes.get(resource.id) is not None
@@ -81,6 +84,15 @@ class VolumeHalf(Half[Seen, Step]):
             self._volumes.changed()
             self._images.changed()
 
+    def _tell_limits(self, resource: Resource, peers: Peers) -> None:
+        """Let the VMs that have the volume see new limits of it."""
+        limits = limits_of(resource)
+        if self._limits.get(resource.id) != limits:
+            self._limits[resource.id] = limits
+            for vm in peers.peers("compute.vm"):
+                if resource.id in vm.assigned.volumes:
+                    peers.wake(vm.id)
+
     async def _fetch(self, source: ImageSource, peers: Peers) -> None:
         parts: dict[PartName, ImagePart] = {"disk": ImagePart(size_bytes=source.size_bytes, sha256=source.sha256)}
         if source.kernel_sha256 and source.initrd_sha256:
@@ -108,6 +120,7 @@ class VolumeHalf(Half[Seen, Step]):
     async def remove(self, id: str) -> None:
         """Remove the file, and what is noted of it."""
         await self._disks.delete(id)
+        self._limits.pop(id, None)
         self._notes.remove(id)
         self._volumes.changed()
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from pileus.kernel.kind import Resource
+from pileus.storage.volume.types import VolumeAssigned, VolumeDesired
+from pileus.tenancy.account.types import VmLimits, lowest
+
 GIB = 2**30
 
 
@@ -43,3 +47,13 @@ def plan(wish: Wish, fact: Fact) -> Step | None:
     if fact.size_bytes < wish.size_bytes and not wish.used:
         return Step(verb="resize")
     return None
+
+
+def limits_of(volume: Resource) -> VmLimits:
+    """Return the limits of the volume as a disk: what it wishes, and what was decided."""
+    desired: VolumeDesired = volume.desired
+    assigned: VolumeAssigned = volume.assigned
+    return lowest(
+        VmLimits(iops_limit=desired.iops_limit, throughput_limit_kib_s=desired.throughput_limit_kib_s),
+        VmLimits(iops_limit=assigned.iops_limit, throughput_limit_kib_s=assigned.throughput_limit_kib_s),
+    )

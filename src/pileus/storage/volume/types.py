@@ -44,6 +44,9 @@ class VolumeAssigned(Struct, frozen=True, kw_only=True):
     pool: str = ""
     host: str = ""
     image: ImageSource | None = None
+    iops_limit: int = 0
+    throughput_limit_kib_s: int = 0
+    """The lowest of what the volume, its account and its zone say."""
 
 
 class VolumeObserved(Struct, frozen=True, kw_only=True):

@@ -354,5 +354,6 @@ def _fact(machine: FakeMachine) -> MachineFact:
         id=machine.spec.id, state=machine.state, pid=machine.pid, started_at=machine.started_at,
         boots=machine.boots, exit=machine.exit,
         disks=tuple(disk.id for disk in machine.spec.disks), nics=tuple(nic.id for nic in machine.spec.nics),
+        throttles=tuple(disk.throttle for disk in machine.spec.disks),
         vcpus=machine.spec.vcpus, memory_mib=machine.spec.memory_mib,
     )  # fmt: skip

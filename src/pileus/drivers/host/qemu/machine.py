@@ -132,6 +132,7 @@ class Machine:
             exit=record.exit,
             disks=tuple(disk.id for disk in spec.disks) if spec else (),
             nics=tuple(nic.id for nic in spec.nics) if spec else (),
+            throttles=tuple(disk.throttle for disk in spec.disks) if spec else (),
             vcpus=spec.vcpus if spec else 0,
             memory_mib=spec.memory_mib if spec else 0,
             paused_by="disk-error" if status == "disk-error" else "",

@@ -1,0 +1,143 @@
+"""The parts of a VM: its root volume and its ports, made, kept as wished and let go. All inside one transaction."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from pileus.compute.vm.plan import NicKey, matched, nic_key
+from pileus.compute.vm.types import VmAssigned, VmDesired, VmNic, VmObserved
+from pileus.kernel.kind import Resource
+from pileus.kernel.store import statements as sql
+from pileus.kernel.transaction import Transaction
+from pileus.network.port.types import PortDesired
+from pileus.storage.volume.types import VolumeAssigned, VolumeDesired, attachment_space
+
+
+async def ensure_parts(tx: Transaction, vm: Resource, links: dict[str, str], assigned: VmAssigned) -> VmAssigned:
+    """Make the root volume and the ports that are missing, and return the VM with its parts' ids."""
+    root = assigned.volumes[0] if assigned.volumes else await _make_root(tx, vm, assigned)
+    further = tuple(links[f"volumes.{position}.volume"] for position in range(len(vm.desired.volumes)))
+    ports = await _ensure_ports(tx, vm, links, assigned)
+    return replace(assigned, volumes=(root, *further), ports=ports)
+
+
+async def ports_of(tx: Transaction, vm: Resource) -> list[Resource]:
+    """Return all ports of a VM: those in use in the order of the guest's devices, then those that leave."""
+    ports = {each.id: each for each in await tx.children(vm.id) if each.kind == "network.port"}
+    return [ports.pop(id) for id in vm.assigned.ports if id in ports] + list(ports.values())
+
+
+async def made_for(tx: Transaction, ports: list[Resource]) -> dict[str, NicKey]:
+    """Return what NIC each of the ports was made for, by id, without those that are being deleted."""
+    found = {}
+    for port in ports:
+        if not port.deleting:
+            network = (
+                port.assigned.network if port.assigned is not None else (await tx.links(port.id)).get("network", "")
+            )
+            found[port.id] = nic_key(network, port.desired)
+    return found
+
+
+async def _ensure_ports(tx: Transaction, vm: Resource, links: dict[str, str], assigned: VmAssigned) -> tuple[str, ...]:
+    desired: VmDesired = vm.desired
+    known = await ports_of(tx, vm)
+    networks = [links.get(f"nics.{position}.network", "") for position in range(len(desired.nics))]
+    wished = [nic_key(network, nic) for network, nic in zip(networks, desired.nics, strict=True)]
+    names = {port.name for port in known}
+    by_id = {port.id: port for port in known}
+    ids = []
+    for network, nic, id in zip(networks, desired.nics, matched(wished, await made_for(tx, known)), strict=True):
+        port = _port(nic, assigned)
+        if id:
+            await tx.update(by_id[id], desired=replace(port, network=by_id[id].desired.network))
+            ids.append(id)
+            continue
+        name = _free_name(vm, names)
+        made = Resource(id="", kind="network.port", name=name, desired=port)
+        ids.append((await tx.ensure_child(vm, made, {"network": network} if network else {})).id)
+        names.add(name)
+    return tuple(ids)
+
+
+def _port(nic: VmNic, assigned: VmAssigned) -> PortDesired:
+    return PortDesired(
+        network=nic.network,
+        attachment=nic.attachment,
+        addresses=nic.addresses,
+        stations=nic.stations,
+        address=nic.address,
+        extra_addresses=nic.extra_addresses,
+        rate_limit_kbps=assigned.rate_limit_kbps,
+    )
+
+
+def _free_name(vm: Resource, taken: set[str]) -> str:
+    number = 0
+    while (name := f"{vm.name[:40]}-{vm.id[-6:]}-nic{number}") in taken:
+        number += 1
+    return name
+
+
+async def _make_root(tx: Transaction, vm: Resource, assigned: VmAssigned) -> str:
+    volume = Resource(
+        id="",
+        kind="storage.volume",
+        name=f"{vm.name[:40]}-{vm.id[-6:]}-root",
+        desired=VolumeDesired(
+            size_gib=assigned.disk_gib,
+            image=vm.desired.image,
+            iops_limit=assigned.iops_limit,
+            throughput_limit_kib_s=assigned.throughput_limit_kib_s,
+        ),
+        assigned=VolumeAssigned(zone=assigned.zone, vdc=assigned.vdc),
+    )
+    made = await tx.ensure_child(vm, volume, {"image": assigned.image})
+    await tx.claim(attachment_space(made.id), "vm", vm.id)
+    return made.id
+
+
+async def keep_root(tx: Transaction, assigned: VmAssigned) -> None:
+    """Let the root volume have the size and the limits that the VM has; a host grows it while the VM is stopped."""
+    root = await tx.get(assigned.volumes[0])
+    before: VolumeDesired = root.desired
+    after = replace(
+        before,
+        size_gib=max(before.size_gib, assigned.disk_gib),
+        iops_limit=assigned.iops_limit,
+        throughput_limit_kib_s=assigned.throughput_limit_kib_s,
+    )
+    await tx.update(root, desired=after)
+
+
+async def drop_parts(tx: Transaction, vm: Resource, parts: VmAssigned) -> None:
+    """Delete ports whose NIC was taken out of the wish, once the guest let go of them."""
+    held = _held(vm)
+    for child in await tx.children(vm.id):
+        if child.kind == "network.port" and child.id not in parts.ports and held is not None and child.id not in held:
+            await tx.mark_deleting(child)
+
+
+async def release_detached(tx: Transaction, vm: Resource) -> None:
+    """Give volumes free for others that the VM neither wishes nor has."""
+    assigned: VmAssigned = vm.assigned
+    held = _held(vm)
+    if held is None:
+        return
+    wished = {target for field, target in (await tx.links(vm.id)).items() if field.startswith("volumes.")}
+    kept = {*assigned.volumes[:1], *wished, *held}
+    for (claimed,) in await tx.statement(sql.SPACES_OF, owner=vm.id):
+        volume = claimed.removeprefix(attachment_space(""))
+        if volume != claimed and volume not in kept:
+            await tx.release(vm.id, claimed)
+            await tx.enqueue(volume)
+
+
+def _held(vm: Resource) -> set[str] | None:
+    """Return the volumes and ports that the host has in the VM or was last told to put there; None: nobody knows."""
+    if not vm.host:
+        return set()
+    observed: VmObserved | None = vm.observed
+    if observed is None or observed.power == "unknown":
+        return None
+    return {*observed.volumes, *observed.ports, *observed.told}
