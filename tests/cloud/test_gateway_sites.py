@@ -136,6 +136,8 @@ def test_bad_vpns_are_refused() -> None:
                 (site | {"peer": "no"}, "peer", "there is no vpn 'no'"),
                 (site | {"outside": outside | {"endpoint": "here:1"}}, "outside.endpoint", "is not an endpoint"),
                 (site | {"outside": outside | {"ranges": ["10.2.0.0/16"]}}, "outside.ranges", "network east"),
+                (site | {"outside": outside | {"ranges": []}}, "outside.ranges", "say what is reached"),
+                (site | {"outside": {"ranges": ["10.3.0.0/16"]}}, "outside.public_key", "no WireGuard public key"),
                 (site | {"vdc": "west", "peer": "far"}, "peer", "is in the same zone, zone west"),
             ):
                 answer = await refused(world, "vpn", **desired)

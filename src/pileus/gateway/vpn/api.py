@@ -130,11 +130,14 @@ async def _check_site(tx: Transaction, change: Change, zone: Resource) -> None:
 
 
 async def _check_outside(tx: Transaction, change: Change, zone: Resource, outside: VpnOutside) -> None:
+    field = "desired.outside.ranges"
     check_key(outside.public_key, "desired.outside.public_key")
-    check_cidrs(outside.ranges, "desired.outside.ranges")
+    if not outside.ranges:
+        raise Invalid("say what is reached at the site outside, such as --outside-ranges 10.8.0.0/16", field=field)
+    check_cidrs(outside.ranges, field)
     _check_endpoint(outside.endpoint)
     used = [*await _used(tx, change, zone), *await _used_by_networks(tx, change)]
-    _refuse_meeting(outside.ranges, used, "desired.outside.ranges")
+    _refuse_meeting(outside.ranges, used, field)
 
 
 def _check_endpoint(text: str) -> None:

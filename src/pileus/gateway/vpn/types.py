@@ -24,8 +24,8 @@ class VpnClient(Struct, frozen=True, kw_only=True):
 class VpnOutside(Struct, frozen=True, kw_only=True):
     """A site that is no zone of this cloud."""
 
-    public_key: PublicKey
-    ranges: Annotated[tuple[Cidr, ...], Meta(min_length=1, max_length=100, description="What is reached there.")]
+    public_key: PublicKey = ""
+    ranges: Annotated[tuple[Cidr, ...], Meta(max_length=100, description="What is reached there, as CIDRs.")] = ()
     endpoint: Annotated[str, Meta(max_length=21, description="Its ADDRESS:PORT; empty: it calls.")] = ""
 
 
