@@ -18,7 +18,6 @@ from pileus.infra.host.host import HostHalf
 from pileus.kernel.half import Half
 from pileus.network.port.host import PortHalf
 from pileus.network.segment.host import SegmentHalf
-from pileus.network.segment.host import SegmentHalf
 from pileus.storage.pool.host import PoolHalf
 from pileus.storage.volume.host import VolumeHalf
 
@@ -43,7 +42,6 @@ def halves(drivers: Drivers) -> list[Half[Any, Any]]:
         PoolHalf(drivers.disks),
         VolumeHalf(drivers.disks, drivers.volume_notes),
         PortHalf(drivers.switch),
-        SegmentHalf(drivers.switch),
         SegmentHalf(drivers.switch),
         VmHalf(drivers.hypervisor, drivers.guest, drivers.disks, drivers.switch, drivers.notes),
         NodeHalf(drivers.guest),

@@ -31,7 +31,6 @@ from pileus.infra.host.controller import HostController, wake_silent
 from pileus.infra.pod.api import PodAdmission
 from pileus.infra.zone.api import ZoneAdmission
 from pileus.infra.zone.controller import ZoneController
-from pileus.infra.zone.controller import ZoneController
 from pileus.kernel.admission import Admission
 from pileus.kernel.background import for_ever
 from pileus.kernel.errors import Transient
@@ -64,7 +63,6 @@ def controllers(store: Store, images: Files) -> dict[str, Controller]:
     return {
         "tenancy.account": AccountController(),
         "tenancy.vdc": VdcController(),
-        "infra.zone": ZoneController(),
         "infra.zone": ZoneController(),
         "infra.host": HostController(store.clock()),
         "storage.pool": PoolController(),
