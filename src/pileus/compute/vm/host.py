@@ -180,6 +180,7 @@ class VmHalf(Half[Seen, Step]):
                 nics=nics,
                 boot=await self._boot(assigned),
                 seed=seed,
+                channel="serial" if _is_serial(resource) else "",
             )
         )
 
@@ -260,6 +261,11 @@ class VmHalf(Half[Seen, Step]):
 
     def _save(self, id: str, note: Note) -> None:
         self._notes.put(id, msgspec.json.encode(note))
+
+
+def _is_serial(resource: Resource) -> bool:
+    desired: VmDesired = resource.desired
+    return desired.appliance is not None and desired.appliance.channel == "serial"
 
 
 def _addresses(resource: Resource, peers: Peers) -> tuple[str, ...]:
