@@ -13,18 +13,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import Struct
 
-from pileus.agent.run import AgentSettings
 from pileus.drivers.host.qemu.procfs import ProcessId, identify
 from pileus.kernel.errors import Conflict
 from pileus.lab import fabric, power
 from pileus.lab.fabric import Fabric
 from pileus.lab.topology import INTERNET, SERVER_ADDRESS, SERVER_PORT, Host, Layout, Topology, topology
-from pileus.local.down import take_down
+
+if TYPE_CHECKING:
+    from pileus.agent.run import AgentSettings  # at run time only where it is needed: it takes half a second
 
 SERVER_URL = f"https://{SERVER_ADDRESS}:{SERVER_PORT}"
 """As agents know it."""
@@ -81,8 +82,10 @@ class Site:
 
     def settings(self, host: Host) -> AgentSettings:
         """Return the settings of a host's agent."""
+        from pileus.agent.run import AgentSettings
+
         return AgentSettings(
-            data=self.data / "hosts" / host.name,
+            data=self._folder(host),
             accelerator=self.record.accelerator,
             network=self.fabric.namespace(host.name),
             uplinks=host.uplinks,
@@ -151,11 +154,16 @@ class Site:
         return there
 
     async def _ask(self, host: Host, grace_s: float, say: Say) -> None:
+        from pileus.local.down import take_down
+
         if self.agent(host) is None and self.fabric.namespace(host.name) in fabric.namespaces(self.data):
             await take_down(self.settings(host), grace_s, lambda line: say(f"{host.name}: {line}"))
 
     def _agent_file(self, host: Host) -> Path:
-        return self.settings(host).data / "agent.json"
+        return self._folder(host) / "agent.json"
+
+    def _folder(self, host: Host) -> Path:
+        return self.data / "hosts" / host.name
 
     def log(self, machine: str) -> Path:
         """Where the output of what runs on a machine of the lab goes."""
