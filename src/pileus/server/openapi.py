@@ -101,15 +101,10 @@ def _own_paths(by_type: dict[Any, Json]) -> Json:
     """Return the paths that are not the same for every kind."""
     part = {"name": "part", "in": "path", "required": True, "schema": {"enum": ["disk", "kernel", "initrd"]}}
     binary: Json = {"application/octet-stream": {}}
-    tail = _parameter("tail_bytes", "How much of the end, in bytes.")
     upload = _plain("upload", _named("storage.image")) | {"requestBody": {"required": True, "content": binary}}
     upload["parameters"] = [_header("X-Content-SHA256", "What the file's SHA-256 must be, in hex.")]
     text = {"200": {"description": "The text.", "content": {"text/plain": {}}}, "default": _error()}
     socket = {"101": {"description": "A WebSocket of binary messages."}, "default": _error()}
-    way = [
-        _parameter("port", "The TCP port."),
-        _parameter("network", "Which of the VM's networks; left out: the first with a router."),
-    ]
     agent: Json = {"security": [{"agent": []}]}
     anyone: Json = {"security": []}
     return {
@@ -117,18 +112,7 @@ def _own_paths(by_type: dict[Any, Json]) -> Json:
         "/v1/whoami": {"get": _plain("whoami", {"type": "object"})},
         "/v1/event": {"get": _plain("events", {"type": "object"})},
         "/v1/audit": {"get": _plain("audit", {"type": "object"})},
-        "/v1/compute.vm/{ident}/log": {
-            "parameters": [_ident_of("VM")],
-            "get": {"operationId": "log", "parameters": [tail], "responses": text},
-        },
-        "/v1/compute.vm/{ident}/console": {
-            "parameters": [_ident_of("VM")],
-            "get": {"operationId": "console", "responses": socket},
-        },
-        "/v1/compute.vm/{ident}/connect": {
-            "parameters": [_ident_of("VM")],
-            "get": {"operationId": "connect", "parameters": way, "responses": socket},
-        },
+        **_vm_paths(text, socket),
         "/v1/storage.image/{ident}/{part}": {"parameters": [_ident_of("image"), part], "put": upload},
         "/v1/infra.host/{ident}/join-token": {
             "parameters": [_ident_of("host")],
@@ -148,6 +132,35 @@ def _own_paths(by_type: dict[Any, Json]) -> Json:
         },
         "/schema": {"get": _plain("schema", {"type": "object"}) | anyone},
         "/healthz": {"get": _plain("health", {"type": "object"}) | anyone},
+    }
+
+
+CONNECT = (
+    "A TCP port of the VM. A binary message is bytes, an empty one the end of that direction. A text message is a number: "
+    "the other side may send so many bytes more; neither sends before. Closed with 1000 when both directions ended."
+)
+
+
+def _vm_paths(text: Json, socket: Json) -> Json:
+    """Return what a VM has besides: its log, console and ports."""
+    tail = _parameter("tail_bytes", "How much of the end, in bytes.")
+    way = [
+        _parameter("port", "The TCP port."),
+        _parameter("network", "Which of the VM's networks; left out: the first with a router."),
+    ]
+    return {
+        "/v1/compute.vm/{ident}/log": {
+            "parameters": [_ident_of("VM")],
+            "get": {"operationId": "log", "parameters": [tail], "responses": text},
+        },
+        "/v1/compute.vm/{ident}/console": {
+            "parameters": [_ident_of("VM")],
+            "get": {"operationId": "console", "responses": socket},
+        },
+        "/v1/compute.vm/{ident}/connect": {
+            "parameters": [_ident_of("VM")],
+            "get": {"operationId": "connect", "description": CONNECT, "parameters": way, "responses": socket},
+        },
     }
 
 

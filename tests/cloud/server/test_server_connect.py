@@ -25,6 +25,7 @@ pytestmark = pytest.mark.anyio
 
 ADDRESS = "10.1.1.10"
 PLACE: dict[str, Any] = {"zone": "z", "vdc": "v"}
+SIZE: dict[str, Any] = {"vcpus": 1, "memory_mib": 128, "disk_gib": 1}
 
 
 class Service:
@@ -133,16 +134,14 @@ async def _furnish(rig: Rig, account: str) -> None:
             assigned=NetworkAssigned(**PLACE, gateway="10.1.1.1", router="single"),
             observed=NetworkObserved(state="served", router=router.id),
         )
-        mac = "02:50:00:00:00:01"
         port = await make(
             "network.port",
             "port",
             desired=PortDesired(),
             assigned=PortAssigned(
-                **PLACE, network=net.id, mac=mac, address=ADDRESS, prefix_length=24, gateway="", vlan=1
+                **PLACE, network=net.id, mac="02:50:00:00:00:01", address=ADDRESS, prefix_length=24, gateway="", vlan=1
             ),
         )
-        size: dict[str, Any] = {"vcpus": 1, "memory_mib": 128, "disk_gib": 1}
         for name, ports, appliance in (
             ("web", (port.id,), None),
             ("router-a", (), VmAppliance(channel="serial", role="router")),
@@ -151,7 +150,7 @@ async def _furnish(rig: Rig, account: str) -> None:
                 "compute.vm",
                 name,
                 desired=VmDesired(appliance=appliance),
-                assigned=VmAssigned(**PLACE, **size, host=host, ports=ports),
+                assigned=VmAssigned(**PLACE, **SIZE, host=host, ports=ports),
                 observed=VmObserved(power="running"),
             )
 
