@@ -67,6 +67,10 @@ class Duty:
                 status = {"failed": _words(broken)}
             self.status = status
 
+    def close(self) -> None:
+        """Call the role no more."""
+        self._thread.shutdown(wait=False)
+
     async def _run(self, document: Document, keep: bool) -> None:
         failure = await self._call(self._apply, document)
         if failure is None and keep:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pileus import __version__
-from pileus.node.conversation import CLOSE_TIMEOUT_S, ChannelStream, Conversation
+from pileus.node.conversation import CLOSE_TIMEOUT_S, ChannelStream, Conversation, Nowhere
 from pileus.node.duty import Duty, Stale
 from pileus.node.session import Session
 from pileus.node.wire import Signal
@@ -53,6 +53,15 @@ class Server:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._look_after_role())
             tasks.create_task(self._look_after_session())
+
+    async def stop(self) -> None:
+        """End the session and every connection."""
+        self.conversation.transport = Nowhere()
+        self.conversation.drop("this end stops")
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._duty.close()
 
     async def _look_after_role(self) -> None:
         while True:

@@ -78,10 +78,13 @@ class PortTransport:
         self._unsent = bytearray()
         self._connected = False
         self._writing = False
+        self._ended = False
         self._loop = asyncio.get_running_loop()
 
     def start(self) -> None:
         """Begin to look for the other end."""
+        if self._ended:
+            return
         if self._is_held():
             self._connected = True
             self._loop.add_reader(self._fd, self._on_readable)
@@ -98,6 +101,12 @@ class PortTransport:
         self._unsent += data
         if not self._writing:
             self._on_writable()
+
+    def close(self) -> None:
+        """Let go of the port."""
+        self._on_gone()
+        self._ended = True
+        os.close(self._fd)
 
     def _is_held(self) -> bool:
         poll = select.poll()

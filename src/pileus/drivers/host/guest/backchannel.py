@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import msgspec
+
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest.base import Document, NodeFact
 from pileus.drivers.host.guest.carriers import Carrier, Dial
@@ -90,14 +92,14 @@ class Backchannel:
         async with self._turn:
             wanted = document_hash(document)
             if self.fact.state == "ready" and self.fact.hash == wanted and not self.fact.refused:
-                self._document = document
+                self._acknowledge(document)
                 return
             answer = await self._send_document(document, wanted)
             report = answer.report
             if report is None or report.hash != wanted or report.refused:
                 words = readable(report.refused) if report is not None and report.refused else "no reason given"
                 raise DriverError("NodeRefused", words)
-            self._document = document
+            self._acknowledge(document)
 
     async def connect(self, address: str, port: int, timeout_s: float) -> ChannelStream:
         """Let the node open a TCP connection. Raises: DriverError (NodeSilent, ConnectRefused)."""
@@ -252,6 +254,10 @@ class Backchannel:
             raise DriverError("NodeRefused", "the document is too long for a node") from exc
         finally:
             self._answers.pop(number, None)
+
+    def _acknowledge(self, document: Document) -> None:
+        # A copy, because the caller may go on changing its own.
+        self._document = msgspec.json.decode(msgspec.json.encode(document))
 
     def _silent(self) -> DriverError:
         return DriverError("NodeSilent", f"the node of machine {self._machine} does not answer; does the machine run?")
