@@ -53,8 +53,12 @@ class Site:
         await run(["ip", "netns", "add", self.core])
         await namespace.inside(self.core, _core_settings)
         lines = ["link set lo up"]
-        for bridge, mtu in (("rack1", 1500), ("rack2", 1500), ("public", 1500), ("under1", 1600), ("under2", 1600)):
-            lines += [f"link add {bridge} mtu {mtu} type bridge mcast_snooping 0", f"link set {bridge} up"]
+        bridges = {"rack1": 1500, "rack2": 1500, "public": 1500, "under1": 1600, "under2": 1600}
+        for number, (bridge, mtu) in enumerate(bridges.items()):
+            # Without an address of its own a bridge takes one of its ports', and another when that port goes.
+            address = f"02:00:00:00:00:{number + 1:02x}"
+            lines.append(f"link add {bridge} mtu {mtu} address {address} type bridge mcast_snooping 0")
+            lines.append(f"link set {bridge} up")
         lines += ["address add 10.200.1.1/24 dev under1", "address add 10.200.2.1/24 dev under2"]
         await self._ip(self.core, lines)
         for letter, lan in self.hosts.items():

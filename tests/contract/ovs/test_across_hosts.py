@@ -218,6 +218,25 @@ async def test_a_killed_switch_has_its_segments_again_and_its_ports_when_they_ar
     await site.settle(a, b, c)
     await site.settle(c, a)
     assert got(a) == []
+    # The same without a new agent: plugging alone brings the tunnel's address back, too.
+    await daemons.stop(daemons.SwitchFiles.of(lan.paths), "ovs-vswitchd")
+    await new.plug(a.spec)
+    assert (await new.segments(), await new.observe()) == (joined, ports)
+    await site.settle(a, b, c)
+    await site.settle(c, a)
+
+
+async def test_a_tunnel_whose_gateway_cannot_be_is_named_and_hinders_nobody_else(site: Site) -> None:
+    lan = site.hosts["a"]
+    switch = OpenVSwitch(lan.paths, msgspec.structs.replace(lan.uplinks, tunnel_gateway="192.0.2.1"))
+    await switch.open()
+    with pytest.raises(DriverError, match="tunnel0 cannot have its address or gateway") as refused:
+        await switch.join(segment(RED, "a"))
+    assert refused.value.reason == "UplinkMissing"
+    assert await switch.segments() == {}
+    await switch.join(segment(RED, "a", "ab"))
+    await site.join(RED, "b")
+    await site.settle(await site.plug("a", machine(RED, 10)), await site.plug("b", machine(RED, 11)))
 
 
 async def test_a_device_that_is_missing_or_made_anew_is_named_and_taken_up_when_it_is_there(site: Site) -> None:

@@ -45,8 +45,9 @@ class PortSpec(Struct, frozen=True, kw_only=True):
     """A port of a VM. ``addresses`` are the only IPv4 addresses it may use, ``mac`` its only MAC.
 
     1 <= ``vlan`` <= 4094, or ``PUBLIC_VLAN``. ``rate_limit_kbps`` 0 means no limit; it holds in each direction.
-    ``routes``: any IPv4 source address may come out of it that is none of its own VLAN's ports (a router forwards).
-    ``stations``: those that may speak through it besides, with their own MACs.
+    ``routes``: any IPv4 source address may come out of it that is of no other port of this host in its VLAN (a router
+    forwards), and DHCP answers in its own name. ``stations``: those that may speak through it besides (IPv4 and ARP), with
+    their own MACs, which are sent to it from all hosts.
     """
 
     id: str
@@ -62,7 +63,8 @@ class SegmentSpec(Struct, frozen=True, kw_only=True):
     """A VLAN as this host shares it with others. ``vni`` is its VXLAN number.
 
     ``trunk``: it also goes, tagged, over the trunk. ``peers``: tunnel addresses of the hosts that have ports in it and
-    are reached by VXLAN. What came over trunk or tunnel goes to ports of this host only.
+    are reached by VXLAN; this host's own among them says nothing. What came over trunk or tunnel goes to ports of this
+    host only, and by tunnel nothing is taken from others than ``peers``.
     """
 
     vlan: int
@@ -106,7 +108,11 @@ ETHERTYPE_CONTROL = 0x88B5
 
 
 class FrameExchange(Protocol):
-    """The control path of one port; payloads without Ethernet header, at most 1,400 bytes, may be lost."""
+    """The control path of one port; payloads without Ethernet header, at most 1,400 bytes.
+
+    They may be lost, the more so what a guest sends faster than 1,000 in a second or than it is received; a guest's NIC
+    may have padded short ones to 46 bytes.
+    """
 
     async def send(self, payload: bytes) -> None:
         """Put a frame into the guest's NIC."""
@@ -136,7 +142,8 @@ class Switch(Protocol):
     async def plug(self, spec: PortSpec) -> PortFact:
         """Make the port be as ``spec`` says: tap, bridge port with its tag, flows, rate. Changes it in place.
 
-        Raises: OvsdbError; DriverError (TapRefused, PortRefused for a spec that cannot be, MacTaken).
+        Raises: OvsdbError; DriverError (TapRefused, PortRefused for a spec that cannot be, MacTaken; UplinkMissing when
+        all else is done: it is a public port, and blocked as long as the public uplink is not there).
         """
 
     async def unplug(self, port: str) -> None:
@@ -146,7 +153,11 @@ class Switch(Protocol):
         """Return every segment in force, by VLAN."""
 
     async def join(self, spec: SegmentSpec) -> None:
-        """Make the segment be as ``spec`` says; until then the VLAN ends at this host. Raises: OvsdbError, DriverError."""
+        """Make the segment be as ``spec`` says; until then the VLAN ends at this host.
+
+        Raises: OvsdbError; DriverError (SegmentRefused, VniTaken; UplinkMissing when all else is done: a device that is
+        configured is not there. A device that is not configured is never missed).
+        """
 
     async def leave(self, vlan: int) -> None:
         """Let the VLAN end at this host; nothing of it stays on trunk or tunnel."""

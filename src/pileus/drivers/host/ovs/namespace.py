@@ -111,7 +111,7 @@ async def numbers(namespace: str) -> dict[str, int]:
 
 
 async def prepare_uplink(namespace: str, device: str) -> int:
-    """Put a network device up for the switch alone, and return its MTU."""
+    """Put a network device up for the switch alone, and return its MTU. Raises: DriverError (UplinkMissing)."""
     return await inside(namespace, lambda: _prepare_uplink(device))
 
 
@@ -183,7 +183,7 @@ def _prepare_uplink(device: str) -> int:
             with contextlib.suppress(OSError):  # it cannot join frames at all
                 fcntl.ioctl(control, SIOCETHTOOL, struct.pack("16sQ16x", device.encode(), ctypes.addressof(off)))
     except OSError as exc:
-        raise DriverError("UplinkMissing", f"uplink {device}: {exc.strerror}") from exc
+        raise DriverError("UplinkMissing", str(exc.strerror)) from exc
     return int(mtu)
 
 

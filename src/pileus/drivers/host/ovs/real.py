@@ -144,6 +144,7 @@ class OpenVSwitch:
                 await self._database.save_segment(wanted)
             if not segments.is_joined(wanted, self._uplinks, await self._flow_stats()):
                 await self._change_segment(wanted.vlan, segments.join_lines(wanted, self._uplinks))
+                await self._uplink_ports.greet(wanted.peers)
             await self._uplink_ports.require(segments.needed(wanted, self._uplinks), f"segment {wanted.vlan}")
 
     async def leave(self, vlan: int) -> None:
@@ -241,6 +242,7 @@ class OpenVSwitch:
             # First fragments must show their ports, or a fragmented answer of a DHCP server would pass.
             await self._ofctl("set-frags", "nx-match")
             await self._bundle([*flows.base_lines(), *segments.uplink_lines(), *await self._remembered_lines()])
+            await self._uplink_ports.ensure()
             self._prepared = pid
 
     async def _remembered_lines(self) -> list[str]:

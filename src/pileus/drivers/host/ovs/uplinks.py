@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
+from collections.abc import Sequence
 
-from pileus.drivers.host.errors import DriverError
+from pileus.drivers.host.errors import DriverError, OvsdbError
 from pileus.drivers.host.ovs import namespace
 from pileus.drivers.host.ovs.base import Uplinks
 from pileus.drivers.host.ovs.command import run
@@ -16,6 +19,9 @@ log = logging.getLogger(__name__)
 VXLAN = "pileus-vxlan"
 UNDERLAY_MTU = 1550
 """A guest's frame of 1,500 bytes, its Ethernet header (14), VXLAN (8), UDP (8) and IPv4 (20)."""
+
+DISCARD_PORT = 9
+"""Nobody has to listen there (RFC 863); only the way is asked for."""
 
 ROUTE_METRIC = 1000
 """Behind any route that somebody else has set."""
@@ -30,37 +36,57 @@ class UplinkPorts:
         self._namespace = name
         self._database = database
         self._bridges = (BRIDGE, UNDERLAY) if uplinks.tunnel else (BRIDGE,)
+        self._problems: dict[str, str] = {}
+        """Devices that are there and cannot be used, and why; found anew by every ``ensure``."""
 
     async def ensure_bridges(self) -> None:
         """Make the bridges that this host needs."""
         await self._database.ensure_bridges(self._bridges)
 
     async def ensure(self) -> None:
-        """Make ports of the devices that are there, and no others; a missing one hinders nobody."""
+        """Make ports of the devices that are there, and no others; one that is missing or unfit hinders nobody."""
+        self._problems = {}
         devices = await namespace.numbers(self._namespace)
         wanted = self._wanted(devices)
         for uplink in wanted:
             if not uplink.kind:
-                mtu = await namespace.prepare_uplink(self._namespace, uplink.name)
-                self._warn_of_mtu(uplink.name, mtu)
+                await self._prepare(uplink.name)
         await self._database.set_uplinks(wanted)
         if self._uplinks.tunnel in devices:
             await self._address_underlay()
 
-    async def missing(self, names: list[str]) -> list[str]:
-        """Return which of the devices are not ports of the switch: not there, or there anew."""
+    async def missing(self, names: Sequence[str]) -> list[str]:
+        """Return which of the devices carry nothing: not there, there anew, or unfit."""
         if not names:
             return []
         numbers = await namespace.numbers(self._namespace)
         attached = {each.name for each in await self._database.uplinks() if numbers.get(each.name) == each.ifindex}
-        return [name for name in names if name not in attached]
+        return [name for name in names if name not in attached or name in self._problems]
 
-    async def require(self, names: list[str], who: str) -> None:
-        """Raise DriverError (UplinkMissing) when ``who`` needs a device that is not a port."""
+    async def require(self, names: Sequence[str], who: str) -> None:
+        """Raise DriverError (UplinkMissing) when ``who`` needs a device that carries nothing."""
         missing = await self.missing(names)
         if missing:
-            devices = " and ".join(missing)
-            raise DriverError("UplinkMissing", f"{who}: network device {devices} is not in {self._namespace}")
+            device = missing[0]
+            why = self._problems.get(device, f"is not in network namespace {self._namespace}")
+            raise DriverError("UplinkMissing", f"{who}: network device {device} {why}")
+
+    async def greet(self, peers: Sequence[str]) -> None:
+        """Let the switch find out the MACs of these tunnel addresses, or of the way to them, before a frame waits."""
+        if self._uplinks.tunnel:
+            await namespace.inside(self._namespace, lambda: _knock(peers))
+
+    async def _prepare(self, device: str) -> None:
+        try:
+            mtu = await namespace.prepare_uplink(self._namespace, device)
+        except DriverError as exc:
+            self._problems[device] = f"cannot be used: {exc.message}"
+            return
+        if device == self._uplinks.tunnel and mtu < UNDERLAY_MTU:
+            log.warning(
+                "the tunnel's MTU is too small: longest frames of guests are lost",
+                extra={"device": device, "mtu": mtu, "wanted": UNDERLAY_MTU},
+            )
 
     def _wanted(self, devices: dict[str, int]) -> list[Uplink]:
         uplinks = self._uplinks
@@ -80,11 +106,15 @@ class UplinkPorts:
         if self._uplinks.tunnel_gateway:
             gateway = self._uplinks.tunnel_gateway
             lines.append(f"route replace default via {gateway} dev {UNDERLAY} metric {ROUTE_METRIC}")
-        await run(["ip", "-n", self._namespace, "-batch", "-"], text="\n".join(lines) + "\n")
+        try:
+            await run(["ip", "-n", self._namespace, "-batch", "-"], text="\n".join(lines) + "\n")
+        except OvsdbError as exc:
+            self._problems[self._uplinks.tunnel] = f"cannot have its address or gateway: {exc.message}"
 
-    def _warn_of_mtu(self, device: str, mtu: int) -> None:
-        if device == self._uplinks.tunnel and mtu < UNDERLAY_MTU:
-            log.warning(
-                "the tunnel's MTU is too small: longest frames of guests are lost",
-                extra={"device": device, "mtu": mtu, "wanted": UNDERLAY_MTU},
-            )
+
+def _knock(peers: Sequence[str]) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        for peer in peers:
+            with contextlib.suppress(OSError):  # no way to it, as long as the underlay is cut
+                sender.sendto(b"", (peer, DISCARD_PORT))
