@@ -23,13 +23,6 @@ CONNECT_S = 15.0
 """The appliance itself gives up after 10 s."""
 GRANT_DIGITS_MAX = 10
 
-REFUSALS: dict[str, tuple[type[PileusError], str]] = {
-    "ConnectRefused": (Conflict, "connect-refused"),
-    "NodeSilent": (Transient, "node-silent"),
-    "busy": (TooMany, "too-many"),
-}
-"""What the agent says of a connection that it does not make, as errors and their codes."""
-
 
 class Tunnel(Flow):
     """A call ``connect`` of an agent."""
@@ -112,7 +105,15 @@ async def _receive(websocket: WebSocket, flow: Flow) -> None:
 
 
 def _refusal(end: End) -> PileusError | None:
-    if not end.code:
-        return None
-    kind, code = REFUSALS.get(end.code, (Transient, "host-refused"))
-    return kind(end.error, code=code)
+    """Return what the agent's end of a call means; None when it ended well."""
+    match end.code:
+        case "":
+            return None
+        case "ConnectRefused":
+            return Conflict(end.error, code="connect-refused")
+        case "NodeSilent":
+            return Transient(end.error, code="node-silent")
+        case "busy":
+            return TooMany(end.error)
+        case _:
+            return Transient(end.error, code="host-refused")

@@ -59,7 +59,7 @@ class Tenants:
         return first
 
     async def _send(self, method: str, path: str, body: Any) -> Reply:
-        if path.endswith("/console"):
+        if path.endswith(("/console", "/connect")):
             return await self.mine.websocket(path)
         return await self.mine(method, path, body)
 
