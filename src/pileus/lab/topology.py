@@ -76,8 +76,9 @@ class Zone(Struct, frozen=True, kw_only=True):
 
     @property
     def desired(self) -> dict[str, str]:
-        """What the cloud is told of the public range."""
+        """What the cloud is told: the public range, and that networks get routing appliances."""
         return {
+            "router": "single",
             "public_range": str(self.public),
             "public_gateway": self.gateway,
             "public_first": str(self.public[16]),
