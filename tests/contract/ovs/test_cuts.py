@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 from pileus.drivers.host.errors import DriverError, OvsdbError
 from pileus.drivers.host.ovs import namespace
-from pileus.drivers.host.ovs.base import PortSpec
+from pileus.drivers.host.ovs.base import PortSpec, SegmentSpec, Uplinks
+from pileus.drivers.host.ovs.command import run
 from pileus.drivers.host.ovs.real import OpenVSwitch
 from pileus.drivers.host.paths import HostPaths
 
@@ -19,6 +21,7 @@ pytestmark = pytest.mark.anyio
 WEB = PortSpec(id="port-0198c0de0001", mac="52:54:00:00:00:01", addresses=("10.1.1.1",), vlan=101)
 SQL = PortSpec(id="port-0198c0de0002", mac="52:54:00:00:00:02", addresses=("10.1.1.2",), vlan=101)
 MOVED = msgspec.structs.replace(WEB, vlan=102, addresses=("10.1.1.7",), rate_limit_kbps=500)
+JOINED = SegmentSpec(vlan=101, vni=5001, trunk=False, peers=("10.200.2.11",))
 STEPS_MAX = 30
 
 
@@ -30,7 +33,7 @@ class CutSwitch(OpenVSwitch):
     """Dies at its ``left``-th question to Open vSwitch from now; 0: never."""
 
     def __init__(self, paths: HostPaths) -> None:
-        super().__init__(paths)
+        super().__init__(paths, Uplinks(tunnel="tunnel0", tunnel_address="10.200.1.11/24"))
         self.left = 0
         transact = self._database._transact
 
@@ -55,6 +58,7 @@ class CutSwitch(OpenVSwitch):
 async def switch(host: HostPaths) -> CutSwitch:
     switch = CutSwitch(host)
     await switch.open()
+    await run(["ip", "-n", host.namespace, "link", "add", "tunnel0", "type", "veth", "peer", "name", "other0"])
     return switch
 
 
@@ -67,9 +71,14 @@ async def flows_of(switch: OpenVSwitch) -> list[str]:
 
 async def cut_at(switch: CutSwitch, step: int, change: PortSpec | str) -> bool:
     """Make the change and die at ``step``; return whether there was such a step."""
+    return await cut(switch, step, lambda: switch.unplug(change) if isinstance(change, str) else switch.plug(change))
+
+
+async def cut(switch: CutSwitch, step: int, change: Callable[[], Awaitable[object]]) -> bool:
+    """Begin ``change`` and die at ``step``; return whether there was such a step."""
     switch.left = step
     try:
-        await (switch.unplug(change) if isinstance(change, str) else switch.plug(change))
+        await change()
     except Cut:
         return True
     finally:
@@ -129,3 +138,39 @@ async def test_a_first_plug_cut_anywhere_leaves_nothing_after_unplugging(switch:
 async def test_a_meter_that_cannot_be_made_is_an_error_of_the_switch(switch: CutSwitch) -> None:
     with pytest.raises(OvsdbError):
         await switch._ofctl("add-meter", "meter=1,nonsense")
+
+
+async def test_a_segment_whose_change_was_cut_anywhere_is_put_right_by_the_next(switch: CutSwitch) -> None:
+    await switch.plug(SQL)
+    without = await flows_of(switch)
+    await switch.join(JOINED)
+    wanted = await flows_of(switch)
+    other = msgspec.structs.replace(JOINED, vni=7, peers=("10.200.2.12",))
+    for change in (lambda: switch.join(other), lambda: switch.leave(101)):
+        for step in count(1):
+            await switch.join(JOINED)
+            was_cut = await cut(switch, step, change)
+            assert (await switch.segments()).get(101) in (None, JOINED, other)
+            await switch.join(JOINED)
+            assert await switch.segments() == {101: JOINED}
+            assert await flows_of(switch) == wanted, f"cut at step {step}"
+            await cut(switch, step, change)
+            await switch.leave(101)
+            assert await switch.segments() == {}
+            assert await flows_of(switch) == without, f"cut at step {step}"
+            if not was_cut:
+                break
+        assert 2 < step < STEPS_MAX
+
+
+async def test_a_control_path_whose_opening_was_cut_anywhere_goes_with_its_port(switch: CutSwitch) -> None:
+    await switch.plug(SQL)
+    wanted = await flows_of(switch)
+    for step in count(1):
+        await switch.plug(MOVED)
+        was_cut = await cut(switch, step, lambda: switch.exchange(MOVED.id))
+        await switch.unplug(MOVED.id)
+        assert await flows_of(switch) == wanted, f"cut at step {step}"
+        if not was_cut:
+            break
+    assert 2 < step < STEPS_MAX
