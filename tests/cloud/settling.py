@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from pileus.compute.offering.types import limits
 from pileus.compute.vm.capacity import ALL_FREE, need_of, seen
 from pileus.compute.vm.placement import fits
 from pileus.compute.vm.types import VmObserved
@@ -18,6 +19,8 @@ from pileus.lab.simulated import SimulatedHost
 from pileus.network.port.host import spec_of
 from pileus.network.segment.host import spec_of as segment_spec
 from pileus.network.segment.plan import with_peers
+from pileus.storage.volume.plan import limits_of
+from pileus.tenancy.account.types import VmLimits, lowest
 from tests.cloud.invariants import DANGLING, Broken
 from tests.cloud.world import Cloud, leftovers
 from tests.virtual_time import clock
@@ -70,6 +73,7 @@ async def check_truth(world: Cloud) -> None:
     store = world.store
     for vm in await _all(store, "compute.vm"):
         _check_vm(world, vm)
+        await _check_limits(world, vm)
         if vm.ready is not None and vm.ready.reason == "NoCapacity" and not vm.host:
             await _check_no_room(store, vm)
     for volume in await _all(store, "storage.volume"):
@@ -113,6 +117,29 @@ def _check_vm(world: Cloud, vm: Resource) -> None:
         raise Broken(f"{vm} is not ready for no good reason: {ready}; {vm.desired} {vm.assigned} {observed}")
     elif ready.reason == "Ended" and vm.desired.restart != "never":
         raise Broken(f"{vm} ended and is not restarted: {ready}, {observed}")
+
+
+async def _check_limits(world: Cloud, vm: Resource) -> None:
+    """What a running VM gets is the lowest of what offering, account and zone say."""
+    machine = world.hosts[vm.host].machines.machines.get(vm.id) if vm.host else None
+    if machine is None or machine.state != "running" or vm.ready is None or vm.ready.status != "true":
+        return
+    store = world.store
+    own = (await store.links(vm.id)).get("offering")
+    offering = limits((await store.get(own)).desired) if own else VmLimits()
+    rest = [(await store.get(id)).desired.limits for id in (vm.account_id, vm.zone)]
+    wanted = VmLimits() if vm.desired.appliance else lowest(offering, *rest)
+    throttles = {disk.id: disk.throttle for disk in machine.spec.disks}
+    found = throttles[vm.assigned.volumes[0]]
+    rates = {world.hosts[vm.host].switch.ports[port].rate_limit_kbps for port in vm.assigned.ports}
+    if (found.iops, found.bytes_per_s) != (wanted.iops_limit, wanted.throughput_limit_kib_s * 1024):
+        raise Broken(f"{vm} has {found}, wanted {wanted}")
+    if rates - {wanted.rate_limit_kbps}:
+        raise Broken(f"{vm} has rates {rates}, wanted {wanted}")
+    for id in vm.assigned.volumes[1:]:
+        further = lowest(limits_of(await store.get(id)), *rest)
+        if throttles[id].iops != further.iops_limit:
+            raise Broken(f"{vm} has {throttles[id]} on its further disk, wanted {further}")
 
 
 async def _check_no_room(store: Store, vm: Resource) -> None:

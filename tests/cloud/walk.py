@@ -21,6 +21,7 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.reading import Answer, Call, ListQuery
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.surface import Surface
+from pileus.tenancy.account.types import VmLimits
 from tests.cloud.fate import Fate
 from tests.cloud.invariants import Broken, Ledger, check
 from tests.cloud.world import OPERATOR, Cloud
@@ -68,7 +69,7 @@ class Walk:
         self.requests = 0
         self.done = 0
         self._table: list[tuple[Operation, int]] = [
-            (self.create_vm, 260), (self.power, 160), (self.boot, 30), (self.nics, 50), (self.volumes, 80),
+            (self.create_vm, 260), (self.power, 160), (self.boot, 30), (self.nics, 50), (self.volumes, 80), (self.limits, 15),
             (self.rescale, 50), (self.policy, 25), (self.label, 30), (self.delete_vm, 80),
             (self.create_volume, 60), (self.grow_volume, 25), (self.delete_volume, 40),
             (self.create_network, 40), (self.change_router, 12), (self.delete_network, 15), (self.image, 12),
@@ -215,9 +216,23 @@ class Walk:
 
     async def nics(self) -> None:
         grow = self.random.random() < 0.6
+        place = self.random.randrange(4)
         await self._change_vm(
-            lambda desired: {"nics": [*desired["nics"], self._nic()] if grow else desired["nics"][:-1]}
+            lambda desired: {
+                "nics": [*desired["nics"][:place], self._nic(), *desired["nics"][place:]]
+                if grow
+                else [nic for position, nic in enumerate(desired["nics"]) if position != place]
+            }
         )
+
+    async def limits(self) -> None:
+        """Change what VMs get at most: those of an account, of the zone, of an offering."""
+        limits = {word: self.random.choice((0, 100, 1000)) for word in VmLimits.__struct_fields__}
+        kind = self.random.choice(("tenancy.account", "infra.zone", "compute.offering"))
+        if kind == "compute.offering":
+            await self.patch(kind, "small", "", **limits)
+        else:
+            await self.patch(kind, self.account() if kind == "tenancy.account" else "local", "", limits=limits)
 
     async def volumes(self) -> None:
         grow = self.random.random() < 0.6

@@ -274,8 +274,13 @@ async def detached(first: object, again: object) -> None:
 async def test_the_limits_of_a_disk_change_while_it_runs(bench: Bench) -> None:
     agent = await bench.agent()
     await agent.start(bench.spec("m1"))
-    await agent.set_throttle("m1", "m1-disk0", Throttle(iops=10, bytes_per_s=1 << 20))
+    limited = Throttle(iops=10, bytes_per_s=1 << 20)
+    await agent.set_throttle("m1", "m1-disk0", limited)
+    assert (await agent.observe())["m1"].throttles == (limited,)
+    agent = await bench.agent()
+    assert (await agent.observe())["m1"].throttles == (limited,)
     await agent.set_throttle("m1", "m1-disk0", Throttle())
+    assert (await agent.observe())["m1"].throttles == (Throttle(),)
     with pytest.raises(DriverError) as refused:
         await agent.set_throttle("m1", "never-there", Throttle())
     assert refused.value.reason == "NoDisk"
