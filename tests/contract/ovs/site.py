@@ -22,7 +22,7 @@ from pileus.drivers.host.paths import HostPaths
 POD_OF = {"a": 1, "b": 1, "c": 2}
 """A host's letter: its pod."""
 
-WIRES = {"rack1": "p000000000001", "rack2": "p000000000002", "public": "p000000000003"}
+WIRES = {"rack1": "p000000000001", "rack2": "p000000000002", "public": "p000000000003", "under1": "p000000000004"}
 """A bridge: the tap of the machine that listens there."""
 
 RED, BLUE = 101, 102

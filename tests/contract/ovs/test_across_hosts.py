@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import struct
+from ipaddress import IPv4Address
 
 import msgspec
 import pytest
-from tests.contract.ovs.frames import ARP, BROADCAST, IPV4, NOBODY, arp, attacks, ethernet, good, good_frames, mac_of
+from tests.contract.ovs.frames import (
+    ARP,
+    BROADCAST,
+    ICMP,
+    IPV4,
+    NOBODY,
+    UDP,
+    arp,
+    attacks,
+    ethernet,
+    good,
+    good_frames,
+    ipv4,
+    mac_of,
+    udp,
+)
 from tests.contract.ovs.lan import Guest
 from tests.contract.ovs.site import BLUE, RED, Site, everybody, got, machine, segment, tunnel_of
 
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.ovs import daemons, flows, namespace
 from pileus.drivers.host.ovs.real import OpenVSwitch
+
+ECHO = struct.pack("!BBHHH", 8, 0, 0xF7FD, 1, 1)
+"""An echo request with its checksum."""
 
 pytestmark = pytest.mark.anyio
 
@@ -164,6 +183,38 @@ async def test_a_stranger_on_the_underlay_is_not_let_in(site: Site) -> None:
 
     await site.hosts["a"].counted(refused, True)
     assert got(a) == []
+
+
+async def test_a_guest_cannot_speak_with_its_host_by_the_underlays_address(site: Site) -> None:
+    a, b, c = await everybody(site, RED)
+    underlay = await site.listen("under1", msgspec.structs.replace(machine(RED, 98), addresses=("10.200.1.50",)))
+    own = tunnel_of("a")
+    for source in (*a.spec.addresses, "10.200.1.1", "10.200.1.50", tunnel_of("c")):
+        a.send(
+            ethernet(BROADCAST, a.mac, ARP, arp(a.mac, source, own)),
+            ethernet(BROADCAST, a.mac, IPV4, ipv4(source, own, ICMP, ECHO)),
+            ethernet(BROADCAST, a.mac, IPV4, ipv4(source, own, UDP, udp(9, 9))),
+        )
+    await site.settle(a, b, c)
+    await site.settle(b, a)
+    assert got(a) == []
+    underlay.send(ethernet(BROADCAST, underlay.mac, ARP, arp(underlay.mac, "10.200.1.50", own)))
+    assert await underlay.arrives(lambda: any(is_answer(frame, own) for frame in underlay.inbox))
+    (host_mac,) = {frame[6:12] for frame in underlay.inbox if is_answer(frame, own)}
+    underlay.send(ethernet(host_mac, underlay.mac, IPV4, ipv4("10.200.1.50", own, ICMP, ECHO)))
+    assert await underlay.arrives(lambda: any(is_echo_from(frame, own) for frame in underlay.inbox))
+    assert sum(is_echo_from(frame, own) for frame in underlay.inbox) == 1
+
+
+def is_answer(frame: bytes, address: str) -> bool:
+    """Whether it is an ARP reply of the address to somebody."""
+    return frame[12:14] == b"\x08\x06" and frame[21] == 2 and frame[28:32] == IPv4Address(address).packed
+
+
+def is_echo_from(frame: bytes, address: str) -> bool:
+    """Whether it is ICMP or plain UDP from the address."""
+    is_plain = frame[23:24] == b"\x01" or frame[36:38] == b"\x00\x09"
+    return frame[12:14] == b"\x08\x00" and is_plain and frame[26:30] == IPv4Address(address).packed
 
 
 async def test_nothing_of_a_segment_stays_where_it_was_left(site: Site) -> None:
