@@ -62,8 +62,9 @@ class _Sheet:
     def lines(self) -> Iterator[str]:
         """Yield the lines of the sheet."""
         yield from self._head()
-        yield from self._section("Wish (desired)", self._resource["desired"], _unsaid(self._kind))
-        if self._kind.assigned is not Empty:
+        if "desired" not in self._kind.private:
+            yield from self._section("Wish (desired)", self._resource["desired"], _unsaid(self._kind))
+        if self._kind.assigned is not Empty and "assigned" not in self._kind.private:
             yield from self._section("Decision (assigned)", self._resource["assigned"])
         if self._kind.observed is not Empty:
             yield from self._section("Fact (observed)", self._resource["observed"])
