@@ -36,6 +36,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "reboot": ("power", "reboot", "Boot VMs again."),
         "pause": ("power", "pause", "Stop the virtual CPUs of VMs."),
         "resume": ("power", "resume", "Let paused VMs run on."),
+        "attach": ("plug", "attach", "Give a VM a further NIC or disk."),
+        "detach": ("plug", "detach", "Take a NIC or a disk from a VM."),
         "ssh": ("ssh", "command", "Log in to a VM, or run a command in it."),
         "forward": ("forward", "command", "Lead ports of this machine to a VM's."),
         "console": ("console", "command", "Use a VM's serial console; ctrl-] leaves it."),

@@ -8,7 +8,7 @@ import pytest
 
 from pileus.compute.offering.types import OfferingDesired, limits
 from pileus.compute.vm.placement import Candidate, Need, explain, fits, rank, refusal, summary
-from pileus.compute.vm.plan import NicKey, matched, refuse_bad_keys, size
+from pileus.compute.vm.plan import Made, NicKey, matched, refuse_bad_keys, size
 from pileus.compute.vm.types import VmDesired
 from pileus.drivers.host.guest.base import Seed
 from pileus.drivers.host.guest.seed import seed_files
@@ -68,7 +68,14 @@ DB = ("db", "network", "", ())
 def test_each_nic_keeps_the_port_that_was_made_for_it(
     wished: list[NicKey], ports: dict[str, NicKey], found: list[str]
 ) -> None:
-    assert matched(wished, ports) == found
+    assert matched(wished, {id: Made(key) for id, key in ports.items()}) == found
+
+
+def test_a_nic_that_names_the_address_it_got_keeps_its_port() -> None:
+    ports = {"p0": Made(WEB, "10.1.1.8"), "p1": Made(WEB, "10.1.1.9"), "p2": Made(DB, "10.1.1.9")}
+    assert matched([WEB_9], ports) == ["p1"]
+    assert matched([WEB, WEB_9], ports) == ["p0", "p1"]
+    assert matched([WEB_9, WEB_9], {**ports, "p3": Made(WEB_9, "10.1.1.9")}) == ["p3", "p1"]
 
 
 def test_the_disk_is_as_asked_else_the_larger_of_offering_and_image() -> None:

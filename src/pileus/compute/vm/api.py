@@ -11,7 +11,7 @@ from pileus.compute.offering.types import OfferingDesired
 from pileus.compute.vm.capacity import candidates
 from pileus.compute.vm.parts import made_for, ports_of
 from pileus.compute.vm.placement import explain, rank, reasons
-from pileus.compute.vm.plan import NicKey, Size, hold_of, matched, nic_key, refuse_bad_keys, size
+from pileus.compute.vm.plan import Made, NicKey, Size, hold_of, matched, nic_key, refuse_bad_keys, size
 from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved
 from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change, Decision, only
@@ -172,7 +172,7 @@ async def _change_addresses(tx: Transaction, change: Change, vdc: Resource) -> N
     """
     desired: VmDesired = change.new.desired
     keys = _keys(desired, change.links)
-    ports: dict[str, NicKey] = {}
+    ports: dict[str, Made] = {}
     unmade: list[NicKey] = []
     if change.old is not None:
         ports = await made_for(tx, await ports_of(tx, change.old))

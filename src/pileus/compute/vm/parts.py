@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pileus.compute.vm.plan import NicKey, matched, nic_key
+from pileus.compute.vm.plan import Made, matched, nic_key
 from pileus.compute.vm.types import VmAssigned, VmDesired, VmNic, VmObserved
 from pileus.kernel.kind import Resource
 from pileus.kernel.store import statements as sql
@@ -27,7 +27,7 @@ async def ports_of(tx: Transaction, vm: Resource) -> list[Resource]:
     return [ports.pop(id) for id in vm.assigned.ports if id in ports] + list(ports.values())
 
 
-async def made_for(tx: Transaction, ports: list[Resource]) -> dict[str, NicKey]:
+async def made_for(tx: Transaction, ports: list[Resource]) -> dict[str, Made]:
     """Return what NIC each of the ports was made for, by id, without those that are being deleted."""
     found = {}
     for port in ports:
@@ -35,7 +35,8 @@ async def made_for(tx: Transaction, ports: list[Resource]) -> dict[str, NicKey]:
             network = (
                 port.assigned.network if port.assigned is not None else (await tx.links(port.id)).get("network", "")
             )
-            found[port.id] = nic_key(network, port.desired)
+            address = port.assigned.address if port.assigned is not None else ""
+            found[port.id] = Made(nic_key(network, port.desired), address)
     return found
 
 

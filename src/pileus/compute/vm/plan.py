@@ -91,15 +91,35 @@ def nic_key(network: str, nic: VmNic | PortDesired) -> NicKey:
     return (network, nic.attachment, nic.address, nic.extra_addresses)
 
 
-def matched(wished: Sequence[NicKey], ports: Mapping[str, NicKey]) -> list[str]:
-    """Return for each wished NIC the port that was made for one like it, in the order of both; empty for none."""
+class Made(Struct, frozen=True):
+    """What NIC a port was made for, and the address that it got; empty before."""
+
+    key: NicKey
+    address: str = ""
+
+
+def matched(wished: Sequence[NicKey], ports: Mapping[str, Made]) -> list[str]:
+    """Return for each wished NIC the port that was made for one like it, in the order of both; empty for none.
+
+    A NIC that asks for the address that a port got, without anybody having asked, is that port's too.
+    """
     free = dict(ports)
-    found = []
-    for key in wished:
-        id = next((id for id, made in free.items() if made == key), "")
-        free.pop(id, None)
-        found.append(id)
+    found = [""] * len(wished)
+    for is_match in (_is_made_for, _got_what_is_wished):
+        for position, key in enumerate(wished):
+            if not found[position]:
+                found[position] = next((id for id, made in free.items() if is_match(key, made)), "")
+                free.pop(found[position], None)
     return found
+
+
+def _is_made_for(key: NicKey, made: Made) -> bool:
+    return made.key == key
+
+
+def _got_what_is_wished(key: NicKey, made: Made) -> bool:
+    network, attachment, address, extra = key
+    return bool(address) and made.address == address and made.key == (network, attachment, "", extra)
 
 
 class Wish(Struct, frozen=True, kw_only=True):
