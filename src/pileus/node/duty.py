@@ -95,6 +95,11 @@ class Duty:
             out.flush()
             os.fsync(out.fileno())
         draft.replace(self._file)
+        folder = os.open(self._file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def _kept(self) -> Document | None:
         try:

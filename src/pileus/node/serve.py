@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,11 @@ async def connect(stream: ChannelStream, target: dict[str, Any]) -> None:
     except TimeoutError:
         stream.refuse("no answer in time")
         return
-    except (OSError, ValueError) as failed:
-        stream.refuse(str(failed))
+    except OSError as failed:
+        stream.refuse(os.strerror(failed.errno).lower() if failed.errno else str(failed))
+        return
+    except ValueError:
+        stream.refuse("that is no address")
         return
     stream.accept()
     try:
