@@ -124,6 +124,7 @@ def _add_accounts(tree: Tree) -> None:
     tree.file("etc/shadow", b"root:!:19000:0:99999:7:::\nnobody:!:19000:0:99999:7:::\n", 0o600)
     tree.file("etc/group", b"root:x:0:\nnogroup:x:65534:\n")
     tree.file("etc/nsswitch.conf", b"passwd: files\ngroup: files\nshadow: files\nhosts: files\n")
+    tree.file("etc/protocols", b"icmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\n")
     tree.file("etc/hosts", b"127.0.0.1 localhost\n")
 
 

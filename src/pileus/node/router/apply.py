@@ -19,10 +19,12 @@ from pileus.node.router.links import Seen, Steps
 from pileus.node.router.model import Config, Reader
 from pileus.node.router.system import CommandFailed
 
-RULES = "/run/pileus/router.nft"
 BALANCING = "/run/pileus/haproxy.cfg"
 PAIR = "/run/pileus/keepalived.conf"
 SYNC = "/run/pileus/conntrackd.conf"
+
+RETRY_S = 5.0
+"""After it, what failed is tried again; a device that appears is seen at once."""
 
 _PAIR_STATES = {"MASTER": "active", "BACKUP": "standby"}
 
@@ -37,6 +39,7 @@ class Router:
         self._failed: dict[str, str] = {}
         self._waiting: list[str] = []
         self._mark: object = None
+        self._converged = 0.0
         self._keyed: dict[str, tuple[int, str]] = {}
         """Tunnel's interface -> its device's number, and the settings it has."""
         self._part: object = None
@@ -64,7 +67,8 @@ class Router:
         """Do what was waiting or failed, and what a device that came or went asks for; start again what died."""
         if self._config is None:
             return
-        if self._waiting or self._failed or system.links_mark() != self._mark:
+        is_late = (self._waiting or self._failed) and time.monotonic() - self._converged >= RETRY_S
+        if is_late or system.links_mark() != self._mark:
             self._converge(self._config)
         else:
             self._step("services", self._revive)
@@ -101,6 +105,7 @@ class Router:
         for name, step in steps.items():
             self._step(name, lambda step=step: step(config))  # type: ignore[misc]
         self._mark = system.links_mark()
+        self._converged = time.monotonic()
 
     def _step(self, name: str, step: Callable[[], None]) -> None:
         try:
@@ -139,7 +144,7 @@ class Router:
         for tunnel in config.tunnels:
             wanted = (system.device_number(tunnel.interface), tunnels.settings(tunnel))
             if wanted[0] and self._keyed.get(tunnel.interface) != wanted:
-                system.run(["wg", "syncconf", tunnel.interface, "/dev/stdin"], wanted[1])
+                system.run(["wg", "syncconf", tunnel.interface, "/proc/self/fd/0"], wanted[1])
                 self._keyed[tunnel.interface] = wanted
 
     def _do_names(self, config: Config) -> None:

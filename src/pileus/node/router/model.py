@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 from pileus.node.document import Document
@@ -220,6 +221,10 @@ def _check_references(config: Config) -> None:
     for what, values in (("interface", names), ("port", ports)):
         if len(set(values)) < len(values):
             raise RoleRefused(f"two tunnels or stretches have the same {what}")
+    ends = sorted((each.address, each.protocol, each.first, each.last) for each in config.forwards)
+    for one, other in pairwise(ends):
+        if one[:2] == other[:2] and other[2] <= one[3]:
+            raise RoleRefused(f"forwards: {other[1]} port {other[2]} of {other[0]} leads to two places")
     for stretch in config.stretches:
         if stretch.tunnel not in tunnels:
             raise RoleRefused(f"stretches {stretch.id!r}: there is no tunnel {stretch.tunnel[:60]!r}")
