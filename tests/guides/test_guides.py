@@ -31,7 +31,7 @@ LIMIT_S = 120
 SETTLE_S = 40
 """How long what is only read may take to become what the guide shows: a script in a VM that has just started."""
 
-PROGRAMS = ("qemu-system-x86_64", "qemu-img", "ovs-vswitchd", "xorriso")
+PROGRAMS = ("qemu-system-x86_64", "qemu-img", "ovs-vswitchd", "xorriso", "ssh")
 
 
 def parse(command: Command) -> None:
