@@ -123,11 +123,8 @@ class Backchannel:
 
     def begin(self) -> None:
         """The machine's end is there, or there anew: ask for a session."""
-        if self._loop.time() >= self._called_at + CALL_PAUSE_S:
-            self._call()
-        elif self._called_at <= self._loop.time():
-            self._called_at += CALL_PAUSE_S
-            self._loop.call_at(self._called_at, self._call)
+        self._conversation.drop("the channel begins anew")
+        self._call_soon()
 
     def end(self) -> None:
         """The carrier is gone."""
@@ -162,7 +159,7 @@ class Backchannel:
         if signal is Signal.OPENED:
             self._heard_at = self._loop.time()
         elif signal is Signal.GREETED:
-            self.begin()
+            self._call_soon()
         elif signal is Signal.REFUSED:
             self._note(NodeFact(machine=self._machine, state="silent", refused=FOREIGN_KEY))
         else:
@@ -173,7 +170,7 @@ class Backchannel:
         try:
             message = read_message(body)
         except Hostile as hostile:
-            log.warning("machine %s sent %s", self._machine, hostile)
+            log.debug("machine %s sent %s", self._machine, hostile)
             self._noise += HOSTILE_NOISE_BYTES
             self._conversation.drop(str(hostile))
             return
@@ -197,7 +194,7 @@ class Backchannel:
             now = self._loop.time()
             if not self._conversation.session.open:
                 if now > self._called_at + SILENT_S:
-                    self.begin()
+                    self._call()
             else:
                 answers = await self._answers_within(HINT_TIMEOUT_S)
                 if not answers and (hinted or now > self._heard_at + SILENT_S):
@@ -209,6 +206,18 @@ class Backchannel:
         except DriverError:
             return False
         return True
+
+    def _call_soon(self) -> None:
+        """Call, but not more often than every ``CALL_PAUSE_S``; a node greets until it is called."""
+        if self._loop.time() >= self._called_at + CALL_PAUSE_S:
+            self._call()
+        elif self._called_at <= self._loop.time():
+            self._called_at += CALL_PAUSE_S
+            self._loop.call_at(self._called_at, self._call_unless_open)
+
+    def _call_unless_open(self) -> None:
+        if not self._conversation.session.open:
+            self._call()
 
     def _call(self) -> None:
         self._called_at = self._loop.time()
