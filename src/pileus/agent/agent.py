@@ -137,9 +137,9 @@ class Agent:
             case Acknowledge():
                 self._acknowledged(frame.number)
             case Call():
-                await self._calls.start(frame, channel)
+                self._calls.start(frame, channel)
             case Chunk() | Window() | End():
-                await self._calls.take(frame, channel)
+                self._calls.take(frame, channel)
             case _:
                 log.warning("a frame that an agent does not take", frame=type(frame).__name__)
 

@@ -39,12 +39,13 @@ class Calls:
         self._flows: dict[int, Flow] = {}
         self._machines: dict[int, str] = {}
         """Through which appliance each stream goes."""
+        self._words: set[asyncio.Task[None]] = set()
 
-    async def start(self, call: Call, channel: Channel) -> None:
+    def start(self, call: Call, channel: Channel) -> None:
         """Begin a call; it answers by itself."""
         refusal = self._refusal(call)
         if refusal is not None:
-            await channel.send(encode(refusal))
+            self._say(refusal, channel)
             return
         if call.verb == "connect":
             self._flows[call.number] = _flow(call.number, channel)
@@ -85,8 +86,19 @@ class Calls:
         with contextlib.suppress(Transient):
             await channel.send(encode(end))
 
-    async def take(self, frame: Chunk | Window | End, channel: Channel) -> None:
-        """Give bytes, or the end, to a call that is open; it waits for no guest."""
+    def _say(self, end: End, channel: Channel) -> None:
+        """Send an end when there is room: whoever receives must not wait for the other side to receive."""
+
+        async def send() -> None:
+            with contextlib.suppress(Transient):
+                await channel.send(encode(end))
+
+        task = asyncio.create_task(send())
+        self._words.add(task)
+        task.add_done_callback(self._words.discard)
+
+    def take(self, frame: Chunk | Window | End, channel: Channel) -> None:
+        """Give bytes, or the end, to a call that is open; it waits for nobody."""
         task = self._tasks.get(frame.number)
         if task is None:
             return
@@ -95,7 +107,7 @@ class Calls:
                 _give(frame, self._flows[frame.number], task)
             except Transient as error:
                 task.cancel()
-                await channel.send(encode(End(number=frame.number, code=error.code, error=error.message)))
+                self._say(End(number=frame.number, code=error.code, error=error.message), channel)
             return
         typed = self._typed[frame.number]
         if not isinstance(frame, Chunk):
@@ -103,13 +115,13 @@ class Calls:
         elif typed.full():
             task.cancel()
             why = "the guest does not read what is typed; open the console again"
-            await channel.send(encode(End(number=frame.number, code="busy", error=why)))
+            self._say(End(number=frame.number, code="busy", error=why), channel)
         else:
             typed.put_nowait(frame.part)
 
     async def close(self) -> None:
         """End all calls: the connection is gone."""
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *self._words]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

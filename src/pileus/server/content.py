@@ -94,7 +94,7 @@ class Content:
                 )
             finally:
                 await console.close()
-        await streams.close(websocket, streams.GOING_AWAY, "the console ended; open it again")
+        await streams.close(websocket, streams.GOING_AWAY, "the VM ended, or what you may do has changed")
 
     async def connect(self, websocket: WebSocket) -> None:
         """``GET /v1/compute.vm/{ident}/connect``: a WebSocket to a TCP port of the VM, see ``tunnel``."""

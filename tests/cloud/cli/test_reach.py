@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -369,6 +370,21 @@ def test_what_is_no_pair_of_ports_is_refused(text: str) -> None:
 def test_ports_or_standard_streams_are_wanted(pileus: Run, words: tuple[str, ...]) -> None:
     ran = pileus("forward", *words)
     assert (ran.code, "or --stdio PORT, not both" in ran.err) == (USAGE, True)
+
+
+def test_the_console_says_why_it_ended(web: str) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        with running("console", "vm/web", "--account", web, stdin=theirs, stdout=theirs) as child:
+            line(child.stderr, "ctrl-]")
+            os.write(ours, b"bye\r")
+            assert (
+                line(child.stderr, "ended").strip() == "the console ended: the VM ended, or what you may do has changed"
+            )
+            assert child.wait(LIMIT_S) == OK
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 # ssh

@@ -15,6 +15,7 @@ import click
 
 from pileus.cli.client import refusal, segment
 from pileus.cli.failure import UNREACHABLE, Failure, usage
+from pileus.cli.progress import clean
 from pileus.cli.session import Session, account_option, root
 from pileus.cli.target import VM, split, vm_argument
 
@@ -104,6 +105,9 @@ async def _show(socket: ClientConnection) -> None:
     async for message in socket:
         sys.stdout.buffer.write(message.encode() if isinstance(message, str) else message)
         sys.stdout.buffer.flush()
+    if not socket.close_reason:  # only the server's end has none
+        raise Failure("the console ended: the server stops", exit_code=UNREACHABLE)
+    sys.stderr.write(f"\r\nthe console ended: {clean(socket.close_reason)}")
 
 
 @contextlib.contextmanager
