@@ -66,8 +66,11 @@ def test_every_command_of_a_page_exists(page: Path, tmp_path: Path, monkeypatch:
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> Iterator[Mapping[str, str]]:
-    """A cloud on this machine, as ``pileus up`` makes it, and the environment in which ``pileus`` uses it."""
+def environment(page: Path, tmp_path: Path) -> Iterator[Mapping[str, str]]:
+    """A cloud on this machine, as ``pileus up`` makes it, and the environment in which ``pileus`` uses it.
+
+    A guide that starts a lab gets no other cloud.
+    """
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         pytest.skip(f"a real cloud needs {', '.join(missing)}")
@@ -77,8 +80,15 @@ def environment(tmp_path: Path) -> Iterator[Mapping[str, str]]:
     made = os.environ | {
         "PATH": f"{tools}:{os.environ['PATH']}",
         "PILEUS_CONFIG": str(tmp_path / "config.json"),
+        "PILEUS_LAB": str(tmp_path / "lab"),
         "NO_COLOR": "1",
     }
+    if any(command.words[:2] == ["pileus", "lab"] for command in read(page).commands):
+        try:
+            yield made
+        finally:
+            subprocess.run(["pileus", "lab", "stop", "--delete"], env=made, check=True, timeout=LIMIT_S)
+        return
     state = tmp_path / "cloud"
     up = ["pileus", "up", "--detach", "--port", "0", "--accelerator", "tcg", "--data", str(state)]
     try:
