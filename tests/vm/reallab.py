@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,18 @@ class RealLab(RealCloud):
         """Return what a command of ``pileus lab`` printed."""
         return self.pileus("lab", arguments[0], "--data", str(self.data), *arguments[1:], timeout_s=timeout_s)
 
+    def prefix(self) -> str:
+        """Return what the names of all its network namespaces begin with."""
+        found = re.search(r"pileus-lab-[0-9a-f]+", self.lab("status"))
+        assert found is not None
+        return found.group()
+
+    def alone(self, host: str, hosts: int) -> None:
+        """Let new VMs go to one host only; empty: to all again."""
+        for number in range(1, hosts + 1):
+            scheduling = "enabled" if host in ("", f"host{number}") else "cordoned"
+            self.pileus("patch", "host", f"host{number}", "--scheduling", scheduling)
+
     def namespaces(self) -> list[str]:
         """Return the network namespaces that are there."""
         folder = Path("/run/netns")
@@ -48,15 +61,16 @@ def labbed(*options: str) -> Iterator[RealLab]:
     ensure_image("appliance", lambda line: print(line, file=sys.stderr))
     with temporary("pileus-lab-") as folder:
         lab = RealLab(folder)
-        before = lab.namespaces()
+        prefix = ""
         try:
             lab.pileus("lab", *options, "--data", str(lab.data), "--port", "0", "--detach", timeout_s=240)
+            prefix = lab.prefix()
             yield lab
         finally:
             for child in list(lab.children):
                 lab.kill(child)
             done = lab.run("lab", "stop", "--data", str(lab.data), "--delete", timeout_s=120)
             assert done.returncode == 0, done.stderr + done.stdout
-        left = sorted(set(lab.namespaces()) - set(before))
+        left = [name for name in lab.namespaces() if prefix and name.startswith(prefix)]
         assert not left, f"namespaces left behind: {left}"
         assert not lab.data.exists()
