@@ -164,6 +164,9 @@ class Fabric:
         for child in self._children:
             child.kill()
             child.wait()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    pipe.close()
         for host in self._hosts:
             subprocess.run(["ip", "netns", "delete", host.name], check=False)
         subprocess.run(["ip", "netns", "delete", self.name], check=False)

@@ -67,14 +67,17 @@ def seen(addresses: list[dict[str, Any]], routes: list[dict[str, Any]]) -> Seen:
 def names(config: Config, now: Seen) -> Steps:
     """Return the steps that give NICs their names: ``guest`` and ``public``, by MAC."""
     by_mac = {device.mac: device.name for device in now.devices.values() if not device.name.startswith(MADE)}
+    macs = {name: mac for mac, name in by_mac.items()}
     commands, waiting = [], []
     for name, mac in sorted(config.links.items()):
         found = by_mac.get(mac)
         if found is None:
             waiting.append(f"link {name}: no NIC has the MAC {mac}")
         elif found != name:
-            if name in now.devices:
+            if name in macs:
+                by_mac[macs.pop(name)] = f"not{name}"
                 commands += [f"link set {name} down", f"link set {name} name not{name}"]
+            macs.pop(found, None)
             commands += [f"link set {found} down", f"link set {found} name {name}"]
     for name in ("guest", "public"):
         if name in now.devices and name not in config.links:
