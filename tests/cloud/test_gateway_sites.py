@@ -143,6 +143,13 @@ def test_bad_vpns_are_refused() -> None:
                 answer = await refused(world, "vpn", **desired)
                 assert answer.field == f"desired.{field}", (desired, answer.message)
                 assert said in answer.message
+
+    run(main)
+
+
+def test_two_tunnels_of_a_router_never_have_the_same_port() -> None:
+    async def main() -> None:
+        async with two_zones({"range": "10.2.0.0/24"}, {"range": "10.3.0.0/24"}) as world:
             await world.create("gateway.vpn", "first", "acme", mode="site", vdc="main", port=4000)
             answer = await refused(world, "vpn", mode="site", vdc="main", port=4000)
             assert answer.message.startswith("udp port 4000 of the router is used by vpn first")
