@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from pileus.image.recipes import ensure_image
 
 if TYPE_CHECKING:
-    from tests.vm.realcloud import LIMIT_S, RealCloud, need_host, temporary
+    from tests.vm.realcloud import LIMIT_S, RealCloud, is_qemu, need_host, pids_naming, temporary
     from tests.vm.terminal import Terminal
 else:
-    from realcloud import LIMIT_S, RealCloud, need_host, temporary
+    from realcloud import LIMIT_S, RealCloud, is_qemu, need_host, pids_naming, temporary
     from terminal import Terminal
 
 
@@ -35,6 +35,11 @@ class RealLab(RealCloud):
     def lab(self, *arguments: str, timeout_s: float = LIMIT_S) -> str:
         """Return what a command of ``pileus lab`` printed."""
         return self.pileus("lab", arguments[0], "--data", str(self.data), *arguments[1:], timeout_s=timeout_s)
+
+    def machine_pid(self, vm: str) -> int:
+        """Return the QEMU process of a VM, by the VM's id."""
+        (pid,) = (pid for pid in pids_naming(f"guest={vm}") if is_qemu(pid))
+        return pid
 
     def prefix(self) -> str:
         """Return what the names of all its network namespaces begin with."""
