@@ -29,7 +29,7 @@ WINDOW = 64
 
 FLOWS = 500
 SIZES_BYTES = (64, 1500)
-WARM_UP_S, TURN_S = 0.3, 1.0
+WARM_UP_S, TURN_S = 0.2, 0.5
 SILENCE_S = 1.0
 ONE = PortSpec(id="bench-00000000000a", mac="52:54:00:00:01:0a", addresses=("10.1.1.10",), vlan=101)
 TWO = PortSpec(id="bench-00000000000b", mac="52:54:00:00:01:0b", addresses=("10.1.1.11",), vlan=101)
@@ -37,7 +37,7 @@ TWO = PortSpec(id="bench-00000000000b", mac="52:54:00:00:01:0b", addresses=("10.
 
 def run(report: Report, *, quick: bool) -> None:
     """Measure."""
-    turns = 4 if quick else 15
+    turns = 6 if quick else 30
     report.say(f"frames: {turns} turns of {TURN_S:g} s each way and size, {FLOWS} UDP flows, {WINDOW} frames under way")
     with folder("frames") as where:
         try:

@@ -24,7 +24,10 @@ from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.ovs.base import PUBLIC_VLAN, PortFact, PortSpec, Station
 
 ADMISSION, VLAN, DELIVERY, INBOUND, OUTBOUND, FORWARDED = 0, 1, 2, 3, 4, 5
-PORT_MARK, SHARED_MARK, SEGMENT_MARK, LEARNED_MARK, CONTROL_MARK = 0x7069, 0x706A, 0x706B, 0x706C, 0x706D
+PORT_MARK, SHARED_MARK, SEGMENT_MARK, CONTROL_MARK, LEARNED_MARK = 0x7069, 0x706A, 0x706B, 0x706C, 0x7169
+OURS = f"cookie={0x70 << 56:#x}/{0xFF << 56:#x}"
+"""The match of all flows of Pileus, without those that the switch has learned: they may be many."""
+
 PUBLIC_REGISTER = 4096
 """The public segment in register 0: no VLAN's number, and not the 0 that an unset register holds."""
 

@@ -367,9 +367,9 @@ class OpenVSwitch:
             await self._ofctl("del-meter", f"meter={meter}")
 
     async def _flow_stats(self) -> list[flows.FlowStat]:
-        """Return every flow; none when the switch does not run, because then nothing passes."""
+        """Return every flow but what was learned; none when the switch does not run, because then nothing passes."""
         try:
-            return flows.parse_dump(await self._ofctl("dump-flows"))
+            return flows.parse_dump(await self._ofctl("dump-flows", flows.OURS))
         except OvsdbError:
             if daemons.running(self._files, SWITCH) is None:
                 return []
