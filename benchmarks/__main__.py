@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import attach, cli_start, deploy, frames, lists, placement, real_vm
+from benchmarks import attach, backchannel, cli_start, deploy, frames, lists, placement, real_vm
 from benchmarks.report import Report
 
 BENCHMARKS = {
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "lists": lists.run,
     "deploy": deploy.run,
     "attach": attach.run,
+    "backchannel": backchannel.run,
     "frames": frames.run,
     "vm": real_vm.run,
 }

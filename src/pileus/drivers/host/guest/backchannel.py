@@ -121,6 +121,11 @@ class Backchannel:
             raise DriverError("ConnectRefused", f"{address}:{port}: {readable(stream.reason)}")
         return stream
 
+    async def ask_report(self, timeout_s: float) -> NodeFact:
+        """Return how the node is now. Raises: DriverError (NodeSilent)."""
+        await self._ask({"verb": "report"}, timeout_s)
+        return self.fact
+
     def begin(self) -> None:
         """The machine's end is there, or there anew: ask for a session."""
         self._conversation.drop("the channel begins anew")
@@ -202,7 +207,7 @@ class Backchannel:
 
     async def _answers_within(self, timeout_s: float) -> bool:
         try:
-            await self._ask({"verb": "report"}, timeout_s)
+            await self.ask_report(timeout_s)
         except DriverError:
             return False
         return True

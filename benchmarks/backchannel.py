@@ -1,0 +1,176 @@
+"""A request to a node and its answer, against a bare echo on a second virtio-serial port of the same guest.
+
+The guest is the appliance image with one program more, which reads the second port and writes back what it got. Turns
+alternate, so that other work on the machine meets both. Also: a document of 600 leases and 500 rules, taken whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+from benchmarks.clouds import folder
+from benchmarks.report import Report, Result, percentile, ratio
+from pileus.drivers.host.guest.backchannel import Backchannel
+from pileus.drivers.host.guest.base import Document, Seed
+from pileus.drivers.host.guest.carriers import dial_socket
+from pileus.drivers.host.guest.flood import Limits
+from pileus.drivers.host.guest.real import GuestChannel
+from pileus.drivers.host.paths import HostPaths
+from pileus.image.cache import built_image
+from pileus.image.types import BuiltImage
+
+BAR = 2.0
+LIMIT_S = 180.0
+NAME = "bench-node"
+REQUEST = b"x" * 64
+MEMORY_MIB = 192
+
+ECHO = b"""import glob, os, time
+found = []
+while not found:
+    time.sleep(0.2)
+    found = [name for name in glob.glob("/sys/class/virtio-ports/*/name") if open(name).read() == "echo.0\\n"]
+port = os.open("/dev/" + found[0].split("/")[4], os.O_RDWR)
+while True:
+    got = os.read(port, 65536)
+    if got:
+        os.write(port, got)
+    else:
+        time.sleep(0.2)
+"""
+
+
+def run(report: Report, *, quick: bool) -> None:
+    """Measure."""
+    image = built_image("appliance")
+    tools = ("qemu-system-x86_64", "qemu-img", "xorriso", "debugfs")
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    if image is None or missing or os.geteuid() != 0:
+        report.say(f"backchannel: left out; needs root, the image appliance (make setup) and {', '.join(tools)}")
+        return
+    rounds = 5 if quick else 30
+    report.say(f"backchannel: {rounds} times 50 requests and 50 echoes in turn, under TCG")
+    with folder("backchannel") as where:
+        asyncio.run(_measure(report, image, where, rounds))
+
+
+async def _measure(report: Report, image: BuiltImage, where: Path, rounds: int) -> None:
+    paths = HostPaths(state=where / "state", run=where / "run")
+    paths.machine_run(NAME).mkdir(parents=True)
+    seed = Seed(instance_id=NAME, hostname="bench", channel="serial")
+    await GuestChannel(paths).write_seed(NAME, seed)
+    disk = await asyncio.to_thread(_disk_with_echo, image, where)
+    began = time.monotonic()
+    machine = await asyncio.create_subprocess_exec(*_command(image, paths, disk, where), stdin=subprocess.DEVNULL)
+    key = bytes.fromhex(paths.channel_key(NAME).read_text())
+    channel = Backchannel(NAME, key, dial_socket(paths.channel_socket(NAME), NAME), lambda: None, Limits())
+    held = asyncio.create_task(channel.run())
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            while channel.fact.state != "ready":  # noqa: ASYNC110 — milliseconds do not matter here
+                await asyncio.sleep(0.01)
+        report.add(Result(name="backchannel: QEMU started to node ready", value=time.monotonic() - began, unit="s"))
+        await _trips(report, channel, where, rounds)
+        before = time.monotonic()
+        await channel.configure(_document())
+        value = time.monotonic() - before
+        report.add(Result(name="backchannel: 600 leases and 500 rules delivered", value=value, unit="s"))
+    finally:
+        held.cancel()
+        await asyncio.gather(held, return_exceptions=True)
+        machine.kill()
+        await machine.wait()
+
+
+async def _trips(report: Report, channel: Backchannel, where: Path, rounds: int) -> None:
+    requests: list[float] = []
+    echoes: list[float] = []
+    with socket.socket(socket.AF_UNIX) as port:
+        port.settimeout(LIMIT_S)
+        port.connect(str(where / "echo"))
+        await asyncio.to_thread(_echo, port)
+        for _ in range(rounds):
+            for _ in range(50):
+                before = time.perf_counter()
+                await channel.ask_report(10.0)
+                requests.append(time.perf_counter() - before)
+            echoes += await asyncio.to_thread(lambda: [_echo(port) for _ in range(50)])
+    reference_ms = 1000 * percentile(echoes, 50)
+    value_ms = 1000 * percentile(requests, 50)
+    reference = f"bare echo: {reference_ms:.2f} ms; bar: {BAR:g} times"
+    report.add(
+        Result(name="backchannel: request and answer, p50", value=value_ms, unit="ms",
+               bar=round(BAR * reference_ms, 3), ratio=ratio(value_ms, reference_ms), reference=reference)
+    )  # fmt: skip
+    report.add(
+        Result(name="backchannel: request and answer, p99", value=1000 * percentile(requests, 99), unit="ms",
+               ratio=ratio(percentile(requests, 99), percentile(echoes, 99)), reference="bare echo, p99")
+    )  # fmt: skip
+
+
+def _echo(port: socket.socket) -> float:
+    """Return the seconds until what was sent has come back."""
+    before = time.perf_counter()
+    port.sendall(REQUEST)
+    left = len(REQUEST)
+    while left:
+        left -= len(port.recv(left))
+    return time.perf_counter() - before
+
+
+def _disk_with_echo(image: BuiltImage, where: Path) -> Path:
+    """Return a raw copy of the image's disk whose init also starts the echo."""
+    disk = where / "disk.raw"
+    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(image.disk), str(disk)], check=True)
+    (where / "echo.py").write_bytes(ECHO)
+    with disk.open("rb") as file:
+        file.seek(446 + 16 + 8)
+        (start,) = struct.unpack("<I", file.read(4))
+    root = f"{disk}?offset={start * 512}"
+    asked = subprocess.run(["debugfs", "-R", "cat /etc/inittab", root], check=True, capture_output=True).stdout
+    (where / "inittab").write_bytes(asked + b"::respawn:/usr/bin/python3 -I -S /lib/pileus/echo.py\n")
+    lines = ["cd /etc", "rm inittab", f"write {where / 'inittab'} inittab", "cd /lib/pileus"]
+    script = "\n".join([*lines, f"write {where / 'echo.py'} echo.py"]) + "\n"
+    subprocess.run(["debugfs", "-w", "-f", "-", root], input=script.encode(), check=True, capture_output=True)
+    return disk
+
+
+def _command(image: BuiltImage, paths: HostPaths, disk: Path, where: Path) -> list[str]:
+    socket_path, seed = paths.channel_socket(NAME), paths.seed(NAME)
+    return [
+        "qemu-system-x86_64", "-M", "pc", "-accel", "tcg,tb-size=64", "-cpu", "max", "-m", str(MEMORY_MIB),
+        "-nodefaults", "-no-user-config", "-display", "none",
+        "-chardev", f"file,id=console,path={where / 'console'}", "-serial", "chardev:console",
+        "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", image.append,
+        "-drive", f"if=none,id=root,file={disk},format=raw", "-device", "virtio-blk-pci,drive=root",
+        "-drive", f"if=none,id=seed,file={seed},format=raw,readonly=on", "-device", "virtio-blk-pci,drive=seed",
+        "-device", "virtio-serial-pci,id=ports",
+        "-chardev", f"socket,id=node,path={socket_path},server=on,wait=off",
+        "-device", "virtserialport,bus=ports.0,nr=1,chardev=node,name=pileus.0",
+        "-chardev", f"socket,id=echo,path={where / 'echo'},server=on,wait=off",
+        "-device", "virtserialport,bus=ports.0,nr=2,chardev=echo,name=echo.0",
+    ]  # fmt: skip
+
+
+def _document() -> Document:
+    hosts = {
+        f"52:54:00:00:{n // 256:02x}:{n % 256:02x}": {
+            "network": "n1", "address": f"10.1.{n // 250}.{n % 250 + 1}", "names": [f"vm-{n}"],
+        }
+        for n in range(600)
+    }  # fmt: skip
+    rules = {
+        f"{n:05}": {
+            "direction": "ingress", "action": "accept", "network": "", "protocol": "tcp", "locals": [],
+            "remotes": [f"198.51.{n // 250}.{n % 250}/32"], "port_first": n, "port_last": n,
+        }
+        for n in range(1, 501)
+    }  # fmt: skip
+    return {"hosts": hosts, "firewall": rules}
