@@ -166,6 +166,8 @@ class Conversation:
         self.transport: Transport = Nowhere()
         self._listener = listener
         self._streams: dict[int, ChannelStream] = {}
+        self._receiving = False
+        """What is to be sent is sent once, when all that was received has been heard."""
 
     def start(self) -> None:
         """Give up the session and ask for a new one."""
@@ -200,12 +202,18 @@ class Conversation:
 
     def received(self, data: bytes) -> None:
         """The transport has bytes."""
-        for event in self.session.receive(data):
-            self._on_event(event)
+        self._receiving = True
+        try:
+            for event in self.session.receive(data):
+                self._on_event(event)
+        finally:
+            self._receiving = False
         self.flush()
 
     def flush(self) -> None:
         """Send what there is, as far as the transport has room."""
+        if self._receiving:
+            return
         while (room := self.transport.room()) > 0:
             data = self.session.outgoing(room)
             if not data:

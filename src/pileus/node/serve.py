@@ -46,7 +46,8 @@ class Server:
         self._heard_at = 0.0
         self._greet_at = 0.0
         self._greet_every_s = GREET_S_MIN
-        self._reported: dict[str, Any] = {}
+        self._state: tuple[str, str, dict[str, Any]] | None = None
+        self._text = self._reported = b""
         self._report_at = 0.0
 
     async def run(self) -> None:
@@ -112,39 +113,52 @@ class Server:
         if request.get("verb") == "configure":
             self._spawn(self._configure(request, self.conversation.session.opens))
         else:
-            self._send({"id": request["id"], "report": self._report()})
+            self._answer(request["id"])
 
     def on_asked(self, stream: ChannelStream, body: bytes) -> None:
         """The host asks for a connection."""
         self._spawn(connect(stream, json.loads(body)))
 
     async def _configure(self, request: dict[str, Any], opens: int) -> None:
-        answer: dict[str, Any] = {"id": request["id"]}
+        stale = False
         try:
             await self._duty.configure(request["base"], request["sections"], request["hash"])
-            answer["report"] = self._report()
         except Stale:
-            answer["stale"] = True
-        if self.conversation.session.opens == opens:
-            self._send(answer)
+            stale = True
+        if self.conversation.session.opens != opens:
+            return
+        if stale:
+            self._send(b'{"id":%d,"stale":true}' % request["id"])
+        else:
+            self._answer(request["id"])
 
-    def _report(self) -> dict[str, Any]:
-        status = self._duty.status
+    def _report(self) -> bytes:
+        """Return the report as JSON; it is written anew only when something in it changed."""
+        state = (self._duty.hash, self._duty.refused, self._duty.status)
+        if state != self._state:
+            self._state = state
+            self._text = self._write_report(*state)
+        return self._text
+
+    def _write_report(self, hash: str, refused: str, status: dict[str, Any]) -> bytes:
         if len(json.dumps(status)) > STATUS_BYTES_MAX:
             status = {"failed": "the status is too long"}
-        return {
-            "hash": self._duty.hash, "refused": self._duty.refused, "version": __version__, "boot_id": self._boot,
-            "status": status,
+        fields = {
+            "hash": hash, "refused": refused, "version": __version__, "boot_id": self._boot, "status": status,
         }  # fmt: skip
+        return json.dumps(fields, separators=(",", ":")).encode()
+
+    def _answer(self, id: int) -> None:
+        self._send(b'{"id":%d,"report":%b}' % (id, self._report()))
 
     def _push(self) -> None:
         self._report_at = self._loop.time() + REPORT_EVERY_S
         self._reported = self._report()
-        self._send({"report": self._reported})
+        self._send(b'{"report":%b}' % self._reported)
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: bytes) -> None:
         if self.conversation.session.open:
-            self.conversation.send(json.dumps(message, separators=(",", ":")).encode())
+            self.conversation.send(message)
 
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)

@@ -148,10 +148,10 @@ class Wire:
             end = _HEADER.size + length
             if len(unread) < end + _TAG_BYTES:
                 return None
-            if hmac.compare_digest(self._tag(kind, bytes(unread[:end])), bytes(unread[end : end + _TAG_BYTES])):
-                body = bytes(unread[_HEADER.size : end])
+            text = bytes(unread[:end])
+            if hmac.compare_digest(self._tag(kind, text), unread[end : end + _TAG_BYTES]):
                 del unread[: end + _TAG_BYTES]
-                return kind, body
+                return kind, text[_HEADER.size :]
             self._skip(len(MARK))
 
     def _expects(self, kind: int, length: int) -> bool:
