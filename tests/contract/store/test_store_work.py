@@ -102,6 +102,20 @@ def test_work_asked_for_while_a_failing_try_of_it_runs_is_due_at_once(bench: Ben
     bench.run(main)
 
 
+def test_a_renewal_that_comes_after_the_lease_was_given_back_does_not_take_it_again(bench: Bench) -> None:
+    async def main() -> None:
+        async with bench.store() as store:
+            await make(store, "a")
+            (leased,) = await lease(store)
+            loop = Loop(store, Hub(store), {})
+            await loop._again(leased, 0.0, 0)
+            renewal = {"b_id": leased.id, "b_token": leased.token, "until": bench.clock.now + LEASE_S}
+            await store.write(lambda tx: tx.change(sql.WORK_RENEW, **renewal))
+            assert [each.id for each in await lease(store)] == [leased.id]
+
+    bench.run(main)
+
+
 def test_waiting_often_does_not_make_the_first_failure_after_it_a_late_one(bench: Bench) -> None:
     seen: list[int] = []
 

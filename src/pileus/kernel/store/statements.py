@@ -148,7 +148,10 @@ WORK_LEASE = (
     .values(lease_until=_p("until"), server=_p("server"), token=_p("token"))
 )
 WORK_RENEW = (
-    sa.update(work).where(work.c.id == _p("b_id"), work.c.token == _p("b_token")).values(lease_until=_p("until"))
+    sa.update(work)
+    # A lease that was given back keeps its token: a renewal that comes later must not take it again.
+    .where(work.c.id == _p("b_id"), work.c.token == _p("b_token"), work.c.lease_until > 0)
+    .values(lease_until=_p("until"))
 )
 WORK_TOKEN = sa.select(work.c.token, work.c.seq).where(work.c.id == _p("id"))
 WORK_AGAIN = (
