@@ -343,6 +343,25 @@ def test_a_wrong_rule_is_named(rule: Json, field: str, said: str) -> None:
     run(main)
 
 
+def test_a_port_asked_for_by_many_at_once_goes_to_one() -> None:
+    async def main() -> None:
+        async with town("web") as world:
+
+            async def one(name: str, **more: Any) -> str:
+                try:
+                    await world.create("gateway.forward", name, "acme", vm="web", **more)
+                except Conflict as error:
+                    return error.code
+                return "made"
+
+            answers = await asyncio.gather(*(one(f"f{n}", port=20 - n, port_last=20 + n) for n in range(8)))
+            assert sorted(answers) == ["made", *["port-taken"] * 7]
+            await world.settle()
+            assert len(section(world, "forwards")) == 1
+
+    run(main)
+
+
 def test_what_the_router_refuses_is_said_on_the_rule() -> None:
     async def main() -> None:
         async with town("web") as world:

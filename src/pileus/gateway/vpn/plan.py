@@ -64,7 +64,7 @@ def not_routed(vpn: Resource, facts: Facts) -> str:
     """Return which ranges of other sides guests cannot reach through the VPN, since they meet another; else ""."""
     reached = remotes(vpn, facts)
     lost = [text for other in facts.joined(vpn) for text in ranges(facts, other.assigned.zone) if text not in reached]
-    return f"not reached, because they overlap others that are: {', '.join(lost)}" if lost else ""
+    return f"not routed, because they overlap others that are: {', '.join(lost)}" if lost else ""
 
 
 def entries(vpn: Resource, facts: Facts) -> Document:
