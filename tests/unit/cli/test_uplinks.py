@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import pytest
 
-from pileus.cli.commands.agent import Device, read_uplinks
+from pileus.cli.commands.agent import Device, command, read_uplinks
 from pileus.drivers.host.ovs.base import Uplinks
 
 NONE = {"trunk": "", "tunnel": "", "tunnel_address": "", "tunnel_gateway": "", "public": ""}
@@ -45,7 +47,12 @@ def test_what_cannot_be_is_refused_in_words(change: dict[str, str], message: str
     assert message in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "x" * 16, "eth0/1", "$(id)"])
+def test_an_agent_needs_no_uplinks(tmp_path: Path) -> None:
+    context = command.make_context("agent", ["--data", str(tmp_path)])
+    assert {name: context.params[name] for name in NONE} == NONE
+
+
+@pytest.mark.parametrize("name", ["a b", "x" * 16, "eth0/1", "$(id)"])
 def test_what_is_no_name_of_a_device_is_refused(name: str) -> None:
     with pytest.raises(click.UsageError, match="no name of a network device"):
         Device().convert(name, None, None)

@@ -23,13 +23,13 @@ DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
 
 class Device(click.ParamType[str]):
-    """Parses the name of a network device."""
+    """Parses the name of a network device; empty, the default, is none."""
 
     name = "device"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the name. Raises: UsageError."""
-        if not DEVICE.fullmatch(str(value)):
+        if value and not DEVICE.fullmatch(str(value)):
             self.fail(f"{value!r} is no name of a network device: at most 15 letters, digits and _ . -", param, ctx)
         return str(value)
 
