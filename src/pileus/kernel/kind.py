@@ -105,6 +105,8 @@ class Kind(Struct, frozen=True, kw_only=True):
     """Fields of ``desired`` that never change after creation."""
     host_bound: bool = False
     """Whether an agent observes it: its row then goes to the host in its ``host`` column."""
+    lists: Literal["all", "own"] = "all"
+    """What a list without further filters shows; ``own``: not those that another resource made (a router's VM)."""
     private: frozenset[str] = frozenset()
     """Sections that hold secrets: agents and controllers get them, no answer of the API has them."""
     created_by: Literal["user", "kernel"] = "user"

@@ -53,6 +53,8 @@ class ListQuery(Struct, frozen=True, kw_only=True):
     ready: str = ""
     labels: tuple[tuple[str, str], ...] = ()
     ids: tuple[str, ...] = ()
+    owned: bool = False
+    """Also what another resource made, where lists leave it out."""
     limit: int = 500
     after: str = ""
 
@@ -240,6 +242,7 @@ class Reading:
             ready=query.ready,
             labels=query.labels,
             ids=query.ids,
+            own=kind.lists == "own" and not (query.owned or query.owner or query.name or query.ids or query.host),
             **places,
         )
 
@@ -268,6 +271,8 @@ def matches(filter: Filter, row: Row) -> bool:
     places = ((filter.name, row[2]), (filter.owner, row[5]), (filter.zone, row[6]), (filter.vdc, row[7]),
               (filter.host, row[8]), (filter.ready, row[9]))  # fmt: skip
     if any(wanted and wanted != found for wanted, found in places) or (filter.ids and row[0] not in filter.ids):
+        return False
+    if filter.own and row[5] != row[3]:
         return False
     return not filter.labels or all(pair in records.labels_of(row).items() for pair in filter.labels)
 

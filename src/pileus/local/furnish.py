@@ -25,13 +25,15 @@ from pileus.server.run import Started
 from pileus.tenancy.role.types import VERBS
 
 NAME = "local"
-PUBLIC = {
+ZONE = {
+    "router": "single",
     "public_range": "203.0.113.0/24",
     "public_gateway": "203.0.113.1",
     "public_first": "203.0.113.16",
     "public_last": "203.0.113.254",
 }
-"""The public segment of a cloud that was given none: addresses for documentation (RFC 5737), inside its switch."""
+"""Networks have routers; the public segment of a cloud that was given none has addresses for documentation (RFC 5737),
+inside its switch."""
 PIECE_BYTES = 2**20
 Say = Callable[[str], None]
 
@@ -56,7 +58,7 @@ class Wanted(Struct, frozen=True):
 def wanted() -> list[Wanted]:
     """Return the objects of a fresh one-machine cloud, in the order they are made."""
     return [
-        Wanted("infra.zone", NAME, PUBLIC),
+        Wanted("infra.zone", NAME, ZONE),
         Wanted("infra.pod", NAME, {"zone": NAME}),
         Wanted("infra.host", NAME, {"pod": NAME}),
         *(Wanted("compute.offering", name, msgspec.to_builtins(each)) for name, each in OFFERINGS.items()),

@@ -31,6 +31,7 @@ FILTERS = (
     ("ready", "true, false or unknown."),
     ("label", "key=value; may be repeated."),
     ("id", "Ids, separated by commas."),
+    ("owned", "1: also what another resource made, such as a router's VM; lists of other kinds show it anyway."),
     ("limit", "Items per page, 1 to 1000; 500 when left out."),
     ("after", "The cursor `next` of the page before."),
     ("watch", "1: answer with text/event-stream (put, gone, synced, reset)."),

@@ -18,7 +18,7 @@ LABELS_MAX = 4
 TEXT_MAX = 255
 COMMON = ("account", "all_accounts")
 LIST = (
-    *COMMON, "host", "zone", "vdc", "owner", "name", "ready", "label", "id", "limit", "after", "watch", "since",
+    *COMMON, "host", "zone", "vdc", "owner", "name", "ready", "label", "id", "owned", "limit", "after", "watch", "since",
 )  # fmt: skip
 REPEATED = ("label",)
 
@@ -72,6 +72,7 @@ class Query:
             ready=ready,
             labels=self._labels(),
             ids=self._ids(),
+            owned=self.flag("owned"),
             limit=limit,
             after=self.text("after"),
         )

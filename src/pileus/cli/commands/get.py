@@ -52,6 +52,7 @@ def labels_of(ctx: click.Context, param: click.Parameter, given: Sequence[str]) 
 @click.option("--zone", default="", metavar="ZONE", help="In this zone.")
 @click.option("--vdc", default="", metavar="VDC", help="Of this vdc.")
 @click.option("--ready", type=click.Choice(["true", "false", "unknown"]), default=None, help="With this Ready.")
+@click.option("--owned", is_flag=True, help="Also what belongs to another resource, such as a router's VM.")
 @click.option("-w", "--watch", is_flag=True, help="Go on with every change until ctrl-C.")
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="At most so many.")
 @click.option("--no-headers", is_flag=True, help="Leave the table's headers out.")
@@ -84,6 +85,7 @@ class View:
             *scope,
             *((word, options[word] or "") for word in ("host", "zone", "vdc", "ready")),
             *(("label", label) for label in options["labels"]),
+            ("owned", "1" if options["owned"] else ""),
         ]
         self._referred = Referred(session.client, kind, wide=self._output.wide, query=scope)
         self._revision = 0

@@ -167,6 +167,7 @@ KIND = Kind(
     aliases=("virtualmachine",),
     immutable=frozenset({"image", "vdc", "user_data", "ssh_keys"}),
     host_bound=True,
+    lists="own",
     columns=(
         Column("POWER", "observed.power"),
         Column("ADDRESS", "observed.addresses.0"),

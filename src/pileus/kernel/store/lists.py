@@ -30,6 +30,8 @@ class Filter(Struct, frozen=True, kw_only=True):
     ready: str = ""
     labels: tuple[tuple[str, str], ...] = ()
     ids: tuple[str, ...] = ()
+    own: bool = False
+    """Only what belongs to no other resource than its account."""
 
 
 def list_statement(filter: Filter, *, after: str, limit: int) -> tuple[sa.Select[Any], dict[str, Any]]:
@@ -53,6 +55,7 @@ def _shape(filter: Filter) -> Filter:
         public=filter.public,
         labels=(("?", "?"),) * len(filter.labels),
         ids=("?",) * len(filter.ids),
+        own=filter.own,
         **{word: "?" for word in WORDS if getattr(filter, word)},
     )
 
@@ -75,6 +78,8 @@ def _build_list(filter: Filter) -> sa.Select[Any]:
         where.append(column(word) == sa.bindparam(word))
         if word == narrow and word in ("host", "zone", "vdc", "owner"):
             where.append(columns[word] != sa.literal_column("''"))  # lets the partial index serve
+    if filter.own:
+        where.append(unindexed(columns.owner) == columns.account_id)
     source: sa.FromClause = resource
     order: sa.ColumnElement[str] = unindexed(columns.id) if narrow == "name" else columns.id
     for position in range(len(filter.labels)):

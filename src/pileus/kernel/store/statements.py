@@ -33,6 +33,8 @@ _p = sa.bindparam
 ALL = sa.select(resource)
 
 GET = ALL.where(resource.c.id == _p("id"))
+AT_ONCE = 8
+GET_ALL = ALL.where(resource.c.id.in_([_p(f"id{position}") for position in range(AT_ONCE)]))
 FIND = ALL.where(
     resource.c.kind == _p("kind"), resource.c.account_id == _p("account_id"), resource.c.name == _p("name")
 )
