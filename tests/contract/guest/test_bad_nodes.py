@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pileus.drivers.host.errors import DriverError
-from pileus.drivers.host.guest.backchannel import FOREIGN_KEY
+from pileus.drivers.host.guest.backchannel import CALL_PAUSE_S, FOREIGN_KEY
 from pileus.drivers.host.guest.base import Guest, Stream
 from pileus.drivers.host.guest.flood import Limits
 from pileus.drivers.host.paths import HostPaths
@@ -50,6 +50,20 @@ async def until_opened(rig: SerialRig) -> None:
     async with asyncio.timeout(LIMIT_S):
         while not rig.appliance.server.conversation.session.open:  # noqa: ASYNC110 — told to the node's program only
             await asyncio.sleep(0.01)
+
+
+async def test_a_session_that_is_open_stays_open(rig: SerialRig) -> None:
+    """Both ends ask for a session when the port opens; the second one's asking does not end the first one's."""
+    guest = await ready(rig)
+    assert rig.appliance is not None
+    assert rig.appliance.server is not None
+    session = rig.appliance.server.conversation.session
+    await asyncio.sleep(CALL_PAUSE_S)
+    opens = session.opens
+    await asyncio.sleep(2 * CALL_PAUSE_S)
+    assert session.opens == opens
+    await configured(guest, DOCUMENT)
+    await guest.detach(MACHINE)
 
 
 async def test_a_big_document_goes_in_pieces_and_a_change_of_it_as_a_difference(rig: SerialRig) -> None:
@@ -161,11 +175,14 @@ async def test_a_stream_nobody_reads_holds_up_its_sender_and_nothing_else(rig: S
 
     sending = asyncio.create_task(send())
     await configured(guest, DOCUMENT)
-    await asyncio.sleep(0.5)
-    before = sent
+    before = -1
+    async with asyncio.timeout(LIMIT_S):
+        while sent != before:
+            before = sent
+            await asyncio.sleep(0.5)
     await configured(guest, {**DOCUMENT, "resolvers": {}})
     await configured(guest, {**DOCUMENT, "resolvers": {"192.0.2.1": {}}})
-    assert sent == before
+    assert not sending.done(), "it waits"
     assert sent < 200 * WINDOW_BYTES, "it ends in the buffers of two TCP connections and two windows"
     sending.cancel()
     await stream.close()

@@ -16,7 +16,7 @@ from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest.base import Document, NodeFact
 from pileus.drivers.host.guest.carriers import Carrier, Dial
 from pileus.drivers.host.guest.flood import HOSTILE_NOISE_BYTES, MESSAGE_NOISE_BYTES, Flood, Limits
-from pileus.drivers.host.guest.untrusted import MESSAGE_BYTES_MAX, FromNode, Hostile, Report, read_message, readable
+from pileus.drivers.host.guest.untrusted import MESSAGE_BYTES_MAX, Hostile, Message, Report, read_message, readable
 from pileus.node.conversation import ChannelStream, Conversation, Nowhere
 from pileus.node.document import difference, document_hash
 from pileus.node.session import Session
@@ -55,7 +55,7 @@ class Backchannel:
         self._hinted = asyncio.Event()
         self._turn = asyncio.Lock()
         self._numbers = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[FromNode]] = {}
+        self._answers: dict[int, asyncio.Future[Message]] = {}
         self._document: Document | None = None
         """What the node acknowledged last."""
         self._heard_at = 0.0
@@ -244,7 +244,7 @@ class Backchannel:
         self._document = None
         self._note(NodeFact(machine=self._machine, state="silent"))
 
-    async def _send_document(self, document: Document, wanted: str) -> FromNode:
+    async def _send_document(self, document: Document, wanted: str) -> Message:
         request: dict[str, Any] = {"verb": "configure", "hash": wanted}
         if self._document is not None and self.fact.hash == document_hash(self._document):
             change = {"base": self.fact.hash, "sections": difference(self._document, document)}
@@ -253,10 +253,10 @@ class Backchannel:
                 return answer
         return await self._ask(request | {"base": "", "sections": document}, CONFIGURE_TIMEOUT_S)
 
-    async def _ask(self, request: dict[str, Any], timeout_s: float) -> FromNode:
+    async def _ask(self, request: dict[str, Any], timeout_s: float) -> Message:
         """Return the node's answer. Raises: DriverError (NodeSilent; NodeRefused when the request is too long)."""
         number = next(self._numbers)
-        answer: asyncio.Future[FromNode] = self._loop.create_future()
+        answer: asyncio.Future[Message] = self._loop.create_future()
         self._answers[number] = answer
         try:
             self._conversation.send(json.dumps(request | {"id": number}, separators=(",", ":")).encode())

@@ -75,7 +75,7 @@ class Channels:
         return dial_port(self._exchange, port)
 
 
-class NodeStream:
+class TcpStream:
     """See ``base.Stream``."""
 
     def __init__(self, stream: ChannelStream) -> None:

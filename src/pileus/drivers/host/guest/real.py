@@ -14,7 +14,7 @@ from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest import logs
 from pileus.drivers.host.guest.base import ChannelForm, Console, Document, NodeFact, Seed, Stream
 from pileus.drivers.host.guest.carriers import Exchange
-from pileus.drivers.host.guest.channels import Channels, NodeStream, kept_key
+from pileus.drivers.host.guest.channels import Channels, TcpStream, kept_key
 from pileus.drivers.host.guest.console import SocketConsole, open_console
 from pileus.drivers.host.guest.flood import Limits
 from pileus.drivers.host.guest.iso import make_iso
@@ -109,7 +109,7 @@ class GuestChannel:
 
     async def connect(self, machine: str, address: str, port: int, timeout_s: float = 10.0) -> Stream:
         """Let the node open a TCP connection. Raises: DriverError (NodeSilent, ConnectRefused)."""
-        return NodeStream(await self._channels.get(machine).connect(address, port, timeout_s))
+        return TcpStream(await self._channels.get(machine).connect(address, port, timeout_s))
 
     def on_change(self, listener: Callable[[str], None]) -> None:
         """Call ``listener`` with a machine's id whenever its NodeFact changed."""

@@ -32,7 +32,7 @@ class Report(Struct, frozen=True, kw_only=True):
     status: dict[str, Any] = {}
 
 
-class FromNode(Struct, frozen=True, kw_only=True):
+class Message(Struct, frozen=True, kw_only=True):
     """A message: ``id`` is of the request that it answers, None when it answers none."""
 
     id: int | None = None
@@ -40,10 +40,10 @@ class FromNode(Struct, frozen=True, kw_only=True):
     report: Report | None = None
 
 
-def read_message(body: bytes) -> FromNode:
+def read_message(body: bytes) -> Message:
     """Return the message. Raises Hostile."""
     try:
-        message = msgspec.json.decode(body, type=FromNode)
+        message = msgspec.json.decode(body, type=Message)
     except (ValueError, RecursionError) as wrong:
         raise Hostile("a message that is not understood") from wrong
     if message.report is not None:
