@@ -109,7 +109,7 @@ def _add_python(tree: Tree, unpacked: Path) -> None:
     for file in sorted(library.rglob("*.pyc")):
         if "__pycache__" not in file.parts:
             tree.file(str(file.relative_to(unpacked)), file.read_bytes())
-    if f"{_PYTHON}/pileus/node/role.pyc" not in tree:
+    if f"{_PYTHON}/pileus/node/__main__.pyc" not in tree:
         raise BuildError("BadPackage", "the appliance's own program was not compiled")
 
 
