@@ -57,7 +57,7 @@ def require_router(network: Resource, what: Resource, field: str) -> None:
     if network.assigned.router == "none":
         raise Invalid(
             f"{network} has no router, which a {what.kind.partition('.')[2]} needs; "
-            f"`pileus edit network {network.name} --router single` gives it one",
+            f"`pileus patch network {network.name} --router single` gives it one",
             field=field,
         )
 
@@ -68,7 +68,7 @@ def require_public(zone: Resource) -> PublicPool:
     if pool is None:
         raise Conflict(
             f"{zone} has no public addresses; its operator gives it some with "
-            f"`pileus edit zone {zone.name} --public-range`",
+            f"`pileus patch zone {zone.name} --public-range`",
             code="no-public-range",
         )
     return pool
