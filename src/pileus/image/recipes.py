@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,4 +24,12 @@ def current_image(name: str, folder: Path | None = None) -> BuiltImage | None:
 def ensure_image(name: str, progress: Callable[[str], None], folder: Path | None = None) -> BuiltImage:
     """Return the image from the cache (or ``folder``), built now unless it is current. Raises: BuildError."""
     found = current_image(name, folder)
-    return found if found is not None else build(RECIPES[name], folder or cache_folder(name), progress)
+    if found is not None:
+        return found
+    target = folder or cache_folder(name)
+    target.mkdir(parents=True, exist_ok=True)
+    with (target / ".lock").open("w") as lock:
+        # Another one may be building it right now; then this finds it built.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = current_image(name, folder)
+        return found if found is not None else build(RECIPES[name], target, progress)

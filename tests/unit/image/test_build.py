@@ -7,12 +7,13 @@ import shutil
 import stat
 import struct
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from pileus.image import build, tools
+from pileus.image import build, recipes, tools
 from pileus.image.cpio import cpio
 from pileus.image.elf import module_facts, needed_libraries
 from pileus.image.ext4 import Ext4, write_ext4
@@ -21,7 +22,7 @@ from pileus.image.packages import Package, candidates, fetch
 from pileus.image.recipes import RECIPES, current_image
 from pileus.image.tiny_build import TINY
 from pileus.image.tree import Tree
-from pileus.image.types import BuildError
+from pileus.image.types import BuildError, BuiltImage
 from pileus.kernel.errors import Bug
 
 SHAPE = Ext4(size_bytes=16 << 20, label="root", uuid="70696c65-7573-4074-a96e-790000000001")
@@ -210,3 +211,23 @@ def test_an_image_that_is_not_whole_or_of_other_sources_is_not_current(tmp_path:
     assert found.disk == tmp_path / "tiny.qcow2"
     (tmp_path / "image.json").write_bytes(msgspec.json.encode(record | {"inputs": "other"}))
     assert current_image("tiny", tmp_path) is None
+
+
+def test_two_that_want_an_image_at_once_build_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def slowly(recipe: build.Recipe, output: Path, progress: object) -> BuiltImage:
+        built.append(recipe.name)
+        for name in ("tiny.qcow2", "vmlinux", "initrd"):
+            (output / name).touch()
+        record = {"name": "tiny", "disk": "tiny.qcow2", "kernel": "vmlinux", "inputs": build.inputs(recipe)}
+        (output / "image.json").write_bytes(msgspec.json.encode(record))
+        found = current_image("tiny", output)
+        assert found is not None
+        return found
+
+    monkeypatch.setattr(recipes, "build", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        images = list(pool.map(lambda _: recipes.ensure_image("tiny", print, tmp_path), range(4)))
+    assert built == ["tiny"]
+    assert images == [images[0]] * 4
