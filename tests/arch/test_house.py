@@ -26,7 +26,7 @@ CATCH_ALL = {
 }
 """Where everything may be caught, and why; anywhere else a catch of everything must raise again."""
 
-BANNED = {"manager", "helper", "util", "utils", "handler", "data", "info", "process", "node", "instance"}
+BANNED = {"manager", "helper", "util", "utils", "handler", "data", "info", "process", "instance"}
 
 ALLOWED_WORDS = {
     "data": "the data folder of a server",
@@ -44,8 +44,6 @@ ALLOWED_WORDS = {
     "process": "a process of the operating system",
     "ProcessId": "a process of the operating system",
     "ProcessStat": "a process of the operating system",
-    "node": "a block node of QEMU",
-    "disk_node_names": "block nodes of QEMU",
 }
 """Exact names with a banned word that are the field's own."""
 

@@ -42,12 +42,12 @@ class VmController(Controller):
         links = await store.links(resource.id)
         if not assigned.host:
             return await self._place(resource, links, store)
-        host = await store.get(assigned.host)
-        if host.assigned.silent == "yes":
+        around = await store.get_all([assigned.host, *_around(resource, links)])
+        if around[assigned.host].assigned.silent == "yes":
             return Wait("HostSilent", "its host does not report; the VM may still run there", 30.0, status="unknown")
         waiting = _part_waiting(await _parts(resource, store))
-        limited = await _limited(resource, links, store)
-        hold = hold_of(resource, await _networks(store, links))
+        limited = _limited(resource, links, around)
+        hold = hold_of(resource, [each for each in around.values() if each.kind == "network.network"])
 
         async def apply(tx: Transaction) -> None:
             await _charge_host(tx, resource, assigned)
@@ -66,7 +66,7 @@ class VmController(Controller):
     async def _place(self, vm: Resource, links: dict[str, str], store: Store) -> Outcome:
         hosts = await self._table.hosts()
         need = for_role(await need_of(store, vm, links), vm, hosts)
-        limited = await _limited(vm, links, store)
+        limited = _limited(vm, links, await store.get_all(_around(vm, links)))
         ranked = rank(hosts, need)
         if not ranked:
             self._table.forget()
@@ -109,21 +109,21 @@ class VmController(Controller):
         raise Waiting("NoCapacity", "the hosts that had room were filled by others; it is tried again", 0.5)
 
 
-async def _limited(vm: Resource, links: dict[str, str], store: Store) -> VmAssigned:
+def _around(vm: Resource, links: dict[str, str]) -> list[str]:
+    """Return the ids of what decides about the VM besides itself: account, zone, offering, networks."""
+    named = [id for field, id in links.items() if field == "offering" or field.startswith("nics.")]
+    return [vm.zone, *named, *([vm.account_id] if vm.desired.appliance is None else [])]
+
+
+def _limited(vm: Resource, links: dict[str, str], around: dict[str, Resource]) -> VmAssigned:
     """Return the decision with the limits in force: the lowest of offering, account and zone; appliances have none."""
     assigned: VmAssigned = vm.assigned
     if vm.desired.appliance is not None:
         return replace(assigned, **asdict(VmLimits()))
-    account, zone = await store.get(vm.account_id), await store.get(vm.zone)
-    offering = await store.get(links["offering"]) if "offering" in links else None
-    own = limits(offering.desired) if offering is not None else VmLimits()
-    return replace(assigned, **asdict(lowest(own, account.desired.limits, zone.desired.limits)))
-
-
-async def _networks(store: Store, links: dict[str, str]) -> list[Resource]:
-    """Return the networks that the VM has NICs in."""
-    ids = {id for field, id in links.items() if field.startswith("nics.")}
-    return [await store.get(id) for id in sorted(ids)]
+    own = limits(around[links["offering"]].desired) if "offering" in links else VmLimits()
+    return replace(
+        assigned, **asdict(lowest(own, around[vm.account_id].desired.limits, around[vm.zone].desired.limits))
+    )
 
 
 def _is_due_to_start(vm: Resource) -> bool:

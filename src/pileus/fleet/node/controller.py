@@ -41,6 +41,7 @@ class NodeController(Controller):
                     channel=resource.desired.channel,
                 ),
             )
+            await tx.enqueue(resource.owner)  # what its role says of itself is for its owner
 
         return Done(apply)
 

@@ -34,6 +34,7 @@ from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Exhausted, Transaction
 from pileus.network.network.types import NetworkObserved
+from pileus.node.document import document_hash
 
 ROLE = "router"
 PAIR_ADDRESSES = {"a": "169.254.255.1", "b": "169.254.255.2"}
@@ -192,7 +193,7 @@ def _members(world: World) -> dict[str, Member]:
         found[slot] = Member(
             slot=slot,
             is_current=node.desired.image == image,
-            in_force=in_force(node),
+            in_force=_is_in_force(node),
             carries=_carries(node, world),
             deleting=node.deleting,
         )
@@ -291,7 +292,7 @@ def _observe(world: World) -> RouterObserved:
         nodes = tuple(node.id for node in world.nodes.values())
         return RouterObserved(state="ending" if nodes else "idle", nodes=nodes)
     alive = {slot: node for slot, node in world.nodes.items() if slot in wanted and not node.deleting}
-    good = {slot: node for slot, node in alive.items() if in_force(node)}
+    good = {slot: node for slot, node in alive.items() if _is_in_force(node)}
     carrying = next((node.id for node in good.values() if _carries(node, world)), "")
     reasons = [f"{node}: {node.ready.message}" for slot, node in alive.items() if slot not in good and node.ready]
     message = "; ".join(reasons) or ("" if len(good) == len(wanted) else "its appliance is being made")
@@ -353,8 +354,13 @@ async def _tell_networks(tx: Transaction, world: World, state: str, message: str
 
 def _runs(world: World, network: Resource) -> bool:
     """Tell whether a node runs a document that has the network."""
-    documents = [node.desired.document for node in world.nodes.values() if in_force(node)]
+    documents = [node.desired.document for node in world.nodes.values() if _is_in_force(node)]
     return any(network.id in each.get("networks", {}) for each in documents)
+
+
+def _is_in_force(node: Resource) -> bool:
+    """Tell whether the node runs the document that is wished now; what it was last assigned may be older."""
+    return in_force(node) and node.observed.hash == document_hash(node.desired.document)
 
 
 async def _mark_deleting(tx: Transaction, router: Resource) -> None:

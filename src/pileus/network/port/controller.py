@@ -30,8 +30,9 @@ class PortController(Controller):
         vm = await store.get(resource.owner)
         if not vm.host:
             return Wait("NoHost", f"{vm} has no host yet", after_s=10.0)
-        network = await _network(resource, store)
-        zone, host = await store.get(vm.zone), await store.get(vm.host)
+        id = await _network_id(resource, store)
+        around = await store.get_all([vm.zone, vm.host, *([id] if id else [])])
+        network, zone, host = around.get(id), around[vm.zone], around[vm.host]
 
         async def apply(tx: Transaction) -> None:
             if assigned is None:
@@ -53,12 +54,11 @@ class PortController(Controller):
             await leave_host(tx, resource)
 
 
-async def _network(port: Resource, store: Store) -> Resource | None:
-    """Return the network that the port is in; an appliance's port is in none."""
+async def _network_id(port: Resource, store: Store) -> str:
+    """Return the network that the port is in; empty for an appliance's port."""
     if port.desired.attachment != "network":
-        return None
-    id = port.assigned.network if port.assigned is not None else (await store.links(port.id))["network"]
-    return await store.get(id)
+        return ""
+    return str(port.assigned.network) if port.assigned is not None else (await store.links(port.id))["network"]
 
 
 async def _release_addresses(tx: Transaction, port: Resource) -> None:

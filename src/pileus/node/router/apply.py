@@ -74,14 +74,16 @@ class Router:
             self._step("services", self._revive)
 
     def status(self) -> dict[str, Any]:
-        """Return what waits and what failed, the services, members and peers, and the part in the pair."""
+        """Return what waits and what failed, the services, members and peers, and the part in the pair.
+
+        Nothing that changes while nothing happens: every change is told to the server.
+        """
         config = self._config
         said: dict[str, Any] = {"role": "router", "waiting": list(self._waiting), "failed": dict(self._failed)}
         if config is None:
             return said
         said["services"] = {each.name: "running" if each.pid else "ended" for each in self._wanted(config)}
         said["starts"] = {each.name: each.starts for each in self._wanted(config)}
-        said["connections"] = int(system.text_of("/proc/sys/net/netfilter/nf_conntrack_count") or 0)
         if config.balancers:
             said["balancers"] = balancing.health(system.speak(balancing.SOCKET, "show stat\n"), config.balancers)
         if config.tunnels:

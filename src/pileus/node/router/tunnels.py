@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from pileus.node.router.model import Tunnel
+
+FRESH_S = 200
+"""Peers that exchange anything shake hands every 120 s, and a session ends after 180 s (WireGuard paper, 6.1)."""
 
 
 def settings(tunnel: Tunnel) -> str:
@@ -13,22 +15,18 @@ def settings(tunnel: Tunnel) -> str:
     return "".join(f"{line}\n" for line in _lines(tunnel))
 
 
-def health(dump: str, tunnels: tuple[Tunnel, ...], now_s: int) -> dict[str, dict[str, Any]]:
-    """Return what ``wg show all dump`` says of each peer; the handshake's age is -1 before the first one.
+def health(dump: str, tunnels: tuple[Tunnel, ...], now_s: int) -> dict[str, dict[str, str]]:
+    """Return, for each tunnel, whether each peer is ``up``: it shook hands within FRESH_S.
 
     Source: wg(8): interface, public key, preshared key, endpoint, allowed, handshake (Unix time), received, sent, …
     """
-    found: dict[str, dict[str, Any]] = {tunnel.id: {} for tunnel in tunnels}
+    found: dict[str, dict[str, str]] = {tunnel.id: {} for tunnel in tunnels}
     ids = {tunnel.interface: tunnel.id for tunnel in tunnels}
     for line in dump.splitlines():
         fields = line.split("\t")
         if len(fields) == 9 and fields[0] in ids:
             shaken = int(fields[5])
-            found[ids[fields[0]]][fields[1]] = {
-                "handshake_age_s": max(0, now_s - shaken) if shaken else -1,
-                "received_bytes": int(fields[6]),
-                "sent_bytes": int(fields[7]),
-            }
+            found[ids[fields[0]]][fields[1]] = "up" if shaken and now_s - shaken < FRESH_S else "down"
     return found
 
 

@@ -154,8 +154,8 @@ def test_a_tunnel_and_what_is_known_of_its_peers() -> None:
     assert text[0] == "[Interface]"
     assert {"ListenPort = 51820", "AllowedIPs = 10.2.0.0/16", "Endpoint = 198.51.100.9:51820"} <= set(text)
     dump = f"wg0\tx\ty\t51820\toff\nwg0\t{OTHER}\t(none)\t198.51.100.9:51820\t10.2.0.0/16\t1000\t5\t6\t25\n"
-    peer = {"handshake_age_s": 20, "received_bytes": 5, "sent_bytes": 6}
-    assert tunnels.health(dump, config().tunnels, 1020) == {"t1": {OTHER: peer}}
+    assert tunnels.health(dump, config().tunnels, 1020) == {"t1": {OTHER: "up"}}
+    assert tunnels.health(dump, config().tunnels, 1300) == {"t1": {OTHER: "down"}}
 
 
 def test_the_shared_addresses_and_the_way_out_move_together() -> None:
