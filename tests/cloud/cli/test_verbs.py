@@ -50,7 +50,8 @@ def test_the_tour_of_the_first_milestone(pileus: Run, account: str, cloud: Cloud
     assert made.code == OK, made.err
     there = vm(pileus, account)
     assert there["desired"]["user_data"] == script.read_text()
-    assert there["desired"]["nics"] == [{"network": "default", "address": "10.1.1.10", "extra_addresses": []}]
+    (nic,) = there["desired"]["nics"]
+    assert (nic["network"], nic["address"], nic["extra_addresses"]) == ("default", "10.1.1.10", [])
     assert {"desired", "assigned", "observed", "conditions"} <= there.keys()
     assert [(one["type"], one["status"]) for one in there["conditions"]] == [("Ready", "true")]
     cloud.hosts.logs[there["id"]] = b"booting\nhello\n"
