@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import attach, backchannel, cli_start, deploy, frames, lists, placement, real_vm
+from benchmarks import attach, backchannel, cli_start, deploy, frames, lists, placement, real_vm, routers
 from benchmarks.report import Report
 
 BENCHMARKS = {
@@ -20,6 +20,7 @@ BENCHMARKS = {
     "backchannel": backchannel.run,
     "frames": frames.run,
     "vm": real_vm.run,
+    "routers": routers.run,
 }
 
 

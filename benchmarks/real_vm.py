@@ -45,11 +45,11 @@ def run(report: Report, *, quick: bool) -> None:
     report.say(f"real VM: {rounds} boots through the API and {rounds} of plain QEMU in turn, under TCG")
     with folder("vm") as where:
         data = where / "data"
-        _pileus("up", "--data", str(data), "--port", "0", "--accelerator", "tcg", "--detach")
+        pileus("up", "--data", str(data), "--port", "0", "--accelerator", "tcg", "--detach")
         try:
             _measure(report, data, image, where, rounds)
         finally:
-            _pileus("down", "--data", str(data), "--delete", "-y")
+            pileus("down", "--data", str(data), "--delete", "-y")
 
 
 def _measure(report: Report, data: Path, image: BuiltImage, where: Path, rounds: int) -> None:
@@ -77,7 +77,8 @@ def _measure(report: Report, data: Path, image: BuiltImage, where: Path, rounds:
     report.say(f"real VM: through {[round(s, 2) for s in through]} plain {[round(s, 2) for s in plain]}")
 
 
-def _pileus(*arguments: str) -> None:
+def pileus(*arguments: str) -> None:
+    """Run a command that must succeed."""
     subprocess.run([*PILEUS, *arguments], check=True, stdout=subprocess.DEVNULL, timeout=LIMIT_S)
 
 
@@ -87,16 +88,17 @@ def _through_s(api: Api, data: Path, name: str) -> tuple[float, float]:
     began = time.monotonic()
     vm: dict[str, Any] = api.call("POST", "/v1/compute.vm", body)
     log = HostPaths.under(data / "host").console_log(vm["id"])
-    _until(log.exists, f"QEMU of {name} started")
+    until(log.exists, f"QEMU of {name} started")
     started_s = time.monotonic() - began
-    _until(lambda: READY in log.read_bytes(), f"guest {name} ready")
+    until(lambda: READY in log.read_bytes(), f"guest {name} ready")
     took_s = time.monotonic() - began
     api.call("DELETE", f"/v1/compute.vm/{name}", account="acme")
-    _until(lambda: not api.call("GET", "/v1/compute.vm", account="acme", name=name)["items"], f"VM {name} gone")
+    until(lambda: not api.call("GET", "/v1/compute.vm", account="acme", name=name)["items"], f"VM {name} gone")
     return took_s, started_s
 
 
-def _until(true: Callable[[], bool], what: str) -> None:
+def until(true: Callable[[], bool], what: str) -> None:
+    """Return once ``true`` holds. Raises: RuntimeError when it does not in LIMIT_S."""
     end = time.monotonic() + LIMIT_S
     while not true():
         if time.monotonic() > end:
