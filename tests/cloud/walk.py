@@ -72,7 +72,7 @@ class Walk:
             (self.create_vm, 260), (self.power, 160), (self.boot, 30), (self.nics, 50), (self.volumes, 80), (self.limits, 15),
             (self.rescale, 50), (self.policy, 25), (self.label, 30), (self.delete_vm, 80),
             (self.create_volume, 60), (self.grow_volume, 25), (self.delete_volume, 40),
-            (self.create_network, 40), (self.change_router, 12), (self.delete_network, 15), (self.image, 12),
+            (self.create_network, 40), (self.change_router, 12), (self.gateway_rule, 40), (self.gateway_rule_goes, 30), (self.delete_network, 15), (self.image, 12),
             (self.create_account, 30), (self.delete_account, 3), (self.quota, 15), (self.vdc, 8),
             (self.people, 25), (self.operators_own, 15), (self.nonsense, 40), (self.peek, 40), (self.repeat, 10),
             (self.burst, 8), (self.rest, 25),
@@ -298,6 +298,26 @@ class Walk:
 
     async def delete_network(self) -> None:
         await self.delete("network.network", self.random.choice(("n0", "n1", "n1", "default")), self.account())
+
+    # what routers do
+
+    async def gateway_rule(self) -> None:
+        """Make a forward, a balancer, a firewall or an address."""
+        account, vm = self.one("compute.vm", "v", 14)
+        port = self.random.randrange(8000, 8006)
+        kind = self.random.choice(("address", "forward", "forward", "balancer", "firewall"))
+        wishes: dict[str, dict[str, Any]] = {
+            "address": {},
+            "forward": {"port": port, "vm": vm, "address": self.random.choice(("", "", "g0"))},
+            "balancer": {"port": port, "members": [{"vm": vm}]},
+            "firewall": {"rules": [{"direction": "egress", "action": "drop", "port_first": port, "port_last": port,
+                                    "protocol": "tcp"}]},
+        }  # fmt: skip
+        await self.create(f"gateway.{kind}", self.name("g", 2), account, **wishes[kind])
+
+    async def gateway_rule_goes(self) -> None:
+        kind = self.random.choice(("address", "forward", "forward", "balancer", "firewall"))
+        await self.delete(f"gateway.{kind}", self.name("g", 2), self.account())
 
     async def image(self) -> None:
         account = self.account()
