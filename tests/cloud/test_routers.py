@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from pileus.fleet.node.controller import NodeController
 from pileus.gateway.router.types import RouterAssigned, RouterObserved
 from pileus.infra.zone.types import public_space
 from pileus.kernel.kind import Resource
+from pileus.kernel.outcome import Outcome
 from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.store import Store
 from tests.cloud.world import Cloud, cloud, leftovers
 from tests.virtual_time import clock, run
 
@@ -206,3 +211,76 @@ def test_a_newer_image_replaces_the_nodes_one_after_the_other() -> None:
             await world.until(is_replaced, limit_s=300)
 
     run(main)
+
+
+def test_a_router_goes_with_the_last_network_and_nothing_holds_the_vdc() -> None:
+    async def main() -> None:
+        async with cloud(1, **PUBLIC) as world:
+            await world.create("tenancy.account", "acme")
+            await world.settle()
+            await world.delete("network.network", "default", "acme")
+
+            async def is_gone() -> bool:
+                return not await world.store.list(Filter(kind="gateway.router"))
+
+            await world.until(is_gone)
+            await world.create("network.network", "other", "acme")
+            await world.settle()
+            assert (await _router(world, "acme")).observed.state == "idle"
+            await world.delete("network.network", "other", "acme")
+            await world.until(is_gone)
+            await world.delete("tenancy.vdc", "main", "acme")
+            await world.until(lambda: _is_missing(world, "tenancy.vdc", "main"))
+
+    run(main)
+
+
+def test_a_router_that_gets_a_public_nic_goes_on_serving(monkeypatch: pytest.MonkeyPatch) -> None:
+    wished: list[dict[str, dict[str, Any]]] = []
+    decide = NodeController.reconcile
+
+    async def watched(self: NodeController, resource: Resource, store: Store) -> Outcome:
+        wished.append(resource.desired.document)
+        return await decide(self, resource, store)
+
+    async def main() -> None:
+        async with cloud(1, router="single") as world:
+            await world.create("tenancy.account", "acme")
+            await world.create("compute.vm", "web", "acme")
+            await world.until(lambda: world.is_ready("compute.vm", "web", "acme"))
+            monkeypatch.setattr(NodeController, "reconcile", watched)
+            await world.patch("infra.zone", "local", public_range="203.0.113.0/29")
+
+            async def has_public_link() -> bool:
+                (node,) = await _nodes(world, await _router(world, "acme"))
+                return "public" in node.desired.document["links"] and _is_ready(node)
+
+            await world.until(has_public_link)
+            assert all(document.get("networks") for document in wished)
+
+    run(main)
+
+
+def test_a_router_goes_on_while_the_wished_image_is_not_there() -> None:
+    async def main() -> None:
+        async with cloud(1, **PUBLIC) as world:
+            await world.create("tenancy.account", "acme")
+            await world.create("compute.vm", "web", "acme")
+            await world.until(lambda: world.is_ready("compute.vm", "web", "acme"))
+            before = await _nodes(world, await _router(world, "acme"))
+            await world.create("storage.image", "appliance-2", sha256="0" * 64)
+            for image in ("missing", "appliance-2"):
+                await world.patch("infra.zone", "local", router_image=image)
+                await world.create("compute.vm", f"with-{image}", "acme")
+                await world.until(lambda name=image: world.is_ready("compute.vm", f"with-{name}", "acme"))  # type: ignore[misc]
+                router = await _router(world, "acme")
+                assert router.observed.state == "ready"
+                assert [node.id for node in await _nodes(world, router)] == [node.id for node in before]
+                (document,) = _documents(world)
+                assert f"with-{image}" in {name for host in document["hosts"].values() for name in host["names"]}
+
+    run(main)
+
+
+async def _is_missing(world: Cloud, kind: str, name: str) -> bool:
+    return not await world.exists(kind, name, "acme")

@@ -9,6 +9,7 @@ from pileus.gateway.router.types import RouterAssigned, RouterDesired, router_sp
 from pileus.infra.host.api import HostAdmission
 from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change, make
+from pileus.kernel.errors import Conflict
 from pileus.kernel.kind import Resource
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.transaction import Transaction
@@ -66,6 +67,10 @@ async def _ensure_router(tx: Transaction, network: Resource) -> None:
     space = router_space(network.assigned.zone)
     known = await tx.holder(space, network.account_id)
     if known is not None:
+        if (await tx.get(known)).deleting:
+            raise Conflict(
+                "the router of the account's last network in the zone is just going; try again", code="deleting"
+            )
         await tx.enqueue(known)
         return
     zone = await tx.get(network.assigned.zone)

@@ -39,6 +39,7 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
+from pileus.network.network.controller import NetworkController
 from pileus.network.port.controller import PortController
 from pileus.network.segment.controller import SegmentController
 from pileus.server.agents import Agents
@@ -68,6 +69,7 @@ def controllers(store: Store, images: Files) -> dict[str, Controller]:
         "storage.pool": PoolController(),
         "storage.image": ImageController(images, convert_upload),
         "storage.volume": VolumeController(),
+        "network.network": NetworkController(),
         "network.port": PortController(),
         "network.segment": SegmentController(),
         "compute.offering": OfferingController(),

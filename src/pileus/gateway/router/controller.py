@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.compute.vm.types import VmNic
-from pileus.fleet.node.types import Document, NodeAssigned, NodeDesired, NodeObserved, in_force
+from pileus.fleet.node.types import NodeAssigned, NodeDesired, NodeObserved, in_force
 from pileus.gateway.router.document import (
     Pair,
     RouterView,
@@ -35,6 +35,7 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Exhausted, Transaction
 from pileus.network.network.types import NetworkObserved
 from pileus.node.document import document_hash
+from pileus.storage.image.types import ImageObserved
 
 ROLE = "router"
 PAIR_ADDRESSES = {"a": "169.254.255.1", "b": "169.254.255.2"}
@@ -71,12 +72,12 @@ class RouterController(Controller):
             return Done()
         world = await _world(resource, store)
         if not world.networks and not world.nodes and resource.assigned.active == "no":
-            return Done(lambda tx: _mark_deleting(tx, resource))
+            return Done(lambda tx: _leave(tx, world))
         wanted = any(_wants(vm, world.networks) for vm in world.vms)
         idle_s = world.zone.desired.router_idle_s
         assigned: RouterAssigned = resource.assigned
         change = activity(assigned.active, assigned.idle_since, wanted, self._clock(), idle_s)
-        if change.active == "yes" and world.image is None:
+        if change.active == "yes" and world.image is None and not world.nodes:
             name = world.zone.desired.router_image
             message = f"its image {name} is not there; `pileus image build {name}` makes it"
             return Wait("NoImage", message, 10.0, lambda tx: _tell_networks(tx, world, "waiting", message))
@@ -187,17 +188,22 @@ async def _public_address(tx: Transaction, world: World, pool: PublicPool) -> st
 
 def _members(world: World) -> dict[str, Member]:
     found = {}
-    assert world.image is not None or not world.nodes or world.router.assigned.active == "no"
-    image = world.image.id if world.image is not None else ""
+    image = world.image if world.image is not None and _is_available(world.image) else None
     for slot, node in world.nodes.items():
         found[slot] = Member(
             slot=slot,
-            is_current=node.desired.image == image,
+            is_current=image is None or node.desired.image == image.id,
             in_force=_is_in_force(node),
             carries=_carries(node, world),
             deleting=node.deleting,
         )
     return found
+
+
+def _is_available(image: Resource) -> bool:
+    """Tell whether a node could be made of it: until then the nodes that are there are good enough."""
+    observed: ImageObserved | None = image.observed
+    return observed is not None and observed.state == "available" and not image.deleting
 
 
 def _carries(node: Resource, world: World) -> bool:
@@ -218,7 +224,7 @@ async def _keep_nodes(tx: Transaction, world: World) -> None:
         await tx.mark_deleting(world.nodes[slot])
     for slot in wanted:
         node = world.nodes.get(slot)
-        if node is None and slot in change.make:
+        if node is None and slot in change.make and world.image is not None:
             await _make_node(tx, world, slot)
         elif node is not None and not node.deleting and slot not in change.remove:
             await tx.update(node, desired=_wished(node.desired, world, slot, change))
@@ -239,15 +245,18 @@ async def _make_node(tx: Transaction, world: World, slot: str) -> None:
 
 
 def _wished(desired: NodeDesired, world: World, slot: str, change: Membership) -> NodeDesired:
-    """Return the node's wish: its NICs with every address they may use, and its document once its NICs have MACs."""
+    """Return the node's wish: its NICs with every address they may use, and its document once its NICs have MACs.
+
+    A node that gets a NIC keeps the document it has until then.
+    """
     pair = _pair(world.router.assigned.redundancy, slot, change)
     nics = _nics(world, pair)
     other = next((node for name, node in world.nodes.items() if name != slot), None)
     ports = world.ports.get(slot, ())
     macs = [port.assigned.mac for port in ports if port.assigned is not None]
-    whole: Document = {}
+    whole = desired.document
     if len(macs) == len(nics):
-        whole = with_links(document(world.view), f"{world.router.name}-{slot}", *macs)
+        whole = with_links(document(world.view), f"{world.router.name[:60]}-{slot}", *macs)
         whole = with_pair(whole, pair) if pair is not None else whole
     return replace(
         desired,
@@ -363,5 +372,9 @@ def _is_in_force(node: Resource) -> bool:
     return in_force(node) and node.observed.hash == document_hash(node.desired.document)
 
 
-async def _mark_deleting(tx: Transaction, router: Resource) -> None:
-    await tx.mark_deleting(await tx.get(router.id))
+async def _leave(tx: Transaction, world: World) -> None:
+    """Let the router go, unless a network came that needs it: that one made it due again."""
+    zone, account = world.zone.id, world.router.account_id
+    networks = await tx.matching(Filter(kind="network.network", account_id=account, zone=zone), limit=10_000)
+    if not any(network.assigned.router != "none" and not network.deleting for network in networks):
+        await tx.mark_deleting(await tx.get(world.router.id))

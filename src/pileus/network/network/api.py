@@ -17,6 +17,9 @@ from pileus.kernel.transaction import Transaction
 from pileus.network.network.plan import offset, parse_address, parse_range, pool
 from pileus.network.network.types import NetworkAssigned, NetworkDesired, address_space
 
+PORTS_MAX = 100_000
+"""Of an account in a zone."""
+
 
 class NetworkAdmission(Admission):
     """Decides everything about a network when it is made."""
@@ -64,5 +67,6 @@ async def _router(tx: Transaction, desired: NetworkDesired, zone: str) -> Router
 
 async def _wake_ports(tx: Transaction, network: Resource) -> None:
     """Let ports see that their network has a router now, or none any more, or other name servers."""
-    for port in await tx.matching(Filter(kind="network.port", account_id=network.account_id, zone=network.zone)):
+    here = Filter(kind="network.port", account_id=network.account_id, zone=network.zone)
+    for port in await tx.matching(here, limit=PORTS_MAX):
         await tx.enqueue(port.id)
