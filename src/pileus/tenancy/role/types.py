@@ -20,7 +20,7 @@ class RoleDesired(Struct, frozen=True, kw_only=True):
 
 VERBS = ("get", "create", "update", "delete", "console")
 """``get`` covers list and watch; ``console`` covers logs, the serial console and connections to ports."""
-TENANT_KINDS = ("storage.*", "network.*", "compute.*")
+TENANT_KINDS = ("storage.*", "network.*", "compute.*", "gateway.*")
 
 BUILTIN: dict[str, RoleDesired] = {
     "operator": RoleDesired(
