@@ -406,3 +406,18 @@ def test_an_account_goes_with_its_gateways_and_leaves_nothing_claimed() -> None:
             assert await leftovers(world) == {}
 
     run(main)
+
+
+def test_an_appliance_is_no_target() -> None:
+    async def main() -> None:
+        async with town("web") as world:
+            (appliance,) = [vm for vm in await world.list("compute.vm", owned=True) if vm["desired"]["appliance"]]
+            for kind, wish in (
+                ("forward", {"vm": appliance["name"]}),
+                ("balancer", {"members": [{"vm": appliance["name"]}]}),
+            ):
+                error = await refused(world, kind, port=22, **wish)
+                assert isinstance(error, Invalid)
+                assert "has no NIC" in error.message
+
+    run(main)

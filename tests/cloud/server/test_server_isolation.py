@@ -30,13 +30,29 @@ WISHES: dict[str, dict[str, Any]] = {
     "tenancy.user": {"role": "reader"},
     "tenancy.role": {"rules": []},
     "tenancy.key": {"user": UNIQUE},
-    "tenancy.vdc": {},
+    "tenancy.vdc": {"zone": "z"},
     "storage.image": {},
     "storage.volume": {"size_gib": 1, "vdc": "main"},
     "network.network": {"vdc": "main", "range": "10.9.0.0/24"},
     "compute.vm": {"image": "tiny", "vcpus": 1, "memory_mib": 128, "disk_gib": 1, "vdc": "main"},
+    "gateway.address": {"vdc": "main"},
+    "gateway.forward": {"vm": "server", "port": 22},
+    "gateway.balancer": {"members": [{"vm": "server"}], "port": 80},
+    "gateway.firewall": {"vdc": "main"},
+    "gateway.vpn": {"mode": "remote-access", "range": "10.7.0.0/24", "vdc": "main"},
+    "gateway.link": {"network": "near", "peer_network": "far"},
 }
 """What the smallest wish of each kind that an account may have says."""
+ZONE = {"router": "single", "public_range": "203.0.113.0/24"}
+NEAR = {"vdc": "main", "range": "10.6.0.0/24", "last": "10.6.0.99"}
+FAR = {"vdc": "far", "range": "10.6.0.0/24", "gateway": "10.6.0.254", "first": "10.6.0.100", "last": "10.6.0.199"}
+NEEDED: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("tenancy.vdc", "far", {"zone": "far"}),
+    ("network.network", "near", NEAR),
+    ("network.network", "far", FAR),
+    ("compute.vm", "server", WISHES["compute.vm"]),
+)
+"""Kind, name and wish of what both accounts have for the wishes to name."""
 
 
 class Tenants:
@@ -68,18 +84,20 @@ class Tenants:
 async def tenants(tmp_path: Path) -> AsyncIterator[Tenants]:
     """A cluster with the program's own admissions, and its two tenants."""
     async with made_world(tmp_path, admissions()) as world:
-        for kind, name in (("infra.zone", "z"), ("infra.pod", "p"), ("infra.host", "h")):
-            made = await world.operator("POST", f"/v1/{kind}", {"name": name, "desired": {}})
+        for kind, name, wish in (("infra.zone", "z", ZONE), ("infra.pod", "p", {}), ("infra.host", "h", {})):
+            made = await world.operator("POST", f"/v1/{kind}", {"name": name, "desired": wish})
             assert made.status == 201, made.body
         image = await world.operator("POST", "/v1/storage.image", {"name": "tiny", "desired": {}})
         tiny = await world.store.get(image.json["id"])
         await world.store.write(lambda tx: tx.update(tiny, observed=ImageObserved(state="available")))
         keys = {account: await world.account(account) for account in (MINE, THEIRS)}
         result = Tenants(world, world.caller(keys[MINE]))
+        made = await world.operator("POST", "/v1/infra.zone", {"name": "far", "desired": ZONE})
+        assert made.status == 201, made.body
         for account, name in ((MINE, "only-mine"), (THEIRS, UNIQUE)):
             caller = world.caller(keys[account])
-            for kind, wish in WISHES.items():
-                body = {"name": name, "desired": wish | ({"user": name} if "user" in wish else {})}
+            for kind, own, wish in (*NEEDED, *((kind, name, wish) for kind, wish in WISHES.items())):
+                body = {"name": own, "desired": wish | ({"user": name} if "user" in wish else {})}
                 sender = caller if kind != "tenancy.vdc" else world.operator
                 made = await sender("POST", f"/v1/{kind}?account={account}", body)
                 assert made.status == 201, (kind, made.body)
