@@ -421,3 +421,16 @@ def test_an_appliance_is_no_target() -> None:
                 assert "has no NIC" in error.message
 
     run(main)
+
+
+def test_a_network_does_not_take_the_range_of_a_vpn() -> None:
+    async def main() -> None:
+        async with town("web") as world:
+            await world.create("gateway.vpn", "road", "acme", mode="remote-access", range="10.9.0.0/24")
+            with pytest.raises(Conflict) as caught:
+                await world.create("network.network", "second", "acme", range="10.9.0.128/25")
+            assert caught.value.code == "overlap"
+            assert "10.9.0.0/24 of vpn road" in caught.value.message
+            await world.create("network.network", "second", "acme", range="10.10.0.0/24")
+
+    run(main)

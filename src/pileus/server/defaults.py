@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pileus.gateway.router.types import RouterAssigned, RouterDesired, router_space
+from pileus.gateway.vpn.api import refuse_range_of_vpn
 from pileus.infra.host.api import HostAdmission
 from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change, make
@@ -54,9 +55,11 @@ class NetworkWithRouter(NetworkAdmission):
         return {}
 
     async def admit(self, tx: Transaction, change: Change) -> Resource:
-        """Return the network; one that is to have a router from now on gets it."""
+        """Return the network; one that is to have a router from now on gets it. Raises: as before; Conflict (overlap)."""
         admitted = await super().admit(tx, change)
-        if change.old is not None:
+        if change.old is None:
+            await refuse_range_of_vpn(tx, admitted)
+        else:
             await _ensure_router(tx, admitted)
         return admitted
 

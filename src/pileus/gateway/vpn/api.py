@@ -196,14 +196,21 @@ async def _used(tx: Transaction, change: Change, zone: Resource) -> list[Used]:
     new = change.new
     found = [Used(str(require_public(zone).network), f"the public range of {zone}")]
     for other in await tx.matching(Filter(kind=new.kind, account_id=new.account_id, zone=zone.id)):
-        desired: VpnDesired = other.desired
-        if other.id == new.id:
-            continue
-        if desired.range:
-            found.append(Used(desired.range, str(other)))
-        if desired.outside is not None:
-            found += [Used(text, str(other)) for text in desired.outside.ranges]
+        found += _reached(other) if other.id != new.id else []
     return found
+
+
+def _reached(vpn: Resource) -> list[Used]:
+    """Return what the VPN reaches by its own wish."""
+    desired: VpnDesired = vpn.desired
+    found = [Used(desired.range, str(vpn))] if desired.range else []
+    return found + [Used(text, str(vpn)) for text in (desired.outside.ranges if desired.outside is not None else ())]
+
+
+async def refuse_range_of_vpn(tx: Transaction, network: Resource) -> None:
+    """Raises: Conflict (overlap) for a new network whose range a VPN of the account reaches."""
+    vpns = await tx.matching(Filter(kind="gateway.vpn", account_id=network.account_id))
+    _refuse_meeting([network.desired.range], [used for vpn in vpns for used in _reached(vpn)], "desired.range")
 
 
 def _refuse_meeting(ranges: Iterable[str], used: Iterable[Used], field: str) -> None:
