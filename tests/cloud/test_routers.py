@@ -284,3 +284,22 @@ def test_a_router_goes_on_while_the_wished_image_is_not_there() -> None:
 
 async def _is_missing(world: Cloud, kind: str, name: str) -> bool:
     return not await world.exists(kind, name, "acme")
+
+
+def test_a_pair_lies_on_two_hosts_also_when_one_is_much_larger() -> None:
+    async def main() -> None:
+        async with cloud(1, **{**PUBLIC, "router": "redundant"}) as world:
+            await world.add_host("large", cpus=128, memory_mib=1_000_000)
+            await world.settle()
+            await world.create("tenancy.account", "acme")
+            await world.create("compute.vm", "web", "acme")
+            await world.until(lambda: world.is_ready("compute.vm", "web", "acme"))
+
+            async def is_ready() -> bool:
+                return bool((await _router(world, "acme")).observed.state == "ready")
+
+            await world.until(is_ready)
+            nodes = await _nodes(world, await _router(world, "acme"))
+            assert len({node.host for node in nodes}) == 2
+
+    run(main)

@@ -224,10 +224,15 @@ async def _keep_nodes(tx: Transaction, world: World) -> None:
         await tx.mark_deleting(world.nodes[slot])
     for slot in wanted:
         node = world.nodes.get(slot)
-        if node is None and slot in change.make and world.image is not None:
+        if node is None and slot in change.make[:1] and world.image is not None and _knows_hosts(world):
             await _make_node(tx, world, slot)
         elif node is not None and not node.deleting and slot not in change.remove:
             await tx.update(node, desired=_wished(node.desired, world, slot, change))
+
+
+def _knows_hosts(world: World) -> bool:
+    """Tell whether each node has a host: another one is made after that, since it avoids that host."""
+    return all(node.host for node in world.nodes.values())
 
 
 async def _make_node(tx: Transaction, world: World, slot: str) -> None:
