@@ -11,7 +11,7 @@ from pileus.node.places import open_frames, open_port
 from pileus.node.role import Role
 from pileus.node.seed import Seed, load_seed
 from pileus.node.serve import RESUME_TIMEOUT_S, Server
-from pileus.node.transport import FrameTransport, PortTransport
+from pileus.node.transport import FrameTransport, PortTransport, PromptSelector
 
 SEED = Path("/run/pileus/node.json")
 DOCUMENT = Path("/var/lib/pileus/document.json")
@@ -42,7 +42,7 @@ def make_role(name: str) -> Role:
     raise ValueError(f"this image has no role {name!r}")
 
 
-async def serve(seed: Seed, document: Path, port: Path | None) -> None:
+async def serve(seed: Seed, document: Path, port: Path | None, selector: PromptSelector) -> None:
     """Run the role and its backchannel until the end."""
     duty = Duty(make_role(seed.role), document)
     resumed = asyncio.ensure_future(duty.resume())
@@ -51,10 +51,12 @@ async def serve(seed: Seed, document: Path, port: Path | None) -> None:
     transport: FrameTransport | PortTransport
     if seed.channel == "nic":
         frames = await open_frames(seed.mac)
-        transport = FrameTransport(frames.send, server, server.greet)
+        transport = FrameTransport(frames.send, server.conversation, server.greet)
         frames.start(transport.arrived)
     else:
-        transport = PortTransport(await open_port(port), server, server.greet)
+        fd = await open_port(port)
+        transport = PortTransport(fd, server.conversation, server.greet)
+        selector.prefer(fd, transport.on_readable)
     server.conversation.transport = transport
     transport.start()
     await server.run()
@@ -67,7 +69,9 @@ def main() -> None:
     parser.add_argument("--document", type=Path, default=DOCUMENT)
     parser.add_argument("--port", type=Path, default=None)
     options = parser.parse_args()
-    asyncio.run(serve(load_seed(options.seed), options.document, options.port))
+    selector = PromptSelector()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        runner.run(serve(load_seed(options.seed), options.document, options.port, selector))
 
 
 if __name__ == "__main__":

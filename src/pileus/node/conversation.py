@@ -17,6 +17,7 @@ from pileus.node.session import (
     Event,
     Finished,
     Message,
+    Ponged,
     Session,
 )
 from pileus.node.wire import Signal
@@ -70,6 +71,9 @@ class Listener(Protocol):
 
     def on_message(self, body: bytes) -> None:
         """A message arrived."""
+
+    def on_pong(self, number: int) -> None:
+        """A ping was answered."""
 
     def on_asked(self, stream: ChannelStream, body: bytes) -> None:
         """The other end asks for a stream; ``accept`` or ``refuse`` it."""
@@ -191,6 +195,13 @@ class Conversation:
         self.session.send(message)
         self.flush()
 
+    def ping(self, number: int) -> None:
+        """Ask whether the other end is there. Raises: ConnectionResetError without a session."""
+        if not self.session.open:
+            raise ConnectionResetError("there is no session")
+        self.session.ping(number)
+        self.flush()
+
     def ask(self, body: bytes) -> ChannelStream:
         """Ask the other end for a stream; wait for ``made``. Raises as ``send``."""
         if not self.session.open:
@@ -202,6 +213,9 @@ class Conversation:
 
     def received(self, data: bytes) -> None:
         """The transport has bytes."""
+        if pong := self.session.pong(data):
+            self.transport.write(pong)
+            return
         self._receiving = True
         try:
             for event in self.session.receive(data):
@@ -216,9 +230,10 @@ class Conversation:
             return
         while (room := self.transport.room()) > 0:
             data = self.session.outgoing(room)
-            if not data:
+            if data:
+                self.transport.write(data)
+            if len(data) < room:
                 break
-            self.transport.write(data)
         for stream in self._streams.values():
             stream.on_room(self.session.unsent(stream.number))
 
@@ -250,6 +265,8 @@ class Conversation:
             return
         elif isinstance(event, Message):
             self._listener.on_message(event.body)
+        elif isinstance(event, Ponged):
+            self._listener.on_pong(event.number)
         elif isinstance(event, Asked):
             stream = self._streams[event.stream] = ChannelStream(self, event.stream)
             self._listener.on_asked(stream, event.body)

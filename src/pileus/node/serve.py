@@ -1,8 +1,8 @@
 """The appliance's end of the backchannel: proves itself, takes documents, says how it is, makes connections.
 
-It does nothing else, whoever asks: the verbs are ``configure`` and ``report``. Messages are JSON objects::
+It does nothing else, whoever asks: the only verb is ``configure``. Messages are JSON objects::
 
-    host   {"id", "verb": "configure", "base": hash or "", "sections": {...}, "hash"}    {"id", "verb": "report"}
+    host   {"id", "verb": "configure", "base": hash or "", "sections": {...}, "hash"}
     node   {"id", "stale": true}  {"id", "report": {...}}                                {"report": {...}} unasked
 """
 
@@ -27,7 +27,7 @@ RESUME_TIMEOUT_S = 10.0
 """The channel waits so long for what was kept to be in force, so that nothing is sent that is there already."""
 
 SILENT_S = 45.0
-"""The host asks every 10 s; when it does not, it has forgotten this session."""
+"""The host pings every 10 s; when it does not, it has forgotten this session."""
 
 GREET_S_MIN, GREET_S_MAX = 1.0, 5.0
 STATUS_BYTES_MAX = 60 << 10
@@ -43,6 +43,7 @@ class Server:
         self._boot = _boot_id()
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._heard = 0
         self._heard_at = 0.0
         self._greet_at = 0.0
         self._greet_every_s = GREET_S_MIN
@@ -73,6 +74,8 @@ class Server:
     async def _look_after_session(self) -> None:
         while True:
             now = self._loop.time()
+            if self._heard != self.conversation.session.wire.proved:
+                self._heard, self._heard_at = self.conversation.session.wire.proved, now
             if not self.conversation.session.open:
                 if now >= self._greet_at:
                     self.greet()
@@ -89,14 +92,6 @@ class Server:
             self._greet_at = self._loop.time() + self._greet_every_s
             self.conversation.start()
 
-    def received(self, data: bytes) -> None:
-        """The transport has bytes."""
-        self.conversation.received(data)
-
-    def flush(self) -> None:
-        """The transport has room."""
-        self.conversation.flush()
-
     def on_signal(self, signal: Signal) -> None:
         """A session began or ended."""
         if signal is Signal.OPENED:
@@ -108,12 +103,12 @@ class Server:
 
     def on_message(self, body: bytes) -> None:
         """The host asks for something."""
-        self._heard_at = self._loop.time()
         request = json.loads(body)
-        if request.get("verb") == "configure":
+        if request["verb"] == "configure":
             self._spawn(self._configure(request, self.conversation.session.opens))
-        else:
-            self._answer(request["id"])
+
+    def on_pong(self, number: int) -> None:
+        """Never called: the host is not pinged."""
 
     def on_asked(self, stream: ChannelStream, body: bytes) -> None:
         """The host asks for a connection."""
@@ -130,7 +125,7 @@ class Server:
         if stale:
             self._send(b'{"id":%d,"stale":true}' % request["id"])
         else:
-            self._answer(request["id"])
+            self._send(b'{"id":%d,"report":%b}' % (request["id"], self._report()))
 
     def _report(self) -> bytes:
         """Return the report as JSON; it is written anew only when something in it changed."""
@@ -147,9 +142,6 @@ class Server:
             "hash": hash, "refused": refused, "version": __version__, "boot_id": self._boot, "status": status,
         }  # fmt: skip
         return json.dumps(fields, separators=(",", ":")).encode()
-
-    def _answer(self, id: int) -> None:
-        self._send(b'{"id":%d,"report":%b}' % (id, self._report()))
 
     def _push(self) -> None:
         self._report_at = self._loop.time() + REPORT_EVERY_S

@@ -10,7 +10,7 @@ import struct
 from collections import deque
 from dataclasses import dataclass
 
-from pileus.node.wire import BODY_BYTES_MAX, Side, Signal, Wire
+from pileus.node.wire import BODY_BYTES_MAX, FRAME_OVERHEAD_BYTES, Side, Signal, Wire, frame_start
 
 MESSAGE_BYTES_MAX = 16 << 20
 WINDOW_BYTES = 256 << 10
@@ -20,9 +20,13 @@ STREAMS_MAX = 64
 REASON_BYTES_MAX = 512
 UNSENT_MESSAGES_BYTES_MAX = 2 * MESSAGE_BYTES_MAX
 
-PART, LAST, OPEN, OPENED, CHUNK, GRANT, FINISH, CLOSE = range(1, 9)
+PART, LAST, OPEN, OPENED, CHUNK, GRANT, FINISH, CLOSE, PING, PONG = range(1, 11)
 _STREAM = struct.Struct(">BI")
 _COUNT = struct.Struct(">I")
+_PONG = bytes((PONG,))
+_PING_START = frame_start(_STREAM.size) + bytes((PING,))
+_PING_FRAME_BYTES = _STREAM.size + FRAME_OVERHEAD_BYTES
+_PING_NUMBER = slice(len(_PING_START), len(_PING_START) + _COUNT.size)
 _PART_BYTES = BODY_BYTES_MAX - 1
 _CHUNK_BYTES = BODY_BYTES_MAX - _STREAM.size
 
@@ -32,6 +36,13 @@ class Message:
     """A whole message arrived."""
 
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ponged:
+    """The node answers a ping (only a host gets this; the node's session answers by itself)."""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +90,7 @@ class Closed:
     reason: str
 
 
-Event = Signal | Message | Asked | Accepted | Arrived | Drained | Finished | Closed
+Event = Signal | Message | Ponged | Asked | Accepted | Arrived | Drained | Finished | Closed
 
 
 class _Flow:
@@ -130,6 +141,12 @@ class Session:
         self._noise = self.wire.noise = 0
         return noise
 
+    def pong(self, data: bytes) -> bytes:
+        """Return the answer to a ping that came alone; empty when ``data`` is something else: ``receive`` it."""
+        if len(data) != _PING_FRAME_BYTES or not data.startswith(_PING_START) or self._side == "host":
+            return b""
+        return self.wire.seal(_PONG + data[_PING_NUMBER]) if self.wire.takes(data) else b""
+
     def receive(self, data: bytes) -> list[Event]:
         """Return what ``data`` completes, in order. After ``Signal.LOST`` no stream and no message is left."""
         events: list[Event] = []
@@ -150,6 +167,10 @@ class Session:
         if len(message) > MESSAGE_BYTES_MAX or queued + len(message) > UNSENT_MESSAGES_BYTES_MAX:
             raise ValueError(f"a message of {len(message)} bytes is too much")
         self._messages.append(memoryview(message))
+
+    def ping(self, number: int) -> None:
+        """Queue a ping; its answer has the same number."""
+        self._urgent.append(_STREAM.pack(PING, number))
 
     def ask(self, body: bytes) -> int:
         """Ask for a stream and return its number. Raises: ValueError when there are too many."""
@@ -208,7 +229,7 @@ class Session:
         """Return about ``limit`` bytes to send now, the most urgent first; empty when there is nothing to send."""
         out = self.wire.take_replies()
         while self.wire.open and len(out) < limit:
-            payload = self._next_payload()
+            payload = self._next_payload() if self._urgent or self._messages or self._turns else None
             if payload is None:
                 break
             out += self.wire.seal(payload)
@@ -271,6 +292,8 @@ class Session:
         kind = payload[0]
         if kind in (PART, LAST):
             return self._on_part(payload)
+        if kind == (PING if self._side == "node" else PONG) and len(payload) == _STREAM.size:
+            return self._on_ping(payload)
         if not OPEN <= kind <= CLOSE or len(payload) < _STREAM.size:
             return self._lose("a frame of an unknown kind")
         stream, body = _STREAM.unpack_from(payload)[1], payload[_STREAM.size :]
@@ -290,6 +313,12 @@ class Session:
             return []
         body, self._partial = bytes(self._partial), bytearray()
         return [Message(body)]
+
+    def _on_ping(self, payload: bytes) -> list[Event]:
+        if self._side == "host":
+            return [Ponged(_STREAM.unpack(payload)[1])]
+        self._urgent.append(_PONG + payload[1:])
+        return []
 
     def _on_open(self, stream: int, body: bytes) -> list[Event]:
         if self._side == "host" or stream <= self._last_stream or len(self._flows) >= STREAMS_MAX:

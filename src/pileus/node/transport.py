@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import selectors
 from collections.abc import Callable
 
 from pileus.node.conversation import UNDER_WAY_BYTES, Receiver
@@ -68,6 +69,30 @@ class SocketTransport(asyncio.Protocol):
             self._under.resume_reading()
 
 
+class PromptSelector(selectors.EpollSelector):
+    """Calls the reader of a descriptor itself: the turn of the event loop comes after the answer, not before it.
+
+    What such a reader raises ends the loop.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._readers: dict[int, Callable[[], None]] = {}
+
+    def prefer(self, fd: int, reader: Callable[[], None]) -> None:
+        """Call ``reader``, which the loop has for ``fd``, as soon as there is something to read."""
+        self._readers[fd] = reader
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Return what the event loop has to call."""
+        ready = super().select(timeout)
+        for at, (key, events) in enumerate(ready):
+            if key.fd in self._readers and events & selectors.EVENT_READ:
+                ready[at] = key, events & ~selectors.EVENT_READ
+                self._readers[key.fd]()
+        return ready
+
+
 class PortTransport:
     """A transport over a port's device, open without blocking; it outlives whoever is at its other end."""
 
@@ -87,7 +112,7 @@ class PortTransport:
             return
         if self._is_held():
             self._connected = True
-            self._loop.add_reader(self._fd, self._on_readable)
+            self._loop.add_reader(self._fd, self.on_readable)
             self._on_connected()
         else:
             self._loop.call_later(PORT_POLL_S, self.start)
@@ -113,7 +138,8 @@ class PortTransport:
         poll.register(self._fd, select.POLLIN)
         return not any(events & select.POLLHUP for _, events in poll.poll(0))
 
-    def _on_readable(self) -> None:
+    def on_readable(self) -> None:
+        """Take what is there."""
         try:
             data = os.read(self._fd, READ_BYTES)
         except BlockingIOError:

@@ -10,16 +10,16 @@ no frame is skipped, and only what a session's key seals in the expected order i
                                  <-     CONFIRM         the host's proof
     SEALED ...                   <->    SEALED ...      tag over the direction's key, a counter and the payload
 
-A frame: mark (2), kind (1), length of the body (2), body, tag (16: HMAC-SHA-256 of a sealed frame, else a checksum).
+A frame: mark (2), kind (1), length of the body (2), body, tag (16: keyed BLAKE2b of a sealed frame, else a checksum).
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import secrets
 import struct
 from enum import Enum
+from hashlib import blake2b
+from hmac import compare_digest
 from typing import Literal
 
 Side = Literal["host", "node"]
@@ -41,7 +41,7 @@ PREAMBLE = bytes(BODY_BYTES_MAX + FRAME_OVERHEAD_BYTES)
 
 _NO_NONCE = bytes(16)
 _NO_PROOF = bytes(32)
-_CONTEXT = b"pileus backchannel 1 "
+_CONTEXT = b"pileus backchannel 2 "
 
 
 class Signal(Enum):
@@ -97,17 +97,28 @@ class Wire:
         self._counters[0] += 1
         return header + payload + tag
 
+    def takes(self, frame: bytes) -> bool:
+        """Take ``frame`` if it is the next sealed frame, whole, and nothing is before it; else leave all as it is."""
+        if not self.open or self._unread:
+            return False
+        tag = _seal_tag(self._keys[1], self._counters[1], frame[:-_TAG_BYTES])
+        if not compare_digest(tag, frame[-_TAG_BYTES:]):
+            return False
+        self._counters[1] += 1
+        self.proved += 1
+        return True
+
     def receive(self, data: bytes) -> list[Signal | bytes]:
         """Return what ``data`` completes, in order."""
         self._unread += data
         found: list[Signal | bytes] = []
-        while True:
+        while self._unread:
             was_open = self.open
             frame = self._next_frame()
             if was_open and not self.open:
                 found.append(Signal.LOST)
             if frame is None:
-                return found
+                break
             self.proved += 1
             kind, body = frame
             if kind == SEALED:
@@ -115,6 +126,7 @@ class Wire:
             else:
                 self.noise += len(body)
                 found += self._on_handshake(kind, *_HANDSHAKE.unpack(body))
+        return found
 
     def lose(self, reason: str) -> None:
         """Give up the session; a new one is not asked for."""
@@ -134,11 +146,12 @@ class Wire:
     def _next_frame(self) -> tuple[int, bytes] | None:
         unread = self._unread
         while True:
-            start = unread.find(MARK)
-            if start < 0:
-                self._skip(len(unread) - unread.endswith(MARK[:1]))
-                return None
-            self._skip(start)
+            if not unread.startswith(MARK):
+                start = unread.find(MARK)
+                if start < 0:
+                    self._skip(len(unread) - unread.endswith(MARK[:1]))
+                    return None
+                self._skip(start)
             if len(unread) < _HEADER.size:
                 return None
             _, kind, length = _HEADER.unpack_from(unread)
@@ -149,7 +162,7 @@ class Wire:
             if len(unread) < end + _TAG_BYTES:
                 return None
             text = bytes(unread[:end])
-            if hmac.compare_digest(self._tag(kind, text), unread[end : end + _TAG_BYTES]):
+            if compare_digest(self._tag(kind, text), unread[end : end + _TAG_BYTES]):
                 del unread[: end + _TAG_BYTES]
                 return kind, text[_HEADER.size :]
             self._skip(len(MARK))
@@ -197,13 +210,13 @@ class Wire:
         if self._side == "node" and self._nonces[1] != node:
             return []
         other: Side = "host" if self._side == "node" else "node"
-        if not hmac.compare_digest(self._proof(other, host, node), proof):
+        if not compare_digest(self._proof(other, host, node), proof):
             return [Signal.REFUSED]
         lost = self._lose_to_new_peer()
         self._nonces = None
         if self._side == "host":
             self._reply(CONFIRM, host, node, self._proof("host", host, node))
-        self._keys = (self._derive(self._side, host, node), self._derive(other, host, node))
+        self._keys = (self._frame_key(self._side, host, node), self._frame_key(other, host, node))
         self._counters = [0, 0]
         self.open = True
         return [*lost, Signal.OPENED]
@@ -215,19 +228,27 @@ class Wire:
         return [Signal.LOST]
 
     def _proof(self, side: Side, host: bytes, node: bytes) -> bytes:
-        return hmac.digest(self._key, _CONTEXT + b"proof of " + side.encode() + host + node, "sha256")
+        return self._derive(b"proof of ", side, host, node)
 
-    def _derive(self, side: Side, host: bytes, node: bytes) -> bytes:
-        return hmac.digest(self._key, _CONTEXT + b"frames of " + side.encode() + host + node, "sha256")
+    def _frame_key(self, side: Side, host: bytes, node: bytes) -> bytes:
+        return self._derive(b"frames of ", side, host, node)
+
+    def _derive(self, purpose: bytes, side: Side, host: bytes, node: bytes) -> bytes:
+        return blake2b(_CONTEXT + purpose + side.encode() + host + node, digest_size=32, key=self._key).digest()
 
     def _reply(self, kind: int, host: bytes, node: bytes, proof: bytes) -> None:
         text = _HEADER.pack(MARK, kind, _HANDSHAKE.size) + _HANDSHAKE.pack(host, node, proof)
         self._replies += text + _checksum(text)
 
 
+def frame_start(length: int) -> bytes:
+    """Return how a sealed frame begins."""
+    return _HEADER.pack(MARK, SEALED, length)
+
+
 def _seal_tag(key: bytes, counter: int, text: bytes) -> bytes:
-    return hmac.digest(key, counter.to_bytes(8, "big") + text, "sha256")[:_TAG_BYTES]
+    return blake2b(counter.to_bytes(8, "big") + text, digest_size=_TAG_BYTES, key=key).digest()
 
 
 def _checksum(text: bytes) -> bytes:
-    return hashlib.sha256(text).digest()[:_TAG_BYTES]
+    return blake2b(text, digest_size=_TAG_BYTES).digest()

@@ -290,7 +290,7 @@ class SerialRig(RealRig):
         assert self.appliance is not None
         assert self.port is not None
         server = await self.appliance.boot()
-        transport = PortTransport(os.dup(self.port.guest_end.fileno()), server, server.greet)
+        transport = PortTransport(os.dup(self.port.guest_end.fileno()), server.conversation, server.greet)
         server.conversation.transport = transport
         transport.start()
         self._transport = transport
@@ -371,7 +371,7 @@ class NicRig(RealRig):
     async def start(self) -> None:
         assert self.appliance is not None
         server = await self.appliance.boot()
-        self.air.transport = FrameTransport(self.air.to_host, server, server.greet)
+        self.air.transport = FrameTransport(self.air.to_host, server.conversation, server.greet)
         server.conversation.transport = self.air.transport
         self.air.transport.start()
 

@@ -19,6 +19,7 @@ from pileus.node.session import (
     Event,
     Finished,
     Message,
+    Ponged,
     Session,
 )
 from pileus.node.wire import Signal
@@ -171,6 +172,57 @@ def test_frames_of_a_stream_that_is_closed_are_ignored_and_counted() -> None:
     host.take_noise()
     assert host.receive(hostile(node, b"\x05\x00\x00\x00\x09abc")) == []
     assert host.take_noise() == 8
+
+
+def test_a_ping_that_comes_alone_is_answered_in_one_step() -> None:
+    host, node = opened()
+    for number in range(3):
+        host.ping(number)
+        pong = node.pong(host.outgoing(100))
+        assert host.receive(pong) == [Ponged(number)]
+
+
+def test_pings_among_other_frames_are_answered_too() -> None:
+    host, node = opened()
+    host.ping(7)
+    host.send(b"before")
+    host.ping(8)
+    data = host.outgoing(1000)
+    assert node.pong(data) == b""
+    assert node.receive(data) == [Message(b"before")]
+    assert carry(node, host) == [Ponged(7), Ponged(8)]
+    assert node.open
+
+
+@pytest.mark.parametrize("at", [0, 3, 5, 6, -1])
+def test_a_ping_that_is_not_the_next_frame_ends_the_session(at: int) -> None:
+    host, node = opened()
+    host.ping(1)
+    frame = bytearray(host.outgoing(100))
+    frame[at] ^= 1
+    assert node.pong(bytes(frame)) == b""
+    node.receive(bytes(frame) + bytes(5000))
+    assert not node.open
+
+
+def test_a_ping_again_or_in_parts_is_no_ping_alone() -> None:
+    host, node = opened()
+    host.ping(1)
+    frame = host.outgoing(100)
+    assert node.receive(frame[:9]) == []
+    assert node.pong(frame[9:]) == b""
+    assert node.receive(frame[9:]) == []
+    assert carry(node, host) == [Ponged(1)]
+    assert node.pong(frame) == b""
+    assert node.receive(frame) == [Signal.LOST]
+
+
+def test_a_node_does_not_ping() -> None:
+    host, node = opened()
+    node.ping(1)
+    frame = node.outgoing(100)
+    assert host.pong(frame) == b""
+    assert host.receive(frame) == [Signal.LOST]
 
 
 def test_a_lost_session_leaves_nothing_for_the_next() -> None:

@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 CONNECT_PAUSE_S = 1.0
 """Between tries to reach a machine that does not run; a hint of the hypervisor shortens it."""
 
-ASK_EVERY_S = 10.0
+PING_EVERY_S = 10.0
 SILENT_S = 30.0
-"""A node answers each question, so two answers are missing."""
+"""A node answers each ping, so two answers are missing."""
 
 HINT_TIMEOUT_S = 3.0
 CALL_PAUSE_S = 0.5
@@ -56,6 +56,7 @@ class Backchannel:
         self._turn = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Message]] = {}
+        self._pings: dict[int, asyncio.Future[None]] = {}
         self._document: Document | None = None
         """What the node acknowledged last."""
         self._heard_at = 0.0
@@ -121,10 +122,18 @@ class Backchannel:
             raise DriverError("ConnectRefused", f"{address}:{port}: {readable(stream.reason)}")
         return stream
 
-    async def ask_report(self, timeout_s: float) -> NodeFact:
-        """Return how the node is now. Raises: DriverError (NodeSilent)."""
-        await self._ask({"verb": "report"}, timeout_s)
-        return self.fact
+    async def ping(self, timeout_s: float) -> None:
+        """Return when the node answered. Raises: DriverError (NodeSilent)."""
+        number = next(self._numbers)
+        answer = self._pings[number] = self._loop.create_future()
+        try:
+            self._conversation.ping(number)
+            async with asyncio.timeout(timeout_s):
+                await answer
+        except (ConnectionError, TimeoutError) as exc:
+            raise self._silent() from exc
+        finally:
+            self._pings.pop(number, None)
 
     def begin(self) -> None:
         """The machine's end is there, or there anew: ask for a session."""
@@ -188,14 +197,23 @@ class Backchannel:
         if asked is not None and not asked.done():
             asked.set_result(message)
 
+    def on_pong(self, number: int) -> None:
+        """The node answers a ping."""
+        self._heard_at = self._loop.time()
+        answer = self._pings.pop(number, None)
+        if answer is None:
+            self._noise += MESSAGE_NOISE_BYTES
+        elif not answer.done():
+            answer.set_result(None)
+
     def on_asked(self, stream: ChannelStream, body: bytes) -> None:
         """Never called: a session of the host's side takes this for an offence."""
 
     async def _watch(self) -> None:
-        """Ask from time to time whether the node is still there; return when the carrier is gone or we hung up."""
+        """Ping from time to time to see whether the node is still there; return when the carrier is gone or we hung up."""
         while not self._gone.is_set() and self._carrier is not None:
             self._hinted.clear()
-            hinted = await _first(self._gone, self._hinted, ASK_EVERY_S)
+            hinted = await _first(self._gone, self._hinted, PING_EVERY_S)
             now = self._loop.time()
             if not self._conversation.session.open:
                 if now > self._called_at + SILENT_S:
@@ -207,7 +225,7 @@ class Backchannel:
 
     async def _answers_within(self, timeout_s: float) -> bool:
         try:
-            await self.ask_report(timeout_s)
+            await self.ping(timeout_s)
         except DriverError:
             return False
         return True
@@ -237,8 +255,9 @@ class Backchannel:
             carrier.close()
 
     def _on_lost(self) -> None:
-        answers, self._answers = self._answers, {}
-        for answer in answers.values():
+        waiting: list[asyncio.Future[Any]] = [*self._answers.values(), *self._pings.values()]
+        self._answers, self._pings = {}, {}
+        for answer in waiting:
             if not answer.done():
                 answer.set_exception(self._silent())
         self._document = None
