@@ -303,3 +303,53 @@ def test_a_pair_lies_on_two_hosts_also_when_one_is_much_larger() -> None:
             assert len({node.host for node in nodes}) == 2
 
     run(main)
+
+
+def test_a_vm_says_that_no_public_address_is_left_and_starts_when_one_is() -> None:
+    async def main() -> None:
+        async with cloud(2, **{**PUBLIC, "public_range": "203.0.113.0/30"}) as world:
+            for account in ("acme", "umbrella"):
+                await world.create("tenancy.account", account)
+            await world.create("compute.vm", "web", "acme")
+            await world.until(lambda: world.is_ready("compute.vm", "web", "acme"))
+            await world.create("compute.vm", "web", "umbrella")
+
+            async def says_so() -> bool:
+                (ready, *_) = (await world.get("compute.vm", "web", "umbrella"))["conditions"]
+                return "no public address is left" in ready["message"]
+
+            await world.until(says_so)
+            assert (await world.get("gateway.router", "router-local", "umbrella"))["conditions"][0]["reason"] == (
+                "NoPublicAddress"
+            )
+            await world.delete("compute.vm", "web", "acme")
+            await world.until(lambda: world.is_ready("compute.vm", "web", "umbrella"), limit_s=300)
+
+    run(main)
+
+
+def test_single_routers_of_a_zone_are_renewed_a_few_at_a_time() -> None:
+    async def main() -> None:
+        async with cloud(3, **{**PUBLIC, "public_range": "203.0.113.0/27"}) as world:
+            names = [f"tenant{number}" for number in range(8)]
+            for name in names:
+                await world.create("tenancy.account", name)
+                await world.create("compute.vm", "web", name)
+            for name in names:
+                await world.until(lambda name=name: world.is_ready("compute.vm", "web", name))  # type: ignore[misc]
+            await world.add_image("appliance-2")
+            wanted = await world.resource("storage.image", "appliance-2")
+            await world.patch("infra.zone", "local", router_image="appliance-2")
+            most = 0
+
+            async def are_renewed() -> bool:
+                nonlocal most
+                nodes = await world.store.list(Filter(kind="fleet.node"), limit=100)
+                good = [node for node in nodes if _is_ready(node) and not node.deleting]
+                most = max(most, len(names) - len(good))
+                return len(good) == len(names) and all(node.desired.image == wanted.id for node in good)
+
+            await world.until(are_renewed, limit_s=600)
+            assert most <= 3
+
+    run(main)

@@ -13,7 +13,7 @@ from msgspec import Struct
 from pileus.kernel.condition import Condition
 from pileus.kernel.errors import NotFound
 
-NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
+NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$(?!\n)"
 """A DNS label (RFC 1035 2.3.1): names become host names, folder-safe and readable."""
 
 _NAME = re.compile(NAME_PATTERN)

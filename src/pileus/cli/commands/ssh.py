@@ -17,6 +17,7 @@ from pileus.cli.client import Json
 from pileus.cli.failure import REFUSED, Failure
 from pileus.cli.session import Session, account_option
 from pileus.cli.target import VM, split, vm_argument
+from pileus.kernel.kind import is_name
 
 USER = "root"
 """Whom the image tiny lets in; images of distributions have users of their own."""
@@ -68,6 +69,8 @@ def _proxy(session: Session, vm: Json, port: int, network: str) -> str:
 
 def _alias(vm: Json) -> str:
     """Return the VM's name for ssh and its configuration, which can have settings for ``*.pileus``."""
+    if not is_name(vm["name"]) or not is_name(vm["account"]):  # it becomes a word of ssh's command line
+        raise Failure(f"the server says a name that no VM may have: {vm['name']!r}", exit_code=REFUSED)
     return f"{vm['name']}.{vm['account']}.pileus"
 
 

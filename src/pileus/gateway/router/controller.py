@@ -24,8 +24,8 @@ from pileus.gateway.router.document import (
 from pileus.gateway.router.plan import SLOTS, Activity, Member, Membership, activity, membership, slots
 from pileus.gateway.router.types import RouterAssigned, RouterObserved
 from pileus.gateway.router.view import load_view
-from pileus.infra.zone.plan import PublicPool, public_pool
-from pileus.infra.zone.types import RouterWish, ZoneDesired, public_space
+from pileus.infra.zone.plan import public_pool
+from pileus.infra.zone.types import RouterWish, public_space
 from pileus.kernel.clock import Clock
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
@@ -43,6 +43,9 @@ PAIR_ADDRESSES = {"a": "169.254.255.1", "b": "169.254.255.2"}
 PAIR_PREFIX = 30
 VRRP_ROUTER_ID = 51
 PRIORITY = {"a": 110, "b": 100}
+RENEWED_AT_ONCE = 3
+"""Routers of a zone that are replaced by a newer image at the same time."""
+BLOCKED_RECHECK_S = 10.0
 LOOK_AGAIN_S = 15.0
 """How often a router that is up looks whether a VM still wants it, besides being told."""
 
@@ -82,7 +85,11 @@ class RouterController(Controller):
             message = f"its image {name} is not there; `pileus image build {name}` makes it"
             return Wait("NoImage", message, 10.0, lambda tx: _tell_networks(tx, world, "waiting", message))
         if _settled_assignment(world, change) != assigned:
-            return Wait("Starting", "its decisions are being written", 0.0, lambda tx: _assign(tx, world, change))
+            reason, message = "Starting", "its decisions are being written"
+            if assigned.blocked:
+                reason, message = "NoPublicAddress", assigned.blocked
+            after_s = BLOCKED_RECHECK_S if assigned.blocked else 0.0
+            return Wait(reason, message, after_s, lambda tx: _assign(tx, world, change))
         found = _observe(world)
 
         async def apply(tx: Transaction) -> None:
@@ -140,7 +147,9 @@ def _settled_assignment(world: World, change: Activity) -> RouterAssigned:
     """Return the assignment as it shall be, but for a public address that is still to be claimed."""
     assigned: RouterAssigned = world.router.assigned
     pool = public_pool(world.zone.desired)
-    wished = replace(assigned, active=change.active, idle_since=change.idle_since, redundancy=_redundancy(world))
+    wished = replace(
+        assigned, blocked="", active=change.active, idle_since=change.idle_since, redundancy=_redundancy(world)
+    )
     if change.active == "no" and world.nodes:
         return wished  # an address goes back when nobody answers for it any more
     if change.active == "no" or pool is None:
@@ -157,14 +166,22 @@ async def _assign(tx: Transaction, world: World, change: Activity) -> None:
     if wished.public_address == "?":
         pool = public_pool(world.zone.desired)
         assert pool is not None  # a wish for an address comes of a pool
+        try:
+            number = await tx.claim_number(space, pool.low, pool.high, router.id)
+        except Exhausted as error:
+            await _note_blocked(tx, world, error.capacity)
+            return
         wished = replace(
             wished,
-            public_address=await _public_address(tx, world, pool),
+            public_address=pool.address(number),
             public_prefix=pool.network.prefixlen,
             public_gateway=str(pool.gateway),
         )
     elif not wished.public_address:
         await tx.release(router.id, space)
+    if change.active == "no":
+        await _refuse_wanted(tx, world)
+        await _tell_networks(tx, world, "waiting", "")  # from here on a VM that starts waits for the router
     await tx.update(router, assigned=wished)
     if change.active != router.assigned.active:
         idle_s = world.zone.desired.router_idle_s
@@ -173,17 +190,19 @@ async def _assign(tx: Transaction, world: World, change: Activity) -> None:
         await tx.event(router, "Decided", "Starts" if up else "Ends", f"{router} {message}")
 
 
-async def _public_address(tx: Transaction, world: World, pool: PublicPool) -> str:
-    zone: ZoneDesired = world.zone.desired
-    try:
-        number = await tx.claim_number(public_space(world.zone.id), pool.low, pool.high, world.router.id)
-    except Exhausted as error:
-        raise Waiting(
-            "NoPublicAddress",
-            f"no public address is left in {world.zone}: all {error.capacity} of {zone.public_range} are in use",
-            10.0,
-        ) from None
-    return pool.address(number)
+async def _note_blocked(tx: Transaction, world: World, capacity: int) -> None:
+    """Say everywhere that no public address is left."""
+    range_ = world.zone.desired.public_range
+    message = f"no public address is left in {world.zone}: all {capacity} of {range_} are in use"
+    await tx.update(world.router, assigned=replace(world.router.assigned, blocked=message))
+    await _tell_networks(tx, world, "waiting", message)
+
+
+async def _refuse_wanted(tx: Transaction, world: World) -> None:
+    """Raises: Waiting when a VM came to want the router since the world was read."""
+    here = Filter(kind="compute.vm", account_id=world.router.account_id, zone=world.zone.id)
+    if any(_wants(vm, world.networks) for vm in await tx.matching(here, limit=100_000) if vm.desired.appliance is None):
+        raise Waiting("Starting", "a VM needs it again", 0.0)
 
 
 def _members(world: World) -> dict[str, Member]:
@@ -219,7 +238,10 @@ async def _keep_nodes(tx: Transaction, world: World) -> None:
     router = world.router
     assigned: RouterAssigned = router.assigned
     wanted = slots(assigned.active, assigned.redundancy)
-    change = membership(wanted, _members(world))
+    members = _members(world)
+    change = membership(wanted, members)
+    if not await _may_replace(tx, world, change, members):
+        change = Membership(make=change.make, remove=tuple(slot for slot in change.remove if slot not in wanted))
     for slot in change.remove:
         await tx.mark_deleting(world.nodes[slot])
     for slot in wanted:
@@ -228,6 +250,22 @@ async def _keep_nodes(tx: Transaction, world: World) -> None:
             await _make_node(tx, world, slot)
         elif node is not None and not node.deleting and slot not in change.remove:
             await tx.update(node, desired=_wished(node.desired, world, slot, change))
+
+
+async def _may_replace(tx: Transaction, world: World, change: Membership, members: Mapping[str, Member]) -> bool:
+    """Tell whether nodes of an older image may go now: only a few routers of a zone are renewed at the same time."""
+    space = f"renewing/{world.zone.id}"
+    old = [member for member in members.values() if not member.is_current]
+    if not old and not change.make and all(member.in_force for member in members.values()):
+        await tx.release(world.router.id, space)
+    if not any(member.slot in (*change.remove, change.hand_over) for member in old):
+        return True
+    if not await tx.claims(space, world.router.id):
+        try:
+            await tx.claim_number(space, 1, RENEWED_AT_ONCE, world.router.id)
+        except Exhausted:
+            return False
+    return True
 
 
 def _knows_hosts(world: World) -> bool:

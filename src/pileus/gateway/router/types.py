@@ -31,6 +31,8 @@ class RouterAssigned(Struct, frozen=True, kw_only=True):
     """Unix seconds when the last VM was seen stopped; 0: some VM wants it. In the database, so that a restart keeps it."""
     active: Literal["yes", "no"] = "no"
     """Whether it shall have appliances now."""
+    blocked: str = ""
+    """Why it cannot start: the zone has no public address left."""
 
 
 class RouterObserved(Struct, frozen=True, kw_only=True):

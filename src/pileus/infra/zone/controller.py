@@ -9,8 +9,8 @@ from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.waking import wake
 
-FOLLOWERS = ("network.segment", "network.port", "storage.volume", "compute.vm")
-"""Kinds that a zone's wish decides something about: isolation, name servers, limits."""
+FOLLOWERS = ("network.segment", "network.port", "storage.volume", "compute.vm", "gateway.router")
+"""Kinds that a zone's wish decides something about: isolation, name servers, limits, routers."""
 
 
 class ZoneController(Controller):

@@ -11,7 +11,7 @@ from pileus.kernel.errors import Conflict
 from pileus.kernel.fields import Problem
 from pileus.kernel.kind import Column, Kind, Resource
 
-Sha256 = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$")]
+Sha256 = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
 
 
 class ImageDesired(Struct, frozen=True, kw_only=True):
