@@ -342,7 +342,7 @@ def test_each_missing_link_is_named() -> None:
             )
             assert await _refusal(site, "two", "dmz") == "vm two has no NIC in a network dmz; it is in lonely, default"
             assert await _refusal(site, "none") == "vm none has no NIC in a network"
-            (appliance,) = [vm for vm in await world.list("compute.vm") if vm["id"] == site.place.appliance]
+            (appliance,) = [vm for vm in await world.list("compute.vm", owned=True) if vm["id"] == site.place.appliance]
             with pytest.raises(Conflict, match="no NIC in a network"):
                 await place(store, await store.get(appliance["id"]), "")
             for power, message in (
