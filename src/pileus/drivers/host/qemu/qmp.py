@@ -41,7 +41,7 @@ class Monitor:
                 return await client.execute(name, dict(arguments) if arguments else None)
         except ExecuteError as error:
             raise QmpRefused(error.error_class, f"QEMU refused {name}: {error}") from error
-        except (QMPError, OSError, EOFError, TimeoutError) as error:
+        except (QMPError, OSError, EOFError, TimeoutError, RuntimeError) as error:
             raise DriverError("NoAnswer", f"QEMU did not answer {name}; its process may be ending") from error
 
     async def execute_with_fd(self, fd: int, name: str, arguments: Mapping[str, Any]) -> Any:
@@ -57,7 +57,8 @@ class Monitor:
         """Let go of the monitor, whatever state the connection is in."""
         client, self._client = self._client, None
         if client is not None:
-            with suppress(QMPError, OSError, EOFError):
+            # RuntimeError: uvloop's word for a connection that closed while something was being written.
+            with suppress(QMPError, OSError, EOFError, RuntimeError):
                 await client.disconnect()
         if self._socket is not None:
             self._socket.close()
