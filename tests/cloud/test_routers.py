@@ -9,6 +9,7 @@ import pytest
 from pileus.fleet.node.controller import NodeController
 from pileus.gateway.router.types import RouterAssigned, RouterObserved
 from pileus.infra.zone.types import public_space
+from pileus.kernel.errors import Conflict
 from pileus.kernel.kind import Resource
 from pileus.kernel.outcome import Outcome
 from pileus.kernel.store.lists import Filter
@@ -351,5 +352,15 @@ def test_single_routers_of_a_zone_are_renewed_a_few_at_a_time() -> None:
 
             await world.until(are_renewed, limit_s=600)
             assert most <= 3
+
+    run(main)
+
+
+def test_a_network_does_not_take_the_zones_public_range() -> None:
+    async def main() -> None:
+        async with cloud(1, **{**PUBLIC, "public_range": "10.64.0.0/24"}) as world:
+            await world.create("tenancy.account", "acme")
+            with pytest.raises(Conflict, match=r"overlaps the zone's public range 10\.64\.0\.0/24"):
+                await world.create("network.network", "inside", "acme", range="10.64.0.128/25")
 
     run(main)

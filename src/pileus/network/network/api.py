@@ -50,6 +50,13 @@ class NetworkAdmission(Admission):
 
 
 async def _refuse_overlap(tx: Transaction, new: Resource, vdc: Resource, range_: IPv4Network) -> None:
+    public = (await tx.get(vdc.zone)).desired.public_range
+    if public and IPv4Network(public).overlaps(range_):
+        raise Conflict(
+            f"{range_} overlaps the zone's public range {public}; say another with --range",
+            code="overlap",
+            field="desired.range",
+        )
     for other in await tx.matching(Filter(kind=new.kind, account_id=new.account_id, zone=vdc.zone)):
         if parse_range(other.desired.range).overlaps(range_):
             raise Conflict(
