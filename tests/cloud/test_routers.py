@@ -364,3 +364,31 @@ def test_a_network_does_not_take_the_zones_public_range() -> None:
                 await world.create("network.network", "inside", "acme", range="10.64.0.128/25")
 
     run(main)
+
+
+def test_a_pair_with_a_silent_host_is_degraded_and_a_new_rule_is_in_force_on_the_other() -> None:
+    async def main() -> None:
+        async with cloud(3, **{**PUBLIC, "router": "redundant"}) as world:
+            await world.create("tenancy.account", "acme")
+            await world.create("compute.vm", "web", "acme")
+            await world.until(lambda: world.is_ready("compute.vm", "web", "acme"))
+
+            async def is_ready() -> bool:
+                return bool((await _router(world, "acme")).observed.state == "ready")
+
+            await world.until(is_ready)
+            web = await world.resource("compute.vm", "web", "acme")
+            nodes = await _nodes(world, await _router(world, "acme"))
+            silent = next(node.host for node in nodes if node.host != web.host)
+            await world.stop_agent(silent)
+
+            async def is_degraded() -> bool:
+                return bool((await _router(world, "acme")).observed.state == "degraded")
+
+            await world.until(is_degraded)
+            await world.create("gateway.forward", "http", "acme", port=80, vm="web")
+            await world.until(lambda: world.is_ready("gateway.forward", "http", "acme"), limit_s=20)
+            await world.start_agent(silent)
+            await world.until(is_ready)
+
+    run(main)

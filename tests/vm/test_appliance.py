@@ -462,6 +462,7 @@ def test_the_other_one_of_a_pair_takes_over_with_the_connections(fabric: Fabric,
     assert talk.says("handed over") == "handed over"
 
 
+@pytest.mark.long
 def test_two_builds_give_the_same_bytes(built: BuiltImage, tmp_path: Path) -> None:
     try:
         again = build(APPLIANCE, tmp_path / "again", print)

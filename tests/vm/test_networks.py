@@ -183,6 +183,7 @@ def test_a_pair_survives_the_death_of_its_active_one(lab: RealLab) -> None:
     assert max(lost_s) <= 3.0
 
 
+@pytest.mark.long
 def test_a_newer_image_replaces_a_pair_without_a_gap(lab: RealLab) -> None:
     built = ensure_image("appliance", lambda line: None)
     lab.pileus("create", "image", "newer", "--append", built.append, "--file", str(built.disk), "--kernel",

@@ -6,6 +6,8 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pileus.image.recipes import ensure_image
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ def router(cloud: SplitCloud) -> dict[str, dict[str, object]]:
     return cloud.json("get", "router", "router-one", "--account", "acme")
 
 
+@pytest.mark.long
 def test_six_accounts_deploy_at_once_and_nothing_is_given_twice() -> None:
     with labbed("--hosts", "3", "--pods", "2") as lab:
         for account in ACCOUNTS:

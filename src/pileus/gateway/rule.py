@@ -11,6 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from pileus.fleet.node.types import answers
 from pileus.gateway.facts import Facts
 from pileus.gateway.reading import Appliance, Appliances, guests_of, living, read_facts
 from pileus.gateway.router.types import RouterAssigned
@@ -181,7 +182,7 @@ class RuleController(Controller):
 
 def _answers(appliance: Appliance) -> bool:
     """Tell whether it can have a document; one of a pair that does not answer is no hindrance for the other."""
-    return appliance.observed is not None and appliance.observed.state == "ready"
+    return answers(appliance.resource)
 
 
 def _running(appliance: Appliance) -> Force:

@@ -25,18 +25,20 @@ async def take_down(settings: AgentSettings, grace_s: float, say: Callable[[str]
     with sole_user(settings.data):
         async with opened_drivers(settings) as drivers:
             running = await _running(drivers)
-            if running and grace_s > 0:
-                say(f"asking {len(running)} guests to power off (at most {grace_s:.0f} s; --now does not ask)")
-                for machine in running:
+            # An appliance has nothing to lose, and guests may need it to the end.
+            guests = [machine for machine in running if not settings.paths.channel_key(machine).exists()]
+            if guests and grace_s > 0:
+                say(f"asking {len(guests)} guests to power off (at most {grace_s:.0f} s; --now does not ask)")
+                for machine in guests:
                     _note_asked(drivers, machine)
                     await drivers.hypervisor.shutdown(machine)
                 end = time.monotonic() + grace_s
-                while await _running(drivers) and time.monotonic() < end:  # noqa: ASYNC110 - hosts send no event here
+                while {*guests} & {*await _running(drivers)} and time.monotonic() < end:  # noqa: ASYNC110 - no events here
                     await asyncio.sleep(LOOK_EVERY_S)
             for machine in await _running(drivers):
                 await drivers.hypervisor.power_off(machine)
             await drivers.switch.remove()
-    return len(running)
+    return len(guests)
 
 
 async def _running(drivers: Drivers) -> list[str]:

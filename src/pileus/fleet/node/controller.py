@@ -25,6 +25,8 @@ class NodeController(Controller):
             if not assigned.host or (resource.gone_confirmed and observed is not None and observed.state == "absent"):
                 return Done()
             return Wait("Deleting", "its host still holds the backchannel", after_s=30.0)
+        if assigned.host and (await store.get(assigned.host)).assigned.silent == "yes":
+            return Wait("HostSilent", "its host does not report; it may still run there", 30.0, status="unknown")
         image = await store.get((await store.links(resource.id))["image"])
         if image.observed is None or image.observed.state != "available":
             return Wait("ImageNotReady", f"{image} is not available; see `pileus describe image {image.name}`", 10.0)

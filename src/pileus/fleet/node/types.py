@@ -52,13 +52,20 @@ class NodeObserved(Struct, frozen=True, kw_only=True):
     problem: Problem | None = None
 
 
+def answers(resource: Resource) -> bool:
+    """Tell whether the node answers over the backchannel, as far as is known: its host reports."""
+    observed: NodeObserved | None = resource.observed
+    is_known = resource.ready is None or resource.ready.status != "unknown"
+    return is_known and observed is not None and observed.state == "ready"
+
+
 def in_force(resource: Resource) -> bool:
     """Tell whether the node runs the document that is wished."""
     assigned: NodeAssigned | None = resource.assigned
     observed: NodeObserved | None = resource.observed
     if assigned is None or observed is None or observed.problem is not None:
         return False
-    return observed.state == "ready" and bool(assigned.hash) and observed.hash == assigned.hash
+    return bool(assigned.hash) and observed.hash == assigned.hash
 
 
 def _ready(resource: Resource) -> Condition:

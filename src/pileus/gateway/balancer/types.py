@@ -26,7 +26,9 @@ class BalancerCheck(Struct, frozen=True, kw_only=True):
     protocol: Annotated[
         Literal["tcp", "http"], Meta(description="tcp: it takes a connection; http: it answers a GET with 2xx or 3xx.")
     ] = "tcp"
-    path: Annotated[str, Meta(pattern=r"^/[A-Za-z0-9._~/?=&%+-]{0,255}$(?!\n)", description="Path of the http check.")] = "/"
+    path: Annotated[
+        str, Meta(pattern=r"^/[A-Za-z0-9._~/?=&%+-]{0,255}$(?!\n)", description="Path of the http check.")
+    ] = "/"
     interval_ms: Annotated[int, Meta(ge=200, le=60_000, description="Time between two checks, in milliseconds.")] = 1000
     fall: Annotated[int, Meta(ge=1, le=10, description="Failures in a row after which it gets no more.")] = 2
     rise: Annotated[int, Meta(ge=1, le=10, description="Successes in a row after which it takes part again.")] = 2

@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.compute.vm.types import VmNic
-from pileus.fleet.node.types import NodeAssigned, NodeDesired, NodeObserved, in_force
+from pileus.fleet.node.types import NodeAssigned, NodeDesired, NodeObserved, answers, in_force
 from pileus.gateway.router.document import (
     Pair,
     RouterView,
@@ -346,7 +346,11 @@ def _observe(world: World) -> RouterObserved:
     alive = {slot: node for slot, node in world.nodes.items() if slot in wanted and not node.deleting}
     good = {slot: node for slot, node in alive.items() if _is_in_force(node)}
     carrying = next((node.id for node in good.values() if _carries(node, world)), "")
-    reasons = [f"{node}: {node.ready.message}" for slot, node in alive.items() if slot not in good and node.ready]
+    reasons = [
+        f"{node}: {node.ready.message or 'takes its newest document'}"
+        for slot, node in alive.items()
+        if slot not in good and node.ready
+    ]
     message = "; ".join(reasons) or ("" if len(good) == len(wanted) else "its appliance is being made")
     return RouterObserved(
         state=_state(len(good), len(wanted), was_up=_was_up(world)),
@@ -355,6 +359,10 @@ def _observe(world: World) -> RouterObserved:
         active_node=carrying,
         hash="-".join(str(node.observed.hash) for node in good.values()),
     )
+
+
+def _why(node: Resource) -> str:
+    return (node.ready.message if node.ready is not None else "") or "it takes its newest document"
 
 
 def _was_up(world: World) -> bool:
@@ -412,7 +420,7 @@ def _runs(world: World, network: Resource) -> bool:
 
 def _is_in_force(node: Resource) -> bool:
     """Tell whether the node runs the document that is wished now; what it was last assigned may be older."""
-    return in_force(node) and node.observed.hash == document_hash(node.desired.document)
+    return answers(node) and in_force(node) and node.observed.hash == document_hash(node.desired.document)
 
 
 async def _leave(tx: Transaction, world: World) -> None:

@@ -61,7 +61,7 @@ def _ready(resource: Resource) -> Condition:
     if observed.state == "ready":
         return ready()
     if observed.state == "degraded":
-        return ready("Degraded", observed.message)
+        return ready("Degraded", observed.message) if observed.active_node else unready("Degraded", observed.message)
     return unready("Starting", observed.message)
 
 
