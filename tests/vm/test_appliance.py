@@ -346,6 +346,7 @@ def tunnel(private: str, peer: str, number: int, allowed: list[str]) -> dict[str
     return {"interface": "wg0", "private_key": private, "port": 51820, "address": address, "peers": peers}
 
 
+@pytest.mark.long
 def test_two_sites_meet_through_a_tunnel(fabric: Fabric) -> None:
     first, second = start(fabric, 1), start(fabric, 2, guests="far")
     guest = web(fabric)
@@ -369,6 +370,7 @@ def stretch(local: int) -> dict[str, object]:
     return {"network": "n1", "range": "10.1.1.0/24", "tunnel": "t", "vni": 4242, **ends}
 
 
+@pytest.mark.long
 def test_a_stretched_network_is_one_layer_two_with_a_gateway_on_each_side(fabric: Fabric, tmp_path: Path) -> None:
     first, second = start(fabric, 1), start(fabric, 2, guests="far")
     guest, out = web(fabric), outside(fabric)

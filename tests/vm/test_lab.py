@@ -131,6 +131,7 @@ def test_a_host_whose_management_cable_is_cut_falls_silent_and_comes_back_when_i
     assert "mgmt" not in lab.lab("status").partition("CUT")[2].replace("-mgmt", "")
 
 
+@pytest.mark.long
 def test_a_cut_tunnel_carries_nothing_also_after_the_host_was_switched_off_and_on(lab: Lab) -> None:
     lab.lab("cut", "host3", "tunnel")
     assert not lab.hears("host1", "10.200.2.11")
@@ -142,6 +143,7 @@ def test_a_cut_tunnel_carries_nothing_also_after_the_host_was_switched_off_and_o
     until("the tunnel carries again", lambda: lab.hears("host1", "10.200.2.11"))
 
 
+@pytest.mark.long
 def test_a_vm_boots_on_every_host_and_hears_the_others_over_rack_and_tunnel(lab: Lab) -> None:
     lab.pileus("create", "network", "plain", "--account", "acme", "--range", "10.7.0.0/24", "--router", "none")
     for number in (1, 2, 3):
