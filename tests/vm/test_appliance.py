@@ -459,9 +459,11 @@ def test_the_other_one_of_a_pair_takes_over_with_the_connections(fabric: Fabric,
     # It hands over at once when it will be replaced.
     yielding = router_documents.redundant(changed, 2 - active)
     yielding["redundancy"]["pair"]["yields"] = True
-    standby.apply(yielding)
-    until("handed over", lambda: parts()[active] == "active", limit_s=10)
-    assert talk.says("handed over") == "handed over"
+    with pulse(fabric, guest) as gaps_s:
+        standby.apply(yielding)
+        until("handed over", lambda: parts()[active] == "active", limit_s=10)
+        assert talk.says("handed over") == "handed over"
+    print(f"hand-over: {max(gaps_s):.2f} s without an answer")
 
 
 @pytest.mark.long

@@ -212,7 +212,7 @@ def _members(world: World) -> dict[str, Member]:
         found[slot] = Member(
             slot=slot,
             is_current=image is None or node.desired.image == image.id,
-            in_force=_is_in_force(node),
+            in_force=_is_in_force(node) and _part(node) != "fault",
             carries=_carries(node, world),
             deleting=node.deleting,
         )
@@ -229,8 +229,13 @@ def _carries(node: Resource, world: World) -> bool:
     """Tell whether the node has the addresses: the only one always, one of a pair when it says so."""
     if world.router.assigned.redundancy != "redundant":
         return True
+    return _part(node) == "active"
+
+
+def _part(node: Resource) -> str:
+    """Return what the node says of its part in a pair: active, standby, or fault as long as it has none yet."""
     observed: NodeObserved | None = node.observed
-    return observed is not None and observed.status.get("redundancy") == "active"
+    return str(observed.status.get("redundancy", "")) if observed is not None else ""
 
 
 async def _keep_nodes(tx: Transaction, world: World) -> None:
