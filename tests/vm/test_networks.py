@@ -193,8 +193,9 @@ def test_a_newer_image_replaces_a_pair_with_no_longer_gap_than_a_failover(lab: R
     def generation() -> set[str] | None:
         router = lab.json("get", "router", "router-zone1", "--account", "acme")["observed"]
         nodes = lab.json("get", "node", "--account", "acme")["items"]
-        is_whole = router["state"] == "ready" and router["active_node"] and len(nodes) == 2
-        return {each["id"] for each in nodes if each["observed"]["state"] == "ready"} if is_whole else None
+        is_whole = router["state"] == "ready" and router["active_node"]
+        ids = {each["id"] for each in nodes if each["observed"] and each["observed"]["state"] == "ready"}
+        return ids if is_whole and len(ids) == len(nodes) == 2 else None
 
     before = until("the pair is whole", generation, limit_s=120)
     with _pings(lab) as lost_s:
