@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -34,7 +34,7 @@ from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Exhausted, Transaction
 from pileus.network.network.types import NetworkObserved
-from pileus.node.document import document_hash
+from pileus.node.document import Document, document_hash
 from pileus.storage.image.types import ImageObserved
 
 ROLE = "router"
@@ -58,6 +58,8 @@ class World(Struct, frozen=True, kw_only=True):
     networks: Sequence[Resource]
     vms: Sequence[Resource]
     nodes: Mapping[str, Resource]
+    in_force: frozenset[str]
+    """Slots whose node runs the document that is wished for it now; found once, because a hash reads all of it."""
     ports: Mapping[str, Sequence[Resource]]
     image: Resource | None
     view: RouterView
@@ -124,6 +126,7 @@ async def _world(router: Resource, store: Store) -> World:
         networks=[each for each in networks if each.assigned.router != "none" and not each.deleting],
         vms=[vm for vm in vms if vm.desired.appliance is None],
         nodes=nodes,
+        in_force=frozenset(slot for slot, node in nodes.items() if _is_in_force(node)),
         ports=ports,
         image=await store.find("storage.image", "", zone.desired.router_image),
         view=await load_view(store, router),
@@ -212,7 +215,7 @@ def _members(world: World) -> dict[str, Member]:
         found[slot] = Member(
             slot=slot,
             is_current=image is None or node.desired.image == image.id,
-            in_force=_is_in_force(node) and _part(node) != "fault",
+            in_force=slot in world.in_force and _part(node) != "fault",
             carries=_carries(node, world),
             deleting=node.deleting,
         )
@@ -249,12 +252,13 @@ async def _keep_nodes(tx: Transaction, world: World) -> None:
         change = Membership(make=change.make, remove=tuple(slot for slot in change.remove if slot not in wanted))
     for slot in change.remove:
         await tx.mark_deleting(world.nodes[slot])
+    shared = document(world.view)
     for slot in wanted:
         node = world.nodes.get(slot)
         if node is None and slot in change.make[:1] and world.image is not None and _knows_hosts(world):
-            await _make_node(tx, world, slot)
+            await _make_node(tx, world, slot, shared)
         elif node is not None and not node.deleting and slot not in change.remove:
-            await tx.update(node, desired=_wished(node.desired, world, slot, change))
+            await tx.update(node, desired=_wished(node.desired, world, slot, change, shared))
 
 
 async def _may_replace(tx: Transaction, world: World, change: Membership, members: Mapping[str, Member]) -> bool:
@@ -278,22 +282,28 @@ def _knows_hosts(world: World) -> bool:
     return all(node.host for node in world.nodes.values())
 
 
-async def _make_node(tx: Transaction, world: World, slot: str) -> None:
+def _node_name(world: World, slot: str) -> str:
+    return f"{world.router.name[:60]}-{slot}"
+
+
+async def _make_node(tx: Transaction, world: World, slot: str, shared: Document) -> None:
     assert world.image is not None  # nodes are made of it
     assigned: RouterAssigned = world.router.assigned
     empty = NodeDesired(image=world.image.id, role=ROLE, vdc=assigned.vdc)
     node = Resource(
         id="",
         kind="fleet.node",
-        name=f"{world.router.name[:60]}-{slot}",
-        desired=_wished(empty, world, slot, Membership()),
+        name=_node_name(world, slot),
+        desired=_wished(empty, world, slot, Membership(), shared),
         assigned=NodeAssigned(zone=assigned.zone, vdc=assigned.vdc),
     )
     await tx.ensure_child(world.router, node, {"image": world.image.id})
 
 
-def _wished(desired: NodeDesired, world: World, slot: str, change: Membership) -> NodeDesired:
+def _wished(desired: NodeDesired, world: World, slot: str, change: Membership, shared: Document) -> NodeDesired:
     """Return the node's wish: its NICs with every address they may use, and its document once its NICs have MACs.
+
+    ``shared`` is what all nodes of the router have in theirs.
 
     A node that gets a NIC keeps the document it has until then.
     """
@@ -304,7 +314,7 @@ def _wished(desired: NodeDesired, world: World, slot: str, change: Membership) -
     macs = [port.assigned.mac for port in ports if port.assigned is not None]
     whole = desired.document
     if len(macs) == len(nics):
-        whole = with_links(document(world.view), f"{world.router.name[:60]}-{slot}", *macs)
+        whole = with_links(shared, _node_name(world, slot), *macs)
         whole = with_pair(whole, pair) if pair is not None else whole
     return replace(
         desired,
@@ -349,13 +359,9 @@ def _observe(world: World) -> RouterObserved:
         nodes = tuple(node.id for node in world.nodes.values())
         return RouterObserved(state="ending" if nodes else "idle", nodes=nodes)
     alive = {slot: node for slot, node in world.nodes.items() if slot in wanted and not node.deleting}
-    good = {slot: node for slot, node in alive.items() if _is_in_force(node)}
+    good = {slot: node for slot, node in alive.items() if slot in world.in_force}
     carrying = next((node.id for node in good.values() if _carries(node, world)), "")
-    reasons = [
-        f"{node}: {node.ready.message or 'takes its newest document'}"
-        for slot, node in alive.items()
-        if slot not in good and node.ready
-    ]
+    reasons = [f"{node}: {_why(node)}" for slot, node in alive.items() if slot not in good]
     message = "; ".join(reasons) or ("" if len(good) == len(wanted) else "its appliance is being made")
     return RouterObserved(
         state=_state(len(good), len(wanted), was_up=_was_up(world)),
@@ -367,6 +373,7 @@ def _observe(world: World) -> RouterObserved:
 
 
 def _why(node: Resource) -> str:
+    """Return why a node is not in force; its own condition may not know yet that it has a newer document to take."""
     return (node.ready.message if node.ready is not None else "") or "it takes its newest document"
 
 
@@ -375,7 +382,7 @@ def _was_up(world: World) -> bool:
     return observed is not None and observed.state in ("ready", "degraded")
 
 
-def _state(good: int, wanted: int, *, was_up: bool) -> Any:
+def _state(good: int, wanted: int, *, was_up: bool) -> Literal["starting", "ready", "degraded"]:
     if good == wanted:
         return "ready"
     return "degraded" if good or was_up else "starting"
@@ -419,7 +426,7 @@ async def _tell_networks(tx: Transaction, world: World, state: str, message: str
 
 def _runs(world: World, network: Resource) -> bool:
     """Tell whether a node runs a document that has the network."""
-    documents = [node.desired.document for node in world.nodes.values() if _is_in_force(node)]
+    documents = (world.nodes[slot].desired.document for slot in world.in_force)
     return any(network.id in each.get("networks", {}) for each in documents)
 
 
