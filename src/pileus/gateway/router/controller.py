@@ -86,12 +86,13 @@ class RouterController(Controller):
             name = world.zone.desired.router_image
             message = f"its image {name} is not there; `pileus image build {name}` makes it"
             return Wait("NoImage", message, 10.0, lambda tx: _tell_networks(tx, world, "waiting", message))
-        if _settled_assignment(world, change) != assigned:
+        wished = _settled_assignment(world, change)
+        if wished != assigned or _lacks_address(world, wished):
             reason, message = "Starting", "its decisions are being written"
             if assigned.blocked:
                 reason, message = "NoPublicAddress", assigned.blocked
             after_s = BLOCKED_RECHECK_S if assigned.blocked else 0.0
-            return Wait(reason, message, after_s, lambda tx: _assign(tx, world, change))
+            return Wait(reason, message, after_s, lambda tx: _assign(tx, world, wished))
         found = _observe(world)
 
         async def apply(tx: Transaction) -> None:
@@ -157,38 +158,35 @@ def _settled_assignment(world: World, change: Activity) -> RouterAssigned:
         return wished  # an address goes back when nobody answers for it any more
     if change.active == "no" or pool is None:
         return replace(wished, public_address="", public_prefix=0, public_gateway="")
-    if not assigned.public_address:
-        return replace(wished, public_address="?")
     return replace(wished, public_prefix=pool.network.prefixlen, public_gateway=str(pool.gateway))
 
 
-async def _assign(tx: Transaction, world: World, change: Activity) -> None:
+def _lacks_address(world: World, wished: RouterAssigned) -> bool:
+    """Tell whether the router needs a public address that it has not claimed."""
+    return wished.active == "yes" and bool(world.zone.desired.public_range) and not wished.public_address
+
+
+async def _assign(tx: Transaction, world: World, wished: RouterAssigned) -> None:
     router = world.router
-    wished = _settled_assignment(world, change)
     space = public_space(world.zone.id)
-    if wished.public_address == "?":
+    if _lacks_address(world, wished):
         pool = public_pool(world.zone.desired)
-        assert pool is not None  # a wish for an address comes of a pool
+        assert pool is not None  # the zone has a range
         try:
             number = await tx.claim_number(space, pool.low, pool.high, router.id)
         except Exhausted as error:
             await _note_blocked(tx, world, error.capacity)
             return
-        wished = replace(
-            wished,
-            public_address=pool.address(number),
-            public_prefix=pool.network.prefixlen,
-            public_gateway=str(pool.gateway),
-        )
+        wished = replace(wished, public_address=pool.address(number))
     elif not wished.public_address:
         await tx.release(router.id, space)
-    if change.active == "no":
+    if wished.active == "no":
         await _refuse_wanted(tx, world)
         await _tell_networks(tx, world, "waiting", "")  # from here on a VM that starts waits for the router
     await tx.update(router, assigned=wished)
-    if change.active != router.assigned.active:
+    if wished.active != router.assigned.active:
         idle_s = world.zone.desired.router_idle_s
-        up = change.active == "yes"
+        up = wished.active == "yes"
         message = "starts: a VM needs it" if up else f"ends: no VM needed it for {idle_s} s"
         await tx.event(router, "Decided", "Starts" if up else "Ends", f"{router} {message}")
 
