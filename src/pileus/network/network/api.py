@@ -30,7 +30,7 @@ class NetworkAdmission(Admission):
         desired: NetworkDesired = new.desired
         if change.old is not None:
             change.links["vdc"] = change.old.vdc
-            router = await _router(tx, desired, new.zone)
+            router = _router(desired, await tx.get(new.zone))
             if (router, desired.dns) != (new.assigned.router, change.old.desired.dns):
                 await _wake_ports(tx, new)
             return replace(new, assigned=msgspec.structs.replace(new.assigned, router=router))
@@ -41,23 +41,24 @@ class NetworkAdmission(Admission):
             gateway = parse_address(desired.gateway, range_, "desired.gateway")
         vdc = await tx.get(change.links.get("vdc") or (await only(tx, "tenancy.vdc", new.account_id, "vdc")).id)
         change.links["vdc"] = vdc.id  # also when it was not said: the vdc cannot go before the network
-        await _refuse_overlap(tx, new, vdc, range_)
+        zone = await tx.get(vdc.zone)
+        await _refuse_overlap(tx, new, zone, range_)
         await charge(tx, vdc, new.id, {"networks": 1})
         number = offset(gateway, range_)
         await tx.claim(address_space(new.id), str(number), new.id, number)
-        router = await _router(tx, desired, vdc.zone)
+        router = _router(desired, zone)
         return replace(new, assigned=NetworkAssigned(zone=vdc.zone, vdc=vdc.id, gateway=str(gateway), router=router))
 
 
-async def _refuse_overlap(tx: Transaction, new: Resource, vdc: Resource, range_: IPv4Network) -> None:
-    public = (await tx.get(vdc.zone)).desired.public_range
+async def _refuse_overlap(tx: Transaction, new: Resource, zone: Resource, range_: IPv4Network) -> None:
+    public = zone.desired.public_range
     if public and IPv4Network(public).overlaps(range_):
         raise Conflict(
             f"{range_} overlaps the zone's public range {public}; say another with --range",
             code="overlap",
             field="desired.range",
         )
-    for other in await tx.matching(Filter(kind=new.kind, account_id=new.account_id, zone=vdc.zone)):
+    for other in await tx.matching(Filter(kind=new.kind, account_id=new.account_id, zone=zone.id)):
         if parse_range(other.desired.range).overlaps(range_):
             raise Conflict(
                 f"{range_} overlaps {other.desired.range} of {other}, which is in the same zone; say another with --range",
@@ -66,9 +67,9 @@ async def _refuse_overlap(tx: Transaction, new: Resource, vdc: Resource, range_:
             )
 
 
-async def _router(tx: Transaction, desired: NetworkDesired, zone: str) -> RouterWish:
+def _router(desired: NetworkDesired, zone: Resource) -> RouterWish:
     """Return who serves the network: what it says, else what its zone says."""
-    wish: RouterWish = desired.router or (await tx.get(zone)).desired.router
+    wish: RouterWish = desired.router or zone.desired.router
     return wish
 
 
