@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from pileus.image.recipes import RECIPES, current_image, ensure_image
+from pileus.image.recipes import STANDARD, current_image, ensure_image
 from pileus.image.types import BuildError
 
 
 def main() -> int:
     """Build what is needed and return the exit code."""
-    for name in RECIPES:
+    for name in STANDARD:
         if current_image(name) is not None:
             continue
         try:

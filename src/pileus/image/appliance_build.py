@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pileus
 from pileus.image.build import COMMON_FILES, Recipe
+from pileus.image.closed import closed_root
 from pileus.image.ext4 import Ext4
-from pileus.image.kernel import Kernel, add_modules, load_order
-from pileus.image.programs import LIBRARIES, add_binaries, add_busybox, find
+from pileus.image.kernel import Kernel
+from pileus.image.programs import LIBRARIES, add_binaries, find
 from pileus.image.tools import run
 from pileus.image.tree import Tree
 from pileus.image.types import BuildError
@@ -32,8 +33,6 @@ _BINARIES = (
     "usr/bin/tcpdump",
 )
 _MODULES = (
-    *("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "virtio_console", "virtio_scsi"),
-    *("sd_mod", "sr_mod", "ata_piix", "isofs", "acpiphp", "button", "evdev", "af_packet"),
     *("nf_tables", "nf_conntrack", "nf_conntrack_netlink", "nf_nat", "nf_log_syslog", "nf_conntrack_bridge"),
     *("nft_chain_nat", "nft_ct", "nft_nat", "nft_masq", "nft_redir", "nft_log", "nft_limit", "nft_connlimit"),
     *("nft_fib", "nft_fib_inet", "nft_fib_ipv4", "nft_hash", "nft_numgen", "nft_objref", "nft_quota"),
@@ -56,22 +55,13 @@ _NO_EXTENSIONS = ("_test", "_sqlite3", "_curses", "_dbm", "_codecs_", "_xx", "xx
 
 def root_tree(unpacked: Path, kernel: Kernel) -> Tree:
     """Return the appliance's root: no key, no account that could log in, nothing that asks the network for anything."""
-    tree = Tree()
-    for folder in ("dev", "mnt", "proc", "run", "sys", "var/lib/pileus", "var/lib/misc", "var/log"):
+    tree = closed_root(unpacked, kernel, _FILES, modules=_MODULES, without=("ip", "tc"))
+    for folder in ("var/lib/pileus", "var/lib/misc"):
         tree.folder(folder)
-    tree.folder("root", 0o700)
-    tree.folder("tmp", 0o1777)
-    tree.link("var/run", "/run")
-    tree.link("var/lock", "/run")
-    add_busybox(tree, unpacked, without=("ip", "tc"))
     add_binaries(tree, unpacked, (*_BINARIES, *_extensions(unpacked)))
     tree.link("usr/bin/python3", "python3.11")
     _add_python(tree, unpacked)
-    _add_accounts(tree)
-    add_modules(tree, kernel, load_order(kernel, _MODULES))
-    tree.file("etc/inittab", (_FILES / "inittab").read_bytes())
-    tree.file("etc/rc", (_FILES / "rc").read_bytes(), 0o755)
-    tree.file("etc/acpi/PWRF/00000080", (_FILES / "power-off").read_bytes(), 0o755)
+    tree.file("etc/protocols", b"icmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\n")
     tree.file("lib/pileus/pair-state", (_FILES / "pair-state").read_bytes(), 0o755)
     tree.file("lib/pileus/seed-disk", (COMMON_FILES / "seed-disk").read_bytes())
     return tree
@@ -117,15 +107,6 @@ def _extensions(unpacked: Path) -> Iterator[str]:
     for file in sorted((unpacked / _PYTHON / "lib-dynload").glob("*.so")):
         if not file.name.startswith(_NO_EXTENSIONS):
             yield str(file.relative_to(unpacked))
-
-
-def _add_accounts(tree: Tree) -> None:
-    tree.file("etc/passwd", b"root:x:0:0:root:/root:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n")
-    tree.file("etc/shadow", b"root:!:19000:0:99999:7:::\nnobody:!:19000:0:99999:7:::\n", 0o600)
-    tree.file("etc/group", b"root:x:0:\nnogroup:x:65534:\n")
-    tree.file("etc/nsswitch.conf", b"passwd: files\ngroup: files\nshadow: files\nhosts: files\n")
-    tree.file("etc/protocols", b"icmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\n")
-    tree.file("etc/hosts", b"127.0.0.1 localhost\n")
 
 
 APPLIANCE = Recipe(

@@ -9,10 +9,14 @@ from pathlib import Path
 from pileus.image.appliance_build import APPLIANCE
 from pileus.image.build import Recipe, build, inputs
 from pileus.image.cache import built_image, cache_folder
+from pileus.image.debian_qga_build import DEBIAN_QGA
 from pileus.image.tiny_build import TINY
 from pileus.image.types import BuiltImage
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (TINY, APPLIANCE)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (TINY, APPLIANCE, DEBIAN_QGA)}
+
+STANDARD = (TINY.name, APPLIANCE.name)
+"""The images that every cluster has; the others are built when somebody asks for them."""
 
 
 def current_image(name: str, folder: Path | None = None) -> BuiltImage | None:

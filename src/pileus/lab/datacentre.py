@@ -18,7 +18,7 @@ from pileus.agent.run import test_guest
 from pileus.compute.offering.types import BUILTIN as OFFERINGS
 from pileus.drivers.host.qemu.probe import probe_kvm
 from pileus.drivers.host.qemu.procfs import identify
-from pileus.image.recipes import RECIPES
+from pileus.image.recipes import STANDARD
 from pileus.kernel.errors import Rejected
 from pileus.kernel.kind import Resource
 from pileus.kernel.store import statements as sql
@@ -196,7 +196,7 @@ async def _waits(started: Started) -> bool:
     for status in ("false", "unknown"):
         if await store.list_rows(Filter(kind="storage.pool", ready=status), limit=1):
             return True
-    images = [await store.find("storage.image", "", name) for name in RECIPES]
+    images = [await store.find("storage.image", "", name) for name in STANDARD]
     return any(image is None or image.ready is None or image.ready.status != "true" for image in images)
 
 

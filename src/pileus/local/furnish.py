@@ -13,7 +13,7 @@ from msgspec import Struct
 from pileus.agent.identity import Identity, join, renewal_due
 from pileus.cli import contexts
 from pileus.compute.offering.types import BUILTIN as OFFERINGS
-from pileus.image.recipes import RECIPES, current_image, ensure_image
+from pileus.image.recipes import STANDARD, current_image, ensure_image
 from pileus.image.types import BuiltImage
 from pileus.kernel.access import Principal, Rule
 from pileus.kernel.errors import Unauthenticated
@@ -88,7 +88,7 @@ async def ensure(parts: Parts, each: Wanted) -> Resource:
 
 async def ensure_images(parts: Parts, say: Say) -> None:
     """Have all images that the project builds as the cluster's."""
-    for name in RECIPES:
+    for name in STANDARD:
         await _ensure_image(parts, name, say)
 
 

@@ -15,13 +15,14 @@ def command() -> None:
 
 
 @command.command("build")
-@click.argument("name", type=click.Choice(["appliance", "tiny"]))
+@click.argument("name", type=click.Choice(["appliance", "debian-qga", "tiny"]))
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder; left out: the image cache.")
 @click.option("--if-missing", is_flag=True, help="Do nothing when the image is there and current.")
 def build_image(name: str, output: Path | None, *, if_missing: bool) -> None:
     """Build an image from Debian packages.
 
-    tiny is the default image of tenants (kernel, busybox, web server, SSH, NoCloud); appliance is what routers run.
+    tiny is the default image of tenants (kernel, busybox, web server, SSH, NoCloud); appliance is what routers run;
+    debian-qga is a foreign appliance that has nothing but the QEMU guest agent, for tests.
     """
     from pileus.image.build import build
     from pileus.image.cache import cache_folder
