@@ -24,7 +24,8 @@ class Stale(Exception):
 class Duty:
     """Keeps ``role`` at what the document in ``file`` says. ``hash``: of the document it runs, "" for none.
 
-    A role that breaks is no role any more, but the rest goes on: ``refused`` says what happened.
+    A role that breaks is no role any more, but the rest goes on: ``refused`` says what happened. ``status`` is never
+    older than ``hash``: the host decides by both.
     """
 
     def __init__(self, role: Role, file: Path) -> None:
@@ -61,11 +62,8 @@ class Duty:
         """Let the role mend itself, and ask it how it is."""
         async with self._turn:
             failure = await self._call(self._role.tick)
-            status = await self._call(self._role.status)
-            if isinstance(failure, BaseException) or not isinstance(status, dict):
-                broken = failure if isinstance(failure, BaseException) else status
-                status = {"failed": _words(broken)}
-            self.status = status
+            status = await self._asked()
+            self.status = {"failed": _words(failure)} if isinstance(failure, BaseException) else status
 
     def close(self) -> None:
         """Call the role no more."""
@@ -76,12 +74,18 @@ class Duty:
         if failure is None and keep:
             failure = await self._call(self._keep, document)
         if failure is None:
-            self.hash, self.refused, self._document = document_hash(document), "", document
+            status = await self._asked()
+            self.hash, self.refused, self.status, self._document = document_hash(document), "", status, document
             return
         self.refused = failure.message if isinstance(failure, RoleRefused) else f"the role failed: {_words(failure)}"
         if not isinstance(failure, RoleRefused):
             # Nobody knows what it runs now; so the host sends all of it next time.
             self.hash = ""
+
+    async def _asked(self) -> dict[str, Any]:
+        """Return how the role says it is."""
+        status = await self._call(self._role.status)
+        return status if isinstance(status, dict) else {"failed": _words(status)}
 
     def _apply(self, document: Document) -> None:
         self._role.apply(document)
