@@ -73,8 +73,8 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
     nics: tuple[NicAttachment, ...]
     boot: DirectBoot | None = None
     seed: str | None = None
-    channel: Literal["", "serial"] = ""
-    """``serial``: an appliance's backchannel, a virtio-serial port named ``pileus.0``."""
+    channel: Literal["", "serial", "qga"] = ""
+    """An appliance's backchannel, a virtio-serial port: ``serial`` for a node of ours, ``qga`` for QEMU's guest agent."""
 
 
 class Exit(Struct, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ BALLOON_SLOT, RNG_SLOT, SEED_SLOT = 0x1C, 0x1D, 0x1E
 """The seed comes last: the guest numbers disks by slot, so data disks keep their order."""
 
 CHANNEL_PORT = "channel"
-CHANNEL_NAME = "pileus.0"
+CHANNEL_NAMES = {"serial": "pileus.0", "qga": "org.qemu.guest_agent.0"}
 """By which the guest finds the port."""
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -116,7 +116,7 @@ def command(spec: MachineSpec, files: OpenFiles, accelerator: str, slots: Mappin
     return [
         *_base(spec, accelerator),
         *_consoles(files),
-        *_channel(files),
+        *_channel(spec, files),
         *_boot(spec.boot, files),
         *_disks(spec, files, slots),
         *_seed(files),
@@ -238,13 +238,14 @@ def _consoles(files: OpenFiles) -> list[str]:
     ]  # fmt: skip
 
 
-def _channel(files: OpenFiles) -> list[str]:
-    if files.channel is None:
+def _channel(spec: MachineSpec, files: OpenFiles) -> list[str]:
+    if not spec.channel:
         return []
+    port = f"id={CHANNEL_PORT},bus=channels.0,nr=1,chardev=channel,name={CHANNEL_NAMES[spec.channel]}"
     return [
         "-device", f"virtio-serial-pci,id=channels,max_ports=2,addr={CHANNEL_SLOT:#x}",
         "-chardev", f"socket,id=channel,fd={files.channel},server=on,wait=off",
-        "-device", f"virtserialport,id={CHANNEL_PORT},bus=channels.0,nr=1,chardev=channel,name={CHANNEL_NAME}",
+        "-device", f"virtserialport,{port}",
     ]  # fmt: skip
 
 
