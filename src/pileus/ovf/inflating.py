@@ -1,0 +1,91 @@
+"""Turns a streamOptimized VMDK into a disk: the stream is read in one thread, inflated and written in others.
+
+zlib, pwrite(2) and hashes let go of the interpreter's lock, so that two threads use two cores. Whatever the disk's
+size, only a few batches of grains are in memory.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+
+from pileus.ovf import vmdk
+from pileus.ovf.intake import refusal
+from pileus.ovf.target import Target
+
+WORKERS = 2
+BATCH_GRAINS = 16
+BATCHES_MAX = 2 * WORKERS
+"""Batches of 1 MiB that wait or are being written."""
+
+_ZEROS = bytes(vmdk.GRAIN_BYTES_MAX)
+
+
+def inflate(
+    chunks: Iterator[bytes], make: Callable[[int], Target], *, capacity_bytes_max: int = vmdk.CAPACITY_BYTES_MAX
+) -> vmdk.Header:
+    """Write the disk that the stream holds and return its header; ``make`` gets the capacity and returns the target.
+
+    Raises: OvfFault (those of ``vmdk.read``; disk-bad-grain), OSError and what ``chunks`` and ``make`` raise. Whoever
+    called removes what was written so far.
+    """
+    made: list[tuple[vmdk.Header, Target]] = []
+
+    def begin(header: vmdk.Header) -> None:
+        made.append((header, make(header.capacity_bytes)))
+
+    grains = vmdk.read(chunks, capacity_bytes_max=capacity_bytes_max, on_header=begin)
+    pending: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(WORKERS, "inflate") as workers:
+        try:
+            while batch := list(islice(grains, BATCH_GRAINS)):
+                pending.append(workers.submit(_write, batch, made[0][1]))
+                if len(pending) >= BATCHES_MAX:
+                    pending.popleft().result()
+            while pending:
+                pending.popleft().result()
+        finally:
+            workers.shutdown(cancel_futures=True)
+    header, target = made[0]
+    target.finish()
+    return header
+
+
+def _write(batch: list[vmdk.Grain], target: Target) -> None:
+    """Write grains, those that touch in one go. Raises: OvfFault (disk-bad-grain), OSError."""
+    run: list[bytes] = []
+    start = end = 0
+    for grain in batch:
+        content = _inflated(grain)
+        if content == _ZEROS[: len(content)]:
+            continue
+        if run and grain.offset != end:
+            target.write(start, b"".join(run))
+            run = []
+        if not run:
+            start = grain.offset
+        run.append(content)
+        end = grain.offset + len(content)
+    if run:
+        target.write(start, b"".join(run))
+
+
+def _inflated(grain: vmdk.Grain) -> bytes:
+    """Return the grain's content, whose length is known before. Raises: OvfFault (disk-bad-grain)."""
+    stream = zlib.decompressobj()
+    try:
+        content = stream.decompress(grain.deflated, grain.filled + 1)
+    except zlib.error as exc:
+        raise _bad(grain, f"cannot be inflated ({exc})") from exc
+    if len(content) > grain.filled:
+        raise _bad(grain, f"inflates to more than {grain.filled} bytes")
+    if not stream.eof or len(content) < grain.length:
+        raise _bad(grain, f"inflates to {len(content)} bytes instead of {grain.length}")
+    return content[: grain.length]
+
+
+def _bad(grain: vmdk.Grain, what: str) -> Exception:
+    return refusal("disk-bad-grain", f"the VMDK's grain at byte {grain.offset} {what}; export it again")
