@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pileus.compute.offering import types as offering
 from pileus.compute.vm import types as vm
+from pileus.fleet.consent import types as consent
+from pileus.fleet.manager import types as manager
 from pileus.fleet.node import types as node
+from pileus.fleet.package import types as package
+from pileus.fleet.request import types as request
+from pileus.fleet.rollout import types as rollout
 from pileus.gateway.address import types as address
 from pileus.gateway.balancer import types as balancer
 from pileus.gateway.firewall import types as firewall
@@ -48,7 +53,12 @@ KINDS = Registry(
         segment.KIND,
         offering.KIND,
         vm.KIND,
+        manager.KIND,
+        consent.KIND,
+        package.KIND,
         node.KIND,
+        request.KIND,
+        rollout.KIND,
         router.KIND,
         address.KIND,
         forward.KIND,

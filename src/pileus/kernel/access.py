@@ -17,7 +17,10 @@ class Rule(Struct, frozen=True, kw_only=True):
 
 
 class Principal(Struct, frozen=True, kw_only=True):
-    """An authenticated caller. No account: an operator, whose rules hold in every account and in the cluster."""
+    """An authenticated caller. No account and no manager: an operator, whose rules hold everywhere.
+
+    A fleet manager sees what is its own in its own account (none: the cluster) and in those that consented.
+    """
 
     user_id: str
     user: str
@@ -26,13 +29,16 @@ class Principal(Struct, frozen=True, kw_only=True):
     role: str
     rules: tuple[Rule, ...]
     key_id: str = ""
+    manager_id: str = ""
+    consents: frozenset[str] = frozenset()
+    """Ids of the accounts that let the manager act in them."""
     address: str = ""
     """The peer's socket address; never taken from a header."""
 
     @property
     def operator(self) -> bool:
-        """Whether the caller belongs to the cluster and not to an account."""
-        return self.account_id == ""
+        """Whether the caller is one of the cluster's own."""
+        return self.account_id == "" and self.manager_id == ""
 
     def allows(self, verb: str, kind: str) -> bool:
         """Tell whether a rule allows ``verb`` on ``kind``."""

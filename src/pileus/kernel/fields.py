@@ -26,6 +26,9 @@ VmRef = Annotated[str, Meta(extra={"ref": "compute.vm"})]
 AddressRef = Annotated[str, Meta(extra={"ref": "gateway.address"})]
 VpnRef = Annotated[str, Meta(extra={"ref": "gateway.vpn"})]
 OfferingRef = Annotated[str, Meta(extra={"ref": "compute.offering"})]
+ManagerRef = Annotated[str, Meta(extra={"ref": "fleet.manager"})]
+PackageRef = Annotated[str, Meta(extra={"ref": "fleet.package"})]
+NodeRef = Annotated[str, Meta(extra={"ref": "fleet.node"})]
 
 
 class Problem(Struct, frozen=True, kw_only=True):

@@ -8,14 +8,31 @@ from msgspec import Meta, Struct
 
 from pileus.compute.vm.types import VmNic
 from pileus.kernel.condition import Condition, ready, unready
-from pileus.kernel.fields import ImageRef, Problem
+from pileus.kernel.fields import ImageRef, ManagerRef, PackageRef, Problem, VmRef
 from pileus.kernel.kind import Column, Kind, Resource
 
 Document = dict[str, dict[str, Any]]
 
 
+class NodeBefore(Struct, frozen=True, kw_only=True):
+    """What a rollout changed of the node, so that it can go back. ``package``: name; the document as it was."""
+
+    rollout: str
+    package: str
+    document: Document
+
+
 class NodeDesired(Struct, frozen=True, kw_only=True):
-    """The VM and the document, written by the controller of the node's owner."""
+    """The VM and the document, written by a user or manager, or by the controller of the node's owner (a router)."""
+
+    manager: Annotated[ManagerRef, Meta(description="The manager that runs the node.")] = ""
+    package: Annotated[PackageRef, Meta(description="What it is made of; empty: the manager's newest.")] = ""
+    vm: Annotated[
+        VmRef, Meta(description="A VM of the account that becomes the node; empty: one is made of the package.")
+    ] = ""
+    power: Annotated[Literal["running", "stopped"], Meta(description="What the node's VM shall be.")] = "running"
+    properties: Annotated[dict[str, str], Meta(description="Values of the package's OVF properties.")] = {}
+    readmit_serial: Annotated[int, Meta(ge=0, description="Raising it lets a quarantined node speak again.")] = 0
 
     image: Annotated[ImageRef, Meta(description="Image of the appliance.")]
     role: Annotated[str, Meta(description="What the appliance is, such as router.")]
@@ -37,12 +54,21 @@ class NodeAssigned(Struct, frozen=True, kw_only=True):
     host: str = ""
     hash: str = ""
     channel: str = "serial"
+    manager: str = ""
+    """Id of its manager."""
+    package: str = ""
+    sequence: int = 0
+    """Number of the newest request that it was given."""
+    quarantined: str = ""
+    """Why nothing is said to it any more, and nothing heard of it."""
+    readmit_serial: int = 0
+    before: NodeBefore | None = None
 
 
 class NodeObserved(Struct, frozen=True, kw_only=True):
     """What the host knows of the node over the backchannel."""
 
-    state: Literal["absent", "silent", "ready"]
+    state: Literal["absent", "silent", "ready", "quarantined"]
     hash: str = ""
     """Of the document it runs."""
     version: str = ""

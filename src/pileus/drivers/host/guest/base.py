@@ -60,12 +60,45 @@ class NodeFact(Struct, frozen=True, kw_only=True):
     """
 
     machine: str
-    state: Literal["silent", "ready"]
+    state: Literal["silent", "ready", "quarantined"]
+    """``quarantined``: it did harm again and again; nothing is read from it until it is attached anew."""
     hash: str = ""
     version: str = ""
     boot_id: str = ""
     refused: str = ""
     status: dict[str, Any] = {}
+
+
+PAYLOAD_BYTES_MAX = 16 << 20
+"""Of a request."""
+
+ANSWER_BYTES_MAX = 256 << 10
+
+
+class GuestRequest(Struct, frozen=True, kw_only=True):
+    """One request to a node's role.
+
+    ``sequence`` rises from request to request of a node; the node begins none at or below its last one, and keeps over
+    every restart how its last ones ended. ``deadline``: Unix seconds; a node that has not begun by then never does.
+    ``withdrawn``: it shall not be begun any more; the answer tells whether it was.
+    """
+
+    id: str
+    sequence: int
+    deadline: float
+    payload: bytes = b""
+    withdrawn: bool = False
+
+
+class GuestAnswer(Struct, frozen=True, kw_only=True):
+    """How a request ended: once, and the same however often it is asked.
+
+    ``applied``: the role did it, ``answer`` is what it said. ``refused``: it changed nothing, ``answer`` says why.
+    ``expired``, ``withdrawn``: it was never begun. ``unknown``: later ones ended since, and the node forgot this one.
+    """
+
+    state: Literal["applied", "refused", "expired", "withdrawn", "unknown"]
+    answer: bytes = b""
 
 
 class Stream(Protocol):

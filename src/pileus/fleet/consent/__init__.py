@@ -1,0 +1,1 @@
+"""Consents: which manager may act in an account."""

@@ -1,0 +1,1 @@
+"""Managers: programs that run nodes for many accounts."""

@@ -1,0 +1,69 @@
+"""An infrastructure manager: a program that runs nodes in the accounts that consented, through this cloud's API."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from pileus.kernel.condition import Condition, ready, unready
+from pileus.kernel.kind import Column, Kind, Resource
+
+Word = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,62}$(?!\n)")]
+
+
+class ManagerDesired(Struct, frozen=True, kw_only=True):
+    """Who it is, what it serves, and where it is told. Its keys: ``pileus create key --manager``."""
+
+    description: Annotated[str, Meta(max_length=200, description="For people.")] = ""
+    serves: Annotated[
+        tuple[Word, ...], Meta(max_length=16, description="What its nodes are, such as firewall or dns.")
+    ] = ()
+    callback_url: Annotated[
+        str,
+        Meta(max_length=500, description="https URL that gets answers and changes, signed; empty: it watches instead."),
+    ] = ""
+    state: Annotated[
+        Literal["active", "disabled"],
+        Meta(description="A disabled manager's keys stop working within 5 seconds; its nodes run on."),
+    ] = "active"
+
+
+class ManagerObserved(Struct, frozen=True, kw_only=True):
+    """How its callback is doing."""
+
+    webhook_key: str = ""
+    """Public key that its notices are signed with (Ed25519, base64, Standard Webhooks ``whpk_``)."""
+    waiting: int = 0
+    """Notices that its callback has not taken yet."""
+    failing_since: str = ""
+    """RFC 3339; empty: the last one was taken."""
+    message: str = ""
+    """Why the callback did not take the last one."""
+
+
+def _ready(resource: Resource) -> Condition:
+    desired: ManagerDesired = resource.desired
+    observed: ManagerObserved | None = resource.observed
+    if desired.state == "disabled":
+        return unready("Disabled", "the manager is disabled; set state to active to let its keys work again")
+    if observed is not None and observed.failing_since:
+        since = f"since {observed.failing_since}"
+        return unready("CallbackFails", f"{observed.waiting} notices wait {since}: {observed.message}")
+    return ready()
+
+
+KIND = Kind(
+    name="fleet.manager",
+    summary="A program that runs nodes in accounts that consented: of the cluster for all accounts, or of one account.",
+    desired=ManagerDesired,
+    observed=ManagerObserved,
+    ready=_ready,
+    scope="either",
+    columns=(
+        Column("SERVES", "desired.serves"),
+        Column("STATE", "desired.state"),
+        Column("CALLBACK", "desired.callback_url", wide=True),
+        Column("WAITING", "observed.waiting", wide=True),
+    ),
+)

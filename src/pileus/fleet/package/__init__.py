@@ -1,0 +1,1 @@
+"""Packages: what a manager's nodes are made of."""

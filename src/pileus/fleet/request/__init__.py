@@ -1,0 +1,1 @@
+"""Requests: what a node shall do once, in order."""

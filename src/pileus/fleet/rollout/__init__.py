@@ -1,0 +1,1 @@
+"""Rollouts: a change of many nodes, wave after wave."""

@@ -1,0 +1,116 @@
+"""A rollout: a new package or configuration for many nodes, wave after wave, behind a gate, with a result per node."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from pileus.kernel.condition import Condition, ready, unready
+from pileus.kernel.fields import AccountRef, ManagerRef, NodeRef, PackageRef
+from pileus.kernel.kind import Column, Kind, Resource
+
+NODES_MAX = 2000
+Phase = Literal["running", "paused", "stopped", "rolling-back", "done", "rolled-back"]
+"""``stopped``: at a gate, as ``on_failure: pause`` has it. ``paused``: as wished."""
+
+
+class RolloutDesired(Struct, frozen=True, kw_only=True):
+    """What changes, where, and how carefully. Nodes: those of the manager that match every given word."""
+
+    manager: Annotated[ManagerRef, Meta(description="Whose nodes.")]
+    package: Annotated[PackageRef, Meta(description="New package of the nodes; empty: they keep theirs.")] = ""
+    document: Annotated[
+        dict[str, dict[str, Any]],
+        Meta(description="Change of each node's document: section, key, new entry; null takes an entry out."),
+    ] = {}
+    accounts: Annotated[tuple[AccountRef, ...], Meta(description="Only nodes of these accounts.")] = ()
+    labels: Annotated[dict[str, str], Meta(description="Only nodes with these labels.")] = {}
+    nodes: Annotated[tuple[NodeRef, ...], Meta(max_length=NODES_MAX, description="Only these nodes.")] = ()
+    waves: Annotated[
+        tuple[int, ...],
+        Meta(
+            min_length=1, max_length=20, description="Nodes changed by the end of each wave, in percent; ends with 100."
+        ),
+    ] = (5, 25, 100)
+    failures_max: Annotated[int, Meta(ge=0, description="Failed nodes over which the gate of a wave stays shut.")] = 0
+    settle_s: Annotated[int, Meta(ge=0, le=86_400, description="How long a wave must stay healthy, in seconds.")] = 10
+    timeout_s: Annotated[int, Meta(ge=1, le=86_400, description="How long one node may take, in seconds.")] = 600
+    on_failure: Annotated[Literal["roll-back", "pause"], Meta(description="What happens when the gate stays shut.")] = (
+        "roll-back"
+    )
+    state: Annotated[Literal["running", "paused", "rolled-back"], Meta(description="Pause, go on, or go back.")] = (
+        "running"
+    )
+    attempt: Annotated[
+        int, Meta(ge=0, description="Raising it goes on after a failure: what failed is tried again.")
+    ] = 0
+
+
+class RolloutAssigned(Struct, frozen=True, kw_only=True):
+    """The nodes of each wave, decided at the start, and how far it is."""
+
+    manager: str
+    waves: tuple[tuple[str, ...], ...] = ()
+    wave: int = 0
+    phase: Phase = "running"
+    attempt: int = 0
+    since: float = 0.0
+    """Unix seconds since when the wave is healthy; 0: it is not yet."""
+    message: str = ""
+
+
+class RolloutResult(Struct, frozen=True, kw_only=True):
+    """One node's part."""
+
+    node: str
+    name: str
+    account: str
+    wave: int
+    state: Literal["waiting", "changing", "done", "failed", "rolling-back", "rolled-back", "gone"]
+    message: str = ""
+
+
+class RolloutObserved(Struct, frozen=True, kw_only=True):
+    """How far it is."""
+
+    phase: Phase = "running"
+    wave: int = 0
+    waves: int = 0
+    done: int = 0
+    failed: int = 0
+    total: int = 0
+    results: tuple[RolloutResult, ...] = ()
+    message: str = ""
+
+
+def _ready(resource: Resource) -> Condition:
+    observed: RolloutObserved | None = resource.observed
+    if observed is None:
+        return unready("Starting", "its nodes are not chosen yet")
+    if observed.phase == "done":
+        return ready("Done", f"{observed.done} of {observed.total} nodes are changed")
+    if observed.phase == "rolled-back":
+        return unready("RolledBack", observed.message)
+    reason = {"stopped": "Stopped", "paused": "Paused", "rolling-back": "RollingBack"}.get(observed.phase, "Running")
+    words = f"wave {observed.wave + 1} of {observed.waves}, {observed.done} of {observed.total} nodes are changed"
+    return unready(reason, observed.message or words)
+
+
+KIND = Kind(
+    name="fleet.rollout",
+    summary="A new package or configuration for many nodes: waves, a gate, pause, going back, a result per node.",
+    desired=RolloutDesired,
+    assigned=RolloutAssigned,
+    observed=RolloutObserved,
+    ready=_ready,
+    scope="either",
+    immutable=frozenset({"manager", "package", "document", "accounts", "labels", "nodes", "waves"}),
+    columns=(
+        Column("MANAGER", "desired.manager"),
+        Column("PHASE", "observed.phase"),
+        Column("DONE", "observed.done"),
+        Column("FAILED", "observed.failed"),
+        Column("TOTAL", "observed.total"),
+    ),
+)
