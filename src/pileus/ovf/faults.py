@@ -36,6 +36,11 @@ class OvfFault(Exception):
         self.faults = faults
 
 
+def refusal(code: str, message: str, *, file: str = "", line: int = 0) -> OvfFault:
+    """Return the exception of one error."""
+    return OvfFault(Fault(code=code, message=message, file=file, line=line))
+
+
 class Faults:
     """Collects what is wrong while a package is read, so that all of it can be said at once."""
 
