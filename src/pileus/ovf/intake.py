@@ -55,6 +55,14 @@ class Intake:
         """Whether nothing is left."""
         return self._at >= len(self._chunk) and not self._next()
 
+    def rest(self) -> Iterator[bytes]:
+        """Yield what is left, in chunks as they come."""
+        while not self.ended():
+            chunk = self._chunk[self._at :]
+            self._at = len(self._chunk)
+            self.position += len(chunk)
+            yield chunk
+
     def drain(self) -> None:
         """Read to the end, so that whoever computes a digest sees everything."""
         while not self.ended():
