@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from pileus.drivers.host.errors import DriverError
+from pileus.drivers.host.qemu.base import MachineFact
+from pileus.drivers.host.qemu.fake import FakeHypervisor
 from pileus.drivers.host.system.base import SystemFacts
 from pileus.drivers.host.system.fake import FakeSystem
 from pileus.infra.host.types import SILENT_AFTER_S
@@ -58,6 +62,36 @@ def test_a_host_with_a_problem_that_then_dies_is_silent_soon() -> None:
             began = clock()
             await world.until(lambda: _is(world, "HostSilent"))
             assert clock() - began < SOON_S
+
+    run(main)
+
+
+def test_what_is_on_a_host_that_came_back_is_unknown_until_it_was_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = asyncio.Event()
+    look = FakeHypervisor.observe
+
+    async def late(self: FakeHypervisor) -> dict[str, MachineFact]:
+        await looked.wait()
+        return await look(self)
+
+    async def main() -> None:
+        async with cloud() as world:
+            (host,) = world.hosts
+            await world.create("tenancy.account", "acme")
+            await world.create("compute.vm", "web", "acme")
+            await world.until(lambda: world.is_ready("compute.vm", "web", "acme"))
+            await world.stop_agent(host)
+            await world.until(lambda: _is(world, "HostSilent"))
+            monkeypatch.setattr(FakeHypervisor, "observe", late)
+            await world.start_agent(host)
+            await world.until(lambda: world.is_ready("infra.host", "host0"))
+            await asyncio.sleep(60.0)
+            web = await world.get("compute.vm", "web", "acme")
+            said = web["conditions"][0]
+            assert (said["status"], said["reason"]) == ("unknown", "HostReturned")
+            assert web["observed"]["power"] == "running"  # what was last heard
+            looked.set()
+            await world.until(lambda: world.is_ready("compute.vm", "web", "acme"))
 
     run(main)
 

@@ -66,6 +66,11 @@ class Resource:
         return self.deleting and problem is None and self.observed_generation >= self.generation
 
     @property
+    def unheard(self) -> bool:
+        """Whether what its host says of it is of before the host fell silent: it came back, and looks first."""
+        return self.observed is not None and self.observed_generation == 0
+
+    @property
     def ready(self) -> Condition | None:
         """The condition Ready, if any was computed."""
         return next((c for c in self.conditions if c.type == "Ready"), None)

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from pileus.kernel import records
 from pileus.kernel.clock import Clock, iso
-from pileus.kernel.condition import Condition
+from pileus.kernel.condition import Condition, unknown
 from pileus.kernel.errors import Conflict, LeaseLost, NotFound, QuotaExceeded
 from pileus.kernel.ids import IdSource
 from pileus.kernel.kind import Registry, Resource
@@ -178,6 +178,11 @@ class Transaction:
         if wait is not None:
             conditions += (Condition(type=WAITING, status=wait.status, reason=wait.reason, message=wait.message),)
         return await self.update(resource, conditions=conditions)
+
+    async def distrust(self, host: str) -> None:
+        """Make unknown all that is on a host which fell silent, until its agent has said it anew."""
+        for (id,) in await self._session.all(sql.ON_HOST, host=host):
+            await self.update(await self.get(id), observed_generation=0)
 
     async def mark_deleting(self, resource: Resource) -> Resource:
         """Ask for the deletion of ``resource``; asked already: nothing."""
@@ -365,7 +370,12 @@ class Transaction:
         """Return the resource with its condition Ready computed and its places copied to their columns."""
         kind = self.registry[resource.kind]
         waiting = next((c for c in resource.conditions if c.type == WAITING), None)
-        computed = kind.ready(resource) if waiting is None else msgspec.structs.replace(waiting, type="Ready")
+        if waiting is not None:
+            computed = msgspec.structs.replace(waiting, type="Ready")
+        elif kind.host_bound and resource.unheard:
+            computed = unknown("HostReturned", "its host is back and has not said yet how it is now")
+        else:
+            computed = kind.ready(resource)
         old = resource.ready
         same = old is not None and old.status == computed.status
         condition = msgspec.structs.replace(

@@ -191,8 +191,11 @@ class Agents:
         self._seen.pop(host_id, None)
 
         async def arrive(tx: Transaction) -> None:
-            if await tx.find_id(host_id) is None:
+            host = await tx.find_id(host_id)
+            if host is None:
                 return
+            if host.ready is not None and host.ready.status == "unknown":
+                await tx.distrust(host_id)
             await tx.change(tx.insert.presence, host=host_id, seen_at=now, server=self._store.server)
             await tx.enqueue(host_id)
 
