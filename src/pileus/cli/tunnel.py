@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
 from dataclasses import dataclass
 from ssl import SSLContext
 from typing import TYPE_CHECKING
 
 from pileus.cli.client import Json, refusal, segment
 from pileus.cli.failure import UNREACHABLE, Failure
+from pileus.cli.progress import slow
 from pileus.cli.session import Session, root
 from pileus.cli.target import VM
 from pileus.kernel.errors import Transient
@@ -26,6 +28,8 @@ PING_EVERY_S = 20.0
 """Keeps what lies between from forgetting an idle connection, and shows within 40 s that the server is gone."""
 FAREWELL_S = 40.0
 """How long the end of what was sent may take to reach the VM."""
+RETRY_S = 1.0
+"""Until a VM that may still boot is asked again."""
 MESSAGE_BYTES_MAX = 2**20
 PIPE_BYTES = 4096
 """POSIX: a pipe that can be written to takes so many at once. Source: pipe(7), PIPE_BUF."""
@@ -54,19 +58,36 @@ def way(session: Session, vm: Json, port: int, network: str) -> Way:
     )
 
 
-async def join(way: Way, local: Duplex) -> None:
+async def join(way: Way, local: Duplex, patience_s: float = 0.0) -> None:
     """Connect, and carry bytes between ``local`` and the VM until both directions ended.
 
-    Raises: Failure when there is no way or it broke; what ``local`` raises.
+    A VM that does not answer is asked again for ``patience_s``. Raises: Failure when there is no way or it broke; what
+    ``local`` raises.
     """
     import websockets
 
-    async with await _open(way) as socket:
+    async with await _reach(way, patience_s) as socket:
         try:
             await _carry(socket, local)
         except (websockets.ConnectionClosed, Transient) as error:
             reason = error.message if isinstance(error, Transient) else _reason(socket)
             raise Failure(f"the connection to {way.name} ended: {reason}", exit_code=UNREACHABLE) from None
+
+
+async def _reach(way: Way, patience_s: float) -> ClientConnection:
+    began = time.monotonic()
+    with slow(f"waits for {way.name}: the VM may still boot") if patience_s else contextlib.nullcontext():
+        while True:
+            try:
+                return await _open(way)
+            except Failure as failure:
+                waited_s = time.monotonic() - began
+                if failure.code != "connect-refused" or not patience_s:
+                    raise
+                if waited_s >= patience_s:
+                    hint = f"it was asked for {waited_s:.0f} s, as it may still boot; `pileus logs` shows how far it is"
+                    raise Failure(failure.message, exit_code=failure.exit_code, code=failure.code, hint=hint) from None
+            await asyncio.sleep(RETRY_S)
 
 
 async def _open(way: Way) -> ClientConnection:

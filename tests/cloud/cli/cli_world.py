@@ -60,6 +60,8 @@ class Hosts:
     def __init__(self) -> None:
         self.logs: dict[str, bytes] = {}
         self.listening: dict[tuple[str, int], Callable[[], Connection]] = {}
+        self.refused = threading.Event()
+        """Set when a connection was refused."""
 
     async def serve(self, host_id: str, channel: Channel) -> None:
         """No agent ever calls."""
@@ -77,6 +79,7 @@ class Hosts:
     async def connect(self, host_id: str, appliance: str, address: str, port: int) -> Connection:
         """Connect to what listens at the address."""
         if (address, port) not in self.listening:
+            self.refused.set()
             raise Conflict(f"{address} port {port} refused the connection", code="connect-refused")
         return self.listening[address, port]()
 
@@ -88,6 +91,7 @@ class Vms(Controller):
         self.held: set[str] = set()
         self.ended: dict[str, int] = {}
         """The boot_serial at which the guest ended: a higher one boots it again."""
+        self.started_at: dict[str, str] = {}
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Make the facts follow the wish."""
@@ -106,10 +110,12 @@ class Vms(Controller):
                 power="stopped" if off else desired.power,
                 memory_mib=128,
                 boot_serial=desired.boot_serial,
+                started_at=self.started_at.get(resource.name, ""),
                 addresses=("10.1.1.10",),
             )
             if (resource.assigned, resource.observed) != (assigned, observed):
-                await tx.update(resource, assigned=assigned, observed=observed)
+                now = {"observed": observed, "observed_generation": resource.generation}
+                await tx.update(resource, assigned=assigned, **now)
 
         return Done(apply=apply)
 

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 import pty
+import re
 import shutil
 import signal
 import socket
 import socketserver
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,13 @@ import msgspec
 import pytest
 
 from pileus.cli import contexts
-from pileus.cli.commands.forward import Pair, pair
+from pileus.cli.commands.forward import BOOT_S, Pair, pair
 from pileus.cli.failure import INTERRUPTED, NOT_FOUND, OK, REFUSED, UNREACHABLE, USAGE, Failure
 from pileus.cli.target import split
 from pileus.cli.tunnel import LocalSocket
 from pileus.fleet.node.types import NodeAssigned, NodeDesired
 from pileus.gateway.router.types import RouterAssigned, RouterDesired, RouterObserved
+from pileus.kernel.clock import iso, system_clock
 from pileus.kernel.kind import Resource
 from pileus.kernel.transaction import Transaction
 from pileus.network.network.types import NetworkObserved
@@ -331,6 +333,48 @@ def test_a_network_without_a_router_is_named_and_what_works_instead(pileus: Run,
     code, _, err = stdio("vm/web", "--account", account, "--stdio", "22")
     assert (code, err) == (REFUSED, "error: vm web has no NIC in a network\n")
     assert stdio("vm/none", "--account", account, "--stdio", "22")[0] == NOT_FOUND
+
+
+@pytest.fixture
+def young(pileus: Run, account: str, cloud: Cloud) -> Iterator[Callable[[float], str]]:
+    """Makes a VM web that started so many seconds ago, and returns its account."""
+
+    def make(ago_s: float) -> str:
+        cloud.vms.started_at["web"] = iso(system_clock() - ago_s)
+        furnish(pileus, cloud, account)
+        cloud.hosts.refused.clear()
+        return account
+
+    yield make
+    cloud.vms.started_at.clear()
+    cloud.hosts.listening.clear()
+
+
+def test_a_vm_that_may_still_boot_is_asked_until_it_answers(young: Callable[[float], str], cloud: Cloud) -> None:
+    account = young(1.0)
+    with (
+        serving(Echo) as here,
+        running("forward", "vm/web", "--account", account, "--stdio", "22", stdin=subprocess.PIPE) as child,
+    ):
+        assert cloud.hosts.refused.wait(LIMIT_S)
+        listen(cloud, 22, here)
+        assert child.stdin is not None
+        child.stdin.write(b"bye\n")
+        child.stdin.flush()
+        assert line(child.stdout, "bye") == "bye"
+        assert child.wait(LIMIT_S) == OK
+        assert child.stderr is not None
+        assert child.stderr.read() == b""
+
+
+def test_a_vm_that_never_answers_is_given_up_and_what_it_does_can_be_seen(young: Callable[[float], str]) -> None:
+    code, _, err = stdio("vm/web", "--account", young(BOOT_S - 8.0), "--stdio", "22")
+    assert code == REFUSED
+    assert re.fullmatch(
+        r"error: vm web does not answer: .*; does something listen on port 22\?\n"
+        r"hint: it was asked for \d+ s, as it may still boot; `pileus logs` shows how far it is\n",
+        err,
+    ), err
 
 
 @pytest.mark.parametrize("verb", ["ssh", "forward", "console"])

@@ -17,8 +17,11 @@ from pileus.cli.failure import REFUSED, Failure, usage
 from pileus.cli.progress import clean
 from pileus.cli.session import Session, account_option
 from pileus.cli.target import VM, split, vm_argument
+from pileus.kernel.clock import system_clock, unix
 
 PORT_MAX = 65_535
+BOOT_S = 120.0
+"""For so long after its start a VM that does not answer may still boot: without acceleration, on a busy machine."""
 
 
 class Pair(Struct, frozen=True):
@@ -71,7 +74,13 @@ def _is_port(text: str) -> bool:
 async def _join_stdio(session: Session, vm: Json, port: int, network: str) -> None:
     from pileus.cli.tunnel import StandardStreams, join, way
 
-    await join(way(session, vm, port, network), StandardStreams())
+    await join(way(session, vm, port, network), StandardStreams(), _boots_s(vm))
+
+
+def _boots_s(vm: Json) -> float:
+    """Return for how long the VM may still boot, by the clock of this machine."""
+    started_at = (vm["observed"] or {}).get("started_at")
+    return min(max(unix(started_at) + BOOT_S - system_clock(), 0.0), BOOT_S) if started_at else 0.0
 
 
 class _Listening:

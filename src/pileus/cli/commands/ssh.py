@@ -33,6 +33,7 @@ USER = "root"
 def command(session: Session, /, words: tuple[str, ...], **options: Any) -> None:
     """Log in to a VM, or run a command in it: `pileus ssh vm/web -- uptime`.
 
+    A VM that started less than two minutes ago and does not answer is asked again until it does: it may still boot.
     What follows -- is what would follow the host in ssh's own command line, options included. The exit code is ssh's:
     that of the command, or 255 when ssh could not connect.
     """
