@@ -29,6 +29,7 @@ class Resource:
 
     ``account`` is the account's name, ``account_id`` its id; both empty for what belongs to the cluster.
     ``owner`` is the id of the resource that made this one and whose deletion deletes it.
+    ``manager`` is the id of the fleet manager that it stands for, who may see it; empty for nearly everything.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Resource:
     zone: str = ""
     vdc: str = ""
     host: str = ""
+    manager: str = ""
     generation: int = 1
     observed_generation: int = 0
     revision: int = 0

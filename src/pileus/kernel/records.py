@@ -18,7 +18,7 @@ _encode = msgspec.json.Encoder().encode
 (
     _ID, _KIND, _NAME, _ACCOUNT_ID, _ACCOUNT, _OWNER, _ZONE, _VDC, _HOST, _READY, _REASON,
     _GENERATION, _OBSERVED_GENERATION, _REVISION, _CREATED, _DELETING,
-    _LABELS, _DESIRED, _ASSIGNED, _OBSERVED, _CONDITIONS,
+    _LABELS, _DESIRED, _ASSIGNED, _OBSERVED, _CONDITIONS, _MANAGER,
 ) = range(len(COLUMNS))  # fmt: skip
 
 
@@ -45,6 +45,7 @@ def decode(registry: Registry, row: Sequence[Any]) -> Resource:
         assigned=registry.decode(kind.assigned, row[_ASSIGNED]),
         observed=registry.decode(kind.observed, row[_OBSERVED]),
         conditions=_conditions.decode(row[_CONDITIONS]),
+        manager=row[_MANAGER],
     )
 
 
@@ -77,6 +78,7 @@ def encode(resource: Resource) -> dict[str, Any]:
         "assigned": _json(resource.assigned),
         "observed": _json(resource.observed),
         "conditions": _encode(resource.conditions).decode(),
+        "manager": resource.manager,
     }
 
 

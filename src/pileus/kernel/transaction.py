@@ -317,6 +317,7 @@ class Transaction:
             type=type,
             reason=reason,
             message=message,
+            manager=resource.manager,
         )
 
     async def audit(self, entry: Mapping[str, Any]) -> None:
@@ -364,6 +365,7 @@ class Transaction:
             host=resource.host,
             name=resource.name,
             at=self.now,
+            manager=resource.manager,
         )
 
     def _settled(self, resource: Resource) -> Resource:
@@ -390,6 +392,7 @@ class Transaction:
             host=_placed(resource, "host"),
             zone=_placed(resource, "zone"),
             vdc=_placed(resource, "vdc"),
+            manager=_placed(resource, "manager"),
         )
 
     async def _ready_event(self, old: Resource | None, new: Resource) -> None:

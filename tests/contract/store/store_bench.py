@@ -66,13 +66,13 @@ class Bench:
     """One database; ``shared``: several servers may use it at once."""
 
     def __init__(self, *, path: Path | None = None, url: str = "") -> None:
-        self._path, self._url = path, url
+        self.path, self.url = path, url
         self.shared = bool(url)
         self.clock = ManualClock()
 
     def engine(self) -> Engine:
         """Return a new engine on the database."""
-        return PostgresEngine(self._url) if self._path is None else SqliteEngine(self._path)
+        return PostgresEngine(self.url) if self.path is None else SqliteEngine(self.path)
 
     @contextlib.asynccontextmanager
     async def store(self, server: str = "one", clock: Clock | None = None) -> AsyncIterator[Store]:
@@ -94,13 +94,14 @@ class Bench:
         return asyncio.run(limited())
 
 
-def thing(name: str, *, size: int = 1, host: str = "", owner: str = "", id: str = "") -> Resource:
+def thing(name: str, *, size: int = 1, host: str = "", owner: str = "", id: str = "", manager: str = "") -> Resource:
     """Return a thing that is not stored yet."""
     return Resource(
         id=id,
         kind=THING.name,
         name=name,
         owner=owner,
+        manager=manager,
         desired=ThingDesired(size=size),
         assigned=ThingAssigned(host=host) if host else None,
     )

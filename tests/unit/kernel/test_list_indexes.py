@@ -27,6 +27,8 @@ LISTS: list[tuple[dict[str, Any], str]] = [
     ({"account_id": "a", "host": "h"}, "resource_host (host=? AND kind=? AND id>?)"),
     ({"vdc": "v"}, "resource_vdc (vdc=? AND kind=? AND id>?)"),
     ({"zone": "z"}, "resource_zone (zone=? AND kind=? AND id>?)"),
+    ({"manager": "m"}, "resource_manager (manager=? AND kind=? AND id>?)"),
+    ({"account_id": "a", "manager": "m"}, "resource_manager (manager=? AND kind=? AND id>?)"),
     ({"owner": "o"}, "resource_owner (owner=? AND id>?)"),
     ({"account_id": "a", "name": "n"}, "resource_name (kind=? AND account_id=? AND name=?)"),
     ({"labels": (("k", "v"),)}, "label_value (key=? AND value=? AND id>?)"),

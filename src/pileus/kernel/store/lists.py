@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from pileus.kernel.store.tables import label, resource, unindexed
 
-WORDS = ("host", "zone", "vdc", "owner", "name", "ready")
+WORDS = ("host", "zone", "vdc", "owner", "name", "ready", "manager")
 SHAPES_MAX = 256
 """Statements kept: callers choose the shapes, of which there are thousands."""
 
@@ -25,6 +25,7 @@ class Filter(Struct, frozen=True, kw_only=True):
     host: str = ""
     zone: str = ""
     vdc: str = ""
+    manager: str = ""
     owner: str = ""
     name: str = ""
     ready: str = ""
@@ -76,7 +77,7 @@ def _build_list(filter: Filter) -> sa.Select[Any]:
         where.append(sa.or_(own, columns.account_id == sa.literal_column("''")) if filter.public else own)
     for word in words:
         where.append(column(word) == sa.bindparam(word))
-        if word == narrow and word in ("host", "zone", "vdc", "owner"):
+        if word == narrow and word in ("host", "zone", "vdc", "owner", "manager"):
             where.append(columns[word] != sa.literal_column("''"))  # lets the partial index serve
     if filter.own:
         where.append(unindexed(columns.owner) == columns.account_id)
@@ -97,7 +98,7 @@ def _narrowest(filter: Filter, words: tuple[str, ...]) -> str:
     """Return the column whose index leaves the fewest rows to look at; ``id``: ids or labels name the rows."""
     if filter.ids or (filter.labels and not {"owner", "host", "name"} & set(words)):
         return "id"
-    for word in ("name", "owner", "host"):
+    for word in ("name", "owner", "host", "manager"):
         if word in words:
             return word
     if filter.account_id and not filter.public:

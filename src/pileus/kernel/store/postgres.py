@@ -11,6 +11,7 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import asyncpg as dialect
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from pileus.kernel.errors import Transient
@@ -109,12 +110,16 @@ class PostgresEngine(Engine):
         """Make what is missing; nothing missing: nothing is locked, for other servers may be writing."""
         names = [table.name for table in tables.metadata.sorted_tables]
         names += [str(index.name) for table in tables.metadata.sorted_tables for index in table.indexes]
-        if await connection.fetchval("SELECT COUNT(*) FROM pg_class WHERE relname = ANY($1)", names) == len(names):
+        there = await connection.fetchval("SELECT COUNT(*) FROM pg_class WHERE relname = ANY($1)", names)
+        if there == len(names) and not await _additions(connection, self._dialect):
             return
         if await connection.fetchval("SELECT to_regclass('counter')") is not None:
             await connection.execute("LOCK TABLE counter IN EXCLUSIVE MODE")  # first, as every writer does: no deadlock
         for table in tables.metadata.sorted_tables:
             await connection.execute(str(CreateTable(table, if_not_exists=True).compile(dialect=self._dialect)))
+        for addition in await _additions(connection, self._dialect):
+            await connection.execute(addition)
+        for table in tables.metadata.sorted_tables:
             for index in table.indexes:
                 create = CreateIndex(index, if_not_exists=True)
                 await connection.execute(str(create.compile(dialect=self._dialect)), timeout=INDEX_TIMEOUT_S)
@@ -187,6 +192,16 @@ class PostgresEngine(Engine):
                 self._listener = None
                 await asyncio.sleep(1.0)
             await asyncio.sleep(NOTIFY_EVERY_S)
+
+
+async def _additions(connection: Any, dialect: Dialect) -> list[str]:
+    """Return what adds the columns that the tables lack."""
+    query = "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped"
+    found: list[str] = []
+    for table in tables.metadata.sorted_tables:
+        present = [row[0] for row in await connection.fetch(query, table.name)]
+        found += tables.additions(table, present, dialect)
+    return found
 
 
 def _drop(connection: Any) -> None:

@@ -69,6 +69,9 @@ class SqliteEngine(Engine):
             self._write, self._read = self._connect(), self._connect()
             for table in tables.metadata.sorted_tables:
                 self._write.execute(str(CreateTable(table, if_not_exists=True).compile(dialect=self._dialect)))
+                present = [row[1] for row in self._write.execute(f"PRAGMA table_info({table.name})")]
+                for addition in tables.additions(table, present, self._dialect):
+                    self._write.execute(addition)
                 for index in table.indexes:
                     self._write.execute(str(CreateIndex(index, if_not_exists=True).compile(dialect=self._dialect)))
             self._write.execute("INSERT INTO counter(name, value) VALUES('revision', 0) ON CONFLICT DO NOTHING")

@@ -6,7 +6,11 @@ Only a schema and statement compiler: SQLAlchemy Core builds, sqlite3 and asyncp
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import sqlalchemy as sa
+from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.schema import CreateColumn
 
 metadata = sa.MetaData()
 
@@ -51,13 +55,14 @@ resource = sa.Table(
     _text("assigned", default=None),
     _text("observed", default=None),
     _text("conditions", default="[]"),
+    _text("manager"),
 )
 sa.Index("resource_name", resource.c.kind, resource.c.account_id, resource.c.name)
 sa.Index("resource_kind", resource.c.kind, resource.c.id)
 sa.Index("resource_account", resource.c.kind, resource.c.account_id, resource.c.id)
 sa.Index("resource_ready", resource.c.kind, resource.c.ready, resource.c.id)
 sa.Index("resource_revision", resource.c.revision)
-for _column in ("host", "zone", "vdc", "owner"):
+for _column in ("host", "zone", "vdc", "owner", "manager"):
     _set = resource.c[_column] != sa.literal_column("''")
     _order = (resource.c.id,) if _column == "owner" else (resource.c.kind, resource.c.id)
     sa.Index(f"resource_{_column}", resource.c[_column], *_order, sqlite_where=_set, postgresql_where=_set)
@@ -72,6 +77,7 @@ gone = sa.Table(
     _text("host"),
     _text("name"),
     _seconds("at"),
+    _text("manager"),
 )
 sa.Index("gone_at", gone.c.at)
 sa.Index("gone_host", gone.c.host, gone.c.revision)
@@ -147,9 +153,12 @@ event = sa.Table(
     _text("type"),
     _text("reason"),
     _text("message"),
+    _text("manager"),
 )
 sa.Index("event_id", event.c.id, event.c.seq)
 sa.Index("event_account", event.c.account_id, event.c.seq)
+_managed = event.c.manager != sa.literal_column("''")
+sa.Index("event_manager", event.c.manager, event.c.seq, sqlite_where=_managed, postgresql_where=_managed)
 
 audit = sa.Table(
     "audit",
@@ -210,6 +219,18 @@ sample = sa.Table(
 counter = sa.Table("counter", metadata, _text("name", primary_key=True), _number("value"))
 
 setting = sa.Table("setting", metadata, _text("name", primary_key=True), _text("value"))
+
+
+def additions(table: sa.Table, present: Collection[str], dialect: Dialect) -> list[str]:
+    """Return the statements that give ``table``, made by an older version, the columns which it lacks.
+
+    Every column that is added has a default or may be null, so rows that are there keep their meaning.
+    """
+    return [
+        f"ALTER TABLE {table.name} ADD COLUMN {CreateColumn(column).compile(dialect=dialect)}"
+        for column in table.columns
+        if column.name not in present
+    ]
 
 
 def unindexed(column: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
