@@ -56,8 +56,8 @@ class Nowhere:
 class Receiver(Protocol):
     """Whom a transport tells; a conversation, or something in front of it."""
 
-    def received(self, data: bytes) -> None:
-        """Bytes arrived."""
+    def received(self, data: bytes) -> bool | None:
+        """Bytes arrived; True: they are dealt with, and the event loop has nothing to do for them."""
 
     def flush(self) -> None:
         """There is room."""
@@ -211,11 +211,16 @@ class Conversation:
         self.flush()
         return stream
 
-    def received(self, data: bytes) -> None:
-        """The transport has bytes."""
-        if pong := self.session.pong(data):
-            self.transport.write(pong)
-            return
+    def received(self, data: bytes) -> bool:
+        """The transport has bytes; return whether a ping was all."""
+        answer = self.session.wire.take_foreseen(data)
+        if answer:
+            self.transport.write(answer)
+            self.session.foresee()
+            return True
+        if answer is not None:
+            self._listener.on_pong(self.session.ponged())
+            return False
         self._receiving = True
         try:
             for event in self.session.receive(data):
@@ -223,6 +228,7 @@ class Conversation:
         finally:
             self._receiving = False
         self.flush()
+        return False
 
     def flush(self) -> None:
         """Send what there is, as far as the transport has room."""
@@ -236,6 +242,7 @@ class Conversation:
                 break
         for stream in self._streams.values():
             stream.on_room(self.session.unsent(stream.number))
+        self.session.foresee()
 
     def close_stream(self, stream: ChannelStream) -> None:
         """End a stream after what is unsent, or after a while."""

@@ -10,7 +10,7 @@ import struct
 from collections import deque
 from dataclasses import dataclass
 
-from pileus.node.wire import BODY_BYTES_MAX, FRAME_OVERHEAD_BYTES, Side, Signal, Wire, frame_start
+from pileus.node.wire import BODY_BYTES_MAX, Side, Signal, Wire
 
 MESSAGE_BYTES_MAX = 16 << 20
 WINDOW_BYTES = 256 << 10
@@ -23,10 +23,7 @@ UNSENT_MESSAGES_BYTES_MAX = 2 * MESSAGE_BYTES_MAX
 PART, LAST, OPEN, OPENED, CHUNK, GRANT, FINISH, CLOSE, PING, PONG = range(1, 11)
 _STREAM = struct.Struct(">BI")
 _COUNT = struct.Struct(">I")
-_PONG = bytes((PONG,))
-_PING_START = frame_start(_STREAM.size) + bytes((PING,))
-_PING_FRAME_BYTES = _STREAM.size + FRAME_OVERHEAD_BYTES
-_PING_NUMBER = slice(len(_PING_START), len(_PING_START) + _COUNT.size)
+_PING_PAYLOAD, _PONG_PAYLOAD = bytes((PING,)), bytes((PONG,))
 _PART_BYTES = BODY_BYTES_MAX - 1
 _CHUNK_BYTES = BODY_BYTES_MAX - _STREAM.size
 
@@ -141,11 +138,13 @@ class Session:
         self._noise = self.wire.noise = 0
         return noise
 
-    def pong(self, data: bytes) -> bytes:
-        """Return the answer to a ping that came alone; empty when ``data`` is something else: ``receive`` it."""
-        if len(data) != _PING_FRAME_BYTES or not data.startswith(_PING_START) or self._side == "host":
-            return b""
-        return self.wire.seal(_PONG + data[_PING_NUMBER]) if self.wire.takes(data) else b""
+    def foresee(self) -> None:
+        """Have the next ping's answer ready, or expect the answer; ``take_foreseen`` is the short way for both."""
+        if self._side == "host":
+            if self._pings:
+                self.wire.foresee(_PONG_PAYLOAD, b"")
+        elif not self._flows:
+            self.wire.foresee(_PING_PAYLOAD, _PONG_PAYLOAD)
 
     def receive(self, data: bytes) -> list[Event]:
         """Return what ``data`` completes, in order. After ``Signal.LOST`` no stream and no message is left."""
@@ -169,8 +168,13 @@ class Session:
         self._messages.append(memoryview(message))
 
     def ping(self, number: int) -> None:
-        """Queue a ping; its answer has the same number."""
-        self._urgent.append(_STREAM.pack(PING, number))
+        """Queue a ping. Pings are answered in order, so ``number`` stays here."""
+        self._pings.append(number)
+        self._urgent.append(_PING_PAYLOAD)
+
+    def ponged(self) -> int:
+        """Return the number of the ping that is answered now; 0 when there is none."""
+        return self._pings.popleft() if self._pings else 0
 
     def ask(self, body: bytes) -> int:
         """Ask for a stream and return its number. Raises: ValueError when there are too many."""
@@ -237,6 +241,7 @@ class Session:
 
     def _reset(self) -> None:
         self._urgent: deque[bytes] = deque()
+        self._pings: deque[int] = deque()
         self._messages: deque[memoryview] = deque()
         self._partial = bytearray()
         self._flows: dict[int, _Flow] = {}
@@ -292,8 +297,8 @@ class Session:
         kind = payload[0]
         if kind in (PART, LAST):
             return self._on_part(payload)
-        if kind == (PING if self._side == "node" else PONG) and len(payload) == _STREAM.size:
-            return self._on_ping(payload)
+        if kind == (PING if self._side == "node" else PONG) and len(payload) == 1:
+            return self._on_ping()
         if not OPEN <= kind <= CLOSE or len(payload) < _STREAM.size:
             return self._lose("a frame of an unknown kind")
         stream, body = _STREAM.unpack_from(payload)[1], payload[_STREAM.size :]
@@ -314,10 +319,10 @@ class Session:
         body, self._partial = bytes(self._partial), bytearray()
         return [Message(body)]
 
-    def _on_ping(self, payload: bytes) -> list[Event]:
+    def _on_ping(self) -> list[Event]:
         if self._side == "host":
-            return [Ponged(_STREAM.unpack(payload)[1])]
-        self._urgent.append(_PONG + payload[1:])
+            return [Ponged(self.ponged())]
+        self._urgent.append(_PONG_PAYLOAD)
         return []
 
     def _on_open(self, stream: int, body: bytes) -> list[Event]:

@@ -6,12 +6,15 @@ import asyncio
 import os
 import select
 import selectors
+import time
 from collections.abc import Callable
 
 from pileus.node.conversation import UNDER_WAY_BYTES, Receiver
 from pileus.node.datagrams import Datagrams
 
-READ_BYTES = 64 << 10
+READ_BYTES = 4 << 10
+"""A port gives no more at once."""
+
 PORT_POLL_S = 0.1
 """A port whose other end is closed is always "readable", so it is looked at from time to time instead."""
 
@@ -70,27 +73,36 @@ class SocketTransport(asyncio.Protocol):
 
 
 class PromptSelector(selectors.EpollSelector):
-    """Calls the reader of a descriptor itself: the turn of the event loop comes after the answer, not before it.
+    """Calls the reader of one descriptor itself, and again, for as long as that leaves the event loop nothing to do.
 
-    What such a reader raises ends the loop.
+    What the reader raises ends the loop.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._readers: dict[int, Callable[[], None]] = {}
+        self._epoll = select.epoll.fromfd(os.dup(self.fileno()))
+        """The same as the selector's own, without its bookkeeping."""
+        self._alone: list[tuple[int, int]] = []
+        self._reader: Callable[[], bool] = bool
 
-    def prefer(self, fd: int, reader: Callable[[], None]) -> None:
-        """Call ``reader``, which the loop has for ``fd``, as soon as there is something to read."""
-        self._readers[fd] = reader
+    def prefer(self, fd: int, reader: Callable[[], bool]) -> None:
+        """Call ``reader``, which the loop has for ``fd``, before the loop does; it returns whether that was all."""
+        self._alone, self._reader = [(fd, select.EPOLLIN)], reader
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Return what the event loop has to call."""
-        ready = super().select(timeout)
-        for at, (key, events) in enumerate(ready):
-            if key.fd in self._readers and events & selectors.EVENT_READ:
-                ready[at] = key, events & ~selectors.EVENT_READ
-                self._readers[key.fd]()
-        return ready
+        until = None if timeout is None else time.monotonic() + timeout
+        while (ready := self._epoll.poll(timeout, 2)) == self._alone and ready:
+            if not self._reader():
+                return []
+            if until is not None and (timeout := until - time.monotonic()) <= 0:
+                return []
+        return super().select(0) if ready else []
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._epoll.close()
+        super().close()
 
 
 class PortTransport:
@@ -123,9 +135,11 @@ class PortTransport:
 
     def write(self, data: bytes) -> None:
         """Send ``data``."""
-        self._unsent += data
         if not self._writing:
-            self._on_writable()
+            data = data[self._put(data) :]
+        if data:
+            self._unsent += data
+            self._watch()
 
     def close(self) -> None:
         """Let go of the port."""
@@ -138,37 +152,40 @@ class PortTransport:
         poll.register(self._fd, select.POLLIN)
         return not any(events & select.POLLHUP for _, events in poll.poll(0))
 
-    def on_readable(self) -> None:
-        """Take what is there."""
+    def on_readable(self) -> bool:
+        """Take what is there; return whether the event loop has nothing to do for it."""
         try:
             data = os.read(self._fd, READ_BYTES)
         except BlockingIOError:
-            return
+            return True
         except OSError:
             data = b""
         if data:
-            self._receiver.received(data)
-        else:
-            self._on_gone()
+            return bool(self._receiver.received(data))
+        self._on_gone()
+        return False
 
-    def _on_writable(self) -> None:
+    def _put(self, data: bytes | bytearray) -> int:
+        """Return how much the port took; all when nobody is there for it."""
         try:
-            sent = os.write(self._fd, self._unsent) if self._connected else 0
+            return os.write(self._fd, data) if self._connected else len(data)
         except BlockingIOError:
-            sent = 0
+            return 0
         except OSError:
             self._on_gone()
-            return
-        del self._unsent[:sent]
+            return len(data)
+
+    def _watch(self) -> None:
         if bool(self._unsent) != self._writing:
             self._writing = bool(self._unsent)
             if self._writing:
-                self._loop.add_writer(self._fd, self._on_writable_again)
+                self._loop.add_writer(self._fd, self._on_writable)
             else:
                 self._loop.remove_writer(self._fd)
 
-    def _on_writable_again(self) -> None:
-        self._on_writable()
+    def _on_writable(self) -> None:
+        del self._unsent[: self._put(self._unsent)]
+        self._watch()
         self._receiver.flush()
 
     def _on_gone(self) -> None:

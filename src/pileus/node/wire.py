@@ -41,6 +41,7 @@ PREAMBLE = bytes(BODY_BYTES_MAX + FRAME_OVERHEAD_BYTES)
 
 _NO_NONCE = bytes(16)
 _NO_PROOF = bytes(32)
+_NEVER = [-1, -1]
 _CONTEXT = b"pileus backchannel 2 "
 
 
@@ -73,6 +74,9 @@ class Wire:
         self._keys = (b"", b"")
         """Of the session: to seal with, to prove with."""
         self._counters = [0, 0]
+        self._foreseen_at = _NEVER
+        """The counters of what was foreseen: a frame, and its answer."""
+        self._foreseen = self._answer = b""
 
     def start(self) -> None:
         """Give up the session, if there is one, and ask for a new one: the node greets, the host calls."""
@@ -92,21 +96,26 @@ class Wire:
 
     def seal(self, payload: bytes) -> bytes:
         """Return the next frame of the session. ``payload`` has at most ``BODY_BYTES_MAX`` bytes."""
-        header = _HEADER.pack(MARK, SEALED, len(payload))
-        tag = _seal_tag(self._keys[0], self._counters[0], header + payload)
+        frame = _sealed(self._keys[0], self._counters[0], payload)
         self._counters[0] += 1
-        return header + payload + tag
+        return frame
 
-    def takes(self, frame: bytes) -> bool:
-        """Take ``frame`` if it is the next sealed frame, whole, and nothing is before it; else leave all as it is."""
-        if not self.open or self._unread:
-            return False
-        tag = _seal_tag(self._keys[1], self._counters[1], frame[:-_TAG_BYTES])
-        if not compare_digest(tag, frame[-_TAG_BYTES:]):
-            return False
+    def foresee(self, payload: bytes, answer: bytes) -> None:
+        """Have ready how ``payload`` would come next, and its ``answer`` (empty: none): who waits has time for that."""
+        if self.open and self._foreseen_at != self._counters:
+            self._foreseen_at = self._counters.copy()
+            self._foreseen = _sealed(self._keys[1], self._counters[1], payload)
+            self._answer = _sealed(self._keys[0], self._counters[0], answer) if answer else b""
+
+    def take_foreseen(self, data: bytes) -> bytes | None:
+        """Take ``data`` if it is what was foreseen, whole, and return the answer; None: ``receive`` it."""
+        if self._foreseen_at != self._counters or self._unread or not compare_digest(data, self._foreseen):
+            return None
         self._counters[1] += 1
+        if self._answer:
+            self._counters[0] += 1
         self.proved += 1
-        return True
+        return self._answer
 
     def receive(self, data: bytes) -> list[Signal | bytes]:
         """Return what ``data`` completes, in order."""
@@ -142,6 +151,7 @@ class Wire:
         self.open = False
         self.reason = reason
         self._keys = (b"", b"")
+        self._foreseen_at = _NEVER
 
     def _next_frame(self) -> tuple[int, bytes] | None:
         unread = self._unread
@@ -241,9 +251,9 @@ class Wire:
         self._replies += text + _checksum(text)
 
 
-def frame_start(length: int) -> bytes:
-    """Return how a sealed frame begins."""
-    return _HEADER.pack(MARK, SEALED, length)
+def _sealed(key: bytes, counter: int, payload: bytes) -> bytes:
+    text = _HEADER.pack(MARK, SEALED, len(payload)) + payload
+    return text + _seal_tag(key, counter, text)
 
 
 def _seal_tag(key: bytes, counter: int, text: bytes) -> bytes:

@@ -174,54 +174,94 @@ def test_frames_of_a_stream_that_is_closed_are_ignored_and_counted() -> None:
     assert host.take_noise() == 8
 
 
-def test_a_ping_that_comes_alone_is_answered_in_one_step() -> None:
+def test_a_ping_that_was_foreseen_is_answered_in_one_step_and_its_answer_taken_in_one() -> None:
     host, node = opened()
     for number in range(3):
+        node.foresee()
         host.ping(number)
-        pong = node.pong(host.outgoing(100))
-        assert host.receive(pong) == [Ponged(number)]
+        pong = node.wire.take_foreseen(host.outgoing(100))
+        assert pong
+        host.foresee()
+        assert host.wire.take_foreseen(pong) == b""
+        assert host.ponged() == number
+    host.send(b"after")
+    assert carry(host, node) == [Message(b"after")]
 
 
 def test_pings_among_other_frames_are_answered_too() -> None:
     host, node = opened()
+    node.foresee()
     host.ping(7)
     host.send(b"before")
     host.ping(8)
     data = host.outgoing(1000)
-    assert node.pong(data) == b""
+    host.foresee()
+    assert node.wire.take_foreseen(data) is None
     assert node.receive(data) == [Message(b"before")]
     assert carry(node, host) == [Ponged(7), Ponged(8)]
     assert node.open
 
 
-@pytest.mark.parametrize("at", [0, 3, 5, 6, -1])
+@pytest.mark.parametrize("at", [0, 3, 5, -1])
 def test_a_ping_that_is_not_the_next_frame_ends_the_session(at: int) -> None:
     host, node = opened()
+    node.foresee()
     host.ping(1)
     frame = bytearray(host.outgoing(100))
     frame[at] ^= 1
-    assert node.pong(bytes(frame)) == b""
+    assert node.wire.take_foreseen(bytes(frame)) is None
     node.receive(bytes(frame) + bytes(5000))
     assert not node.open
 
 
-def test_a_ping_again_or_in_parts_is_no_ping_alone() -> None:
+def test_a_ping_again_or_in_parts_is_not_foreseen() -> None:
     host, node = opened()
+    node.foresee()
     host.ping(1)
     frame = host.outgoing(100)
     assert node.receive(frame[:9]) == []
-    assert node.pong(frame[9:]) == b""
+    assert node.wire.take_foreseen(frame[9:]) is None
+    assert node.wire.take_foreseen(frame) is None
     assert node.receive(frame[9:]) == []
     assert carry(node, host) == [Ponged(1)]
-    assert node.pong(frame) == b""
+    assert node.wire.take_foreseen(frame) is None
+    node.foresee()
+    assert node.wire.take_foreseen(frame) is None
     assert node.receive(frame) == [Signal.LOST]
+
+
+def test_what_was_foreseen_is_void_after_any_other_frame_and_in_another_session() -> None:
+    host, node = opened()
+    node.foresee()
+    node.send(b"a report")
+    assert carry(node, host) == [Message(b"a report")]
+    host.ping(1)
+    ping = host.outgoing(100)
+    assert node.wire.take_foreseen(ping) is None
+    node.foresee()
+    node.drop("no more")
+    assert node.wire.take_foreseen(ping) is None
+    host.start()
+    carry(host, node)
+    carry(node, host)
+    carry(host, node)
+    assert node.open
+    assert node.wire.take_foreseen(ping) is None
+
+
+def test_while_nothing_is_asked_nothing_is_foreseen() -> None:
+    host, node = opened()
+    host.foresee()
+    pong = hostile(node, b"\x0a")
+    assert host.wire.take_foreseen(pong) is None
+    assert host.receive(pong) == [Ponged(0)]
 
 
 def test_a_node_does_not_ping() -> None:
     host, node = opened()
     node.ping(1)
     frame = node.outgoing(100)
-    assert host.pong(frame) == b""
+    assert host.wire.take_foreseen(frame) is None
     assert host.receive(frame) == [Signal.LOST]
 
 

@@ -125,9 +125,9 @@ class Backchannel:
     async def ping(self, timeout_s: float) -> None:
         """Return when the node answered. Raises: DriverError (NodeSilent)."""
         number = next(self._numbers)
-        answer = self._pings[number] = self._loop.create_future()
         try:
             self._conversation.ping(number)
+            answer = self._pings[number] = self._loop.create_future()
             async with asyncio.timeout(timeout_s):
                 await answer
         except (ConnectionError, TimeoutError) as exc:
