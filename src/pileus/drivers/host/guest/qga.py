@@ -99,6 +99,8 @@ class GuestAgent:
 
     def __init__(self, machine: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.closed = asyncio.Event()
+        self.fault: DriverError | None = None
+        """What it did that no agent does; it is hung up on then."""
         self._machine = machine
         self._reader = reader
         self._writer = writer
@@ -175,6 +177,19 @@ class GuestAgent:
         """Return what a program printed, as one line."""
         return readable(self._decoded(status.out).decode(errors="replace"))
 
+    def blame(self, error: DriverError) -> None:
+        """Hang up if the error is the guest's doing."""
+        if error.reason == "NodeHostile":
+            self.fault = error
+            self.close()
+
+    def silent(self) -> DriverError:
+        """Return the error that the agent does not answer; the connection is of no use any more."""
+        self.close()
+        return self.fault or DriverError(
+            "NodeSilent", f"the guest agent of machine {self._machine} does not answer; does it run?"
+        )
+
     def close(self) -> None:
         """Let go of the agent."""
         self.closed.set()
@@ -190,7 +205,7 @@ class GuestAgent:
 
     def _send(self, name: str, arguments: dict[str, Any], number: str, before: bytes = b"") -> None:
         if self.closed.is_set():
-            raise self._silent()
+            raise self.silent()
         order = {"execute": name, "arguments": arguments, "id": number}
         self._writer.write(before + msgspec.json.encode(order) + b"\n")
 
@@ -200,7 +215,7 @@ class GuestAgent:
         except asyncio.LimitOverrunError as wrong:
             raise self._hostile("its answer is too long") from wrong
         except (asyncio.IncompleteReadError, OSError) as wrong:
-            raise self._silent() from wrong
+            raise self.silent() from wrong
 
     def _read(self, line: bytes, kind: type[T], number: str) -> T:
         try:
@@ -227,18 +242,15 @@ class GuestAgent:
             async with asyncio.timeout(timeout_s):
                 yield
         except TimeoutError as wrong:
-            raise self._silent() from wrong
+            raise self.silent() from wrong
         except asyncio.CancelledError:
             self.close()
             raise
 
-    def _silent(self) -> DriverError:
-        self.close()
-        return DriverError("NodeSilent", f"the guest agent of machine {self._machine} does not answer; does it run?")
-
     def _hostile(self, words: str) -> DriverError:
-        self.close()
-        return DriverError("NodeHostile", f"the guest agent of machine {self._machine} was hung up on: {words}")
+        error = DriverError("NodeHostile", f"the guest agent of machine {self._machine} was hung up on: {words}")
+        self.blame(error)
+        return error
 
 
 async def connect(socket: Path, machine: str) -> GuestAgent:

@@ -1,17 +1,18 @@
 """What a package allows to be done in its appliances through QEMU's guest agent. Pure.
 
-The list is written by whoever makes the package, beside the appliance's image; nothing else can be done::
+The list is written by whoever makes the package; nothing else can be done::
 
-    {"files": [{"path": "/etc/firewall/rules.nft", "mode": "0640"}],
-     "commands": [{"name": "check", "path": "/usr/sbin/nft", "arguments": ["-c", "-f", "/etc/firewall/rules.nft"]},
-                  {"name": "load", "path": "/usr/sbin/nft", "arguments": ["-f", "/etc/firewall/rules.nft"],
-                   "repeatable": true},
-                  {"name": "ban", "path": "/usr/sbin/ban", "arguments": ["--for", "{minutes:number}", "{peer:address}"]}],
-     "configuration": {"path": "/etc/firewall/pileus.json", "apply": "load"}}
+    {"commands": [{"name": "load", "path": "/usr/sbin/nft", "arguments": ["-f", "/etc/firewall/rules.nft"]},
+                  {"name": "ban", "path": "/usr/sbin/ban", "arguments": ["--for", "{minutes}", "{peer}"],
+                   "values": {"minutes": "number", "peer": "address"}, "timeout_s": 10, "repeatable": true}],
+     "files": ["/etc/firewall/rules.nft"],
+     "document": "/etc/firewall/pileus.json", "apply": "load"}
 
-A command is a program and its arguments, started without a shell. What a caller may add stands in braces, with its
-kind: ``word`` (letters, digits and ``._-``, not first), ``number`` (up to 18 digits), ``address`` (IP address or network).
-``repeatable`` commands do no harm when they run twice; only these run again after a guest that died in the middle.
+A command is a program and its arguments; no shell reads them. What a caller gives stands in braces, and is of a kind:
+``word`` (letters and digits, then ``._-`` too, 64), ``number`` (18 digits), ``address`` (an IP address or network) or
+``text`` (1000 printable characters, the first no ``-``). There are no patterns, because one of these can take for ever.
+
+A file is written whole. Owner and mode stay as they are in the image; a file that is not there yet becomes root's alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -26,55 +28,51 @@ from msgspec import Struct
 from pileus.drivers.host.errors import DriverError
 
 TIMEOUT_S_MAX = 3600
+STATE_FOLDER = "/var/lib/pileus-fleet"
+
+ValueKind = Literal["word", "number", "address", "text"]
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _PATH = re.compile(r"(/(?!\.\.?(/|$))[A-Za-z0-9._+@:-]{1,255}){1,32}")
-_MODE = re.compile(r"0[0-7]{3}")
-_PLACE = re.compile(r"\{([a-z][a-z0-9_]{0,31}):(word|number|address)\}")
+_PLACE = re.compile(r"\{([a-z][a-z0-9_-]{0,62})\}")
 _ARGUMENT_MAX = 4096
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NUMBER = re.compile(r"[0-9]{1,18}")
-
-
-class AllowedFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file that may be written whole; it belongs to root then, with ``mode`` (octal)."""
-
-    path: str
-    mode: str = "0600"
+_TEXT_MAX = 1000
 
 
 class Command(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A program that may be run, and how. It is ended after ``timeout_s``."""
+    """A program that may be run, and how. It is ended after ``timeout_s``.
+
+    ``repeatable``: it does no harm when it runs twice, so it runs again after a guest that died in the middle.
+    """
 
     name: str
     path: str
     arguments: tuple[str, ...] = ()
+    values: dict[str, ValueKind] = {}
     timeout_s: int = 60
     repeatable: bool = False
 
 
-class Configuration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the node's document goes, as JSON, and the command that is run after each change: it must be repeatable."""
-
-    path: str
-    apply: str
-    mode: str = "0600"
-
-
 class Allowed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that may be done. ``state``: a folder in the guest, which survives its reboots, for our own notes."""
+    """Everything that may be done.
+
+    ``document``: the file that has the node's document, as JSON. ``apply``: the command that is run when it changed, and
+    again until it ended well. ``state``: a folder in the guest, which survives its reboots, for our own notes.
+    """
 
     commands: tuple[Command, ...] = ()
-    files: tuple[AllowedFile, ...] = ()
-    configuration: Configuration | None = None
-    state: str = "/var/lib/pileus-fleet"
+    files: tuple[str, ...] = ()
+    document: str = ""
+    apply: str = ""
+    state: str = STATE_FOLDER
 
-    def file(self, path: str) -> AllowedFile:
-        """Return what is allowed of the file. Raises DriverError (NotAllowed)."""
-        for file in self.files:
-            if file.path == path:
-                return file
-        raise DriverError("NotAllowed", f"the package does not allow the file {path[:200]!r} to be written")
+    def file(self, path: str) -> str:
+        """Return the path, which may be written. Raises DriverError (NotAllowed)."""
+        if path not in self.files:
+            raise DriverError("NotAllowed", f"the package does not allow the file {path[:200]!r} to be written")
+        return path
 
     def command(self, name: str) -> Command:
         """Return the command. Raises DriverError (NotAllowed)."""
@@ -88,7 +86,7 @@ def read_allowed(text: bytes) -> Allowed:
     """Return the list that a package holds. Raises DriverError (BadPackage)."""
     try:
         allowed = msgspec.json.decode(text, type=Allowed)
-    except (msgspec.DecodeError, RecursionError) as wrong:
+    except (ValueError, RecursionError) as wrong:
         raise DriverError("BadPackage", f"the list of what is allowed cannot be read: {wrong}") from wrong
     check(allowed)
     return allowed
@@ -98,34 +96,30 @@ def check(allowed: Allowed) -> None:
     """Accept a list that means one thing. Raises DriverError (BadPackage)."""
     for command in allowed.commands:
         _check_command(command)
-    for file in (*allowed.files, *((allowed.configuration,) if allowed.configuration else ())):
-        if not _PATH.fullmatch(file.path) or not _MODE.fullmatch(file.mode):
-            raise _bad(f"file {file.path!r} has no absolute plain path, or no mode such as 0640")
-    for names in ([one.name for one in allowed.commands], [one.path for one in allowed.files]):
-        if len(set(names)) != len(names):
-            raise _bad("a command or file is there twice")
-    if not _PATH.fullmatch(allowed.state):
-        raise _bad(f"{allowed.state!r} is no absolute plain path")
-    if allowed.configuration is not None:
-        apply = next((one for one in allowed.commands if one.name == allowed.configuration.apply), None)
-        if apply is None or not apply.repeatable or _places(apply):
-            raise _bad("the configuration's command is not one of the commands, not repeatable, or wants values")
+    paths = (*allowed.files, allowed.state, *((allowed.document,) if allowed.document else ()))
+    for path in paths:
+        if not _PATH.fullmatch(path):
+            raise _bad(f"{path!r} is no absolute plain path")
+        if path != allowed.state and f"{path}/".startswith(f"{allowed.state}/"):
+            raise _bad(f"{path} is where the notes of requests lie")
+    names = [one.name for one in allowed.commands]
+    if len(set(names)) != len(names):
+        raise _bad("two commands have the same name")
+    if bool(allowed.document) != bool(allowed.apply):
+        raise _bad("a document needs a command that applies it, and the other way round")
+    if allowed.apply and (allowed.apply not in names or allowed.command(allowed.apply).values):
+        raise _bad(f"{allowed.apply!r}, which applies the document, is none of the commands, or wants values")
 
 
-def argv(command: Command, values: Mapping[str, str]) -> list[str]:
+def argv(command: Command, values: Mapping[str, str]) -> tuple[str, ...]:
     """Return the program and its arguments with ``values`` put in. Raises DriverError (NotAllowed)."""
-    places = _places(command)
-    if values.keys() != places.keys():
-        raise DriverError("NotAllowed", f"command {command.name} takes the values: {', '.join(places) or 'none'}")
+    if values.keys() != command.values.keys():
+        wanted = ", ".join(command.values) or "none"
+        raise DriverError("NotAllowed", f"command {command.name} takes these values: {wanted}")
     for name, text in values.items():
-        if not _KINDS[places[name]](text):
-            raise DriverError("NotAllowed", f"command {command.name}: the value of {name} is no {places[name]}")
-    return [command.path, *(_PLACE.sub(lambda place: values[place[1]], part) for part in command.arguments)]
-
-
-def _places(command: Command) -> dict[str, str]:
-    """Return the kinds of the values that the command takes, by name."""
-    return {place[1]: place[2] for part in command.arguments for place in _PLACE.finditer(part)}
+        if not _KINDS[command.values[name]](text):
+            raise DriverError("NotAllowed", f"command {command.name}: {name} is no {command.values[name]}")
+    return (command.path, *(_PLACE.sub(lambda place: values[place[1]], part) for part in command.arguments))
 
 
 def _check_command(command: Command) -> None:
@@ -133,15 +127,14 @@ def _check_command(command: Command) -> None:
         raise _bad(f"command {command.name!r} has no plain name, or no absolute path of a program")
     if not 1 <= command.timeout_s <= TIMEOUT_S_MAX:
         raise _bad(f"command {command.name} may run from 1 to {TIMEOUT_S_MAX} s")
-    places = [(place[1], place[2]) for part in command.arguments for place in _PLACE.finditer(part)]
-    if len(set(places)) != len({name for name, _ in places}):
-        raise _bad(f"command {command.name} wants one value in two kinds")
+    places: set[str] = set()
     for part in command.arguments:
+        places.update(_PLACE.findall(part))
         rest = _PLACE.sub("", part)
         if len(part) > _ARGUMENT_MAX or not rest.isprintable() or "{" in rest or "}" in rest:
-            raise _bad(
-                f"command {command.name}: {part[:80]!r} has braces that are no {{name:kind}}, or cannot be printed"
-            )
+            raise _bad(f"command {command.name}: {part[:80]!r} has a brace that is no {{word}}, or cannot be printed")
+    if places != set(command.values):
+        raise _bad(f"command {command.name}: the words in braces are not those that have a kind of value")
 
 
 def _is_address(text: str) -> bool:
@@ -149,13 +142,18 @@ def _is_address(text: str) -> bool:
         ipaddress.ip_interface(text)
     except ValueError:
         return False
-    return "%" not in text and text.isascii()
+    return text.isascii() and "%" not in text
 
 
-_KINDS: dict[str, Callable[[str], object]] = {
+def _is_text(text: str) -> bool:
+    return 0 < len(text) <= _TEXT_MAX and text.isprintable() and not text.startswith("-")
+
+
+_KINDS: dict[ValueKind, Callable[[str], object]] = {
     "word": _WORD.fullmatch,
     "number": _NUMBER.fullmatch,
     "address": _is_address,
+    "text": _is_text,
 }
 
 

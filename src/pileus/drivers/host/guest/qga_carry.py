@@ -6,11 +6,14 @@ import asyncio
 from typing import Protocol
 
 from pileus.drivers.host.errors import DriverError
-from pileus.drivers.host.guest.qga_ledger import Act, Record, Trace, next_act
-from pileus.drivers.host.guest.qga_request import Request, RunStep, Step, StepResult
+from pileus.drivers.host.guest.base import GuestAnswer
+from pileus.drivers.host.guest.qga_ledger import KEPT, Act, Ledger, Record, Trace, known, next_act
+from pileus.drivers.host.guest.qga_request import Order, RunStep, StepResult, answer, step_name
 from pileus.kernel.clock import Clock
 
 _WAIT_S, _WAIT_S_MAX = 0.1, 2.0
+_ACTS_MAX = 8
+"""For one step, waits aside: an honest guest needs at most six."""
 
 STEP_GRACE_S = 30.0
 """How much longer than its time a command may take to begin, to end and to be noted."""
@@ -19,87 +22,78 @@ STEP_GRACE_S = 30.0
 class Notes(Protocol):
     """What a guest keeps of requests, and what can be done in it. Raises: DriverError, then nothing is known."""
 
-    async def load(self) -> Record | None:
-        """Return the record of the last request."""
+    async def load(self) -> Ledger:
+        """Return what is kept."""
 
-    async def save(self, record: Record) -> None:
-        """Keep the record: whole or not at all, and over a power cut."""
+    async def save(self, ledger: Ledger) -> None:
+        """Keep it: whole or not at all, and over a power cut."""
 
-    async def clear(self, request: Request) -> None:
-        """Remove the marks of all other requests."""
+    async def clear(self, order: Order) -> None:
+        """Remove the marks of all other requests. Raises: DriverError (NodeBusy: a command of one still runs)."""
 
-    async def look(self, request: Request, number: int, step: Step) -> Trace:
+    async def look(self, order: Order, number: int) -> Trace:
         """Return what is found of the step."""
 
-    async def do(self, request: Request, number: int, step: Step) -> StepResult | None:
+    async def do(self, order: Order, number: int) -> StepResult | None:
         """Write the file, or run the command and return when it ended; None: look how it went."""
 
-    async def collect(self, request: Request, number: int, step: Step) -> StepResult:
+    async def collect(self, order: Order, number: int) -> StepResult:
         """Return how the step ended."""
 
-    async def forget(self, request: Request, number: int) -> None:
+    async def forget(self, order: Order, number: int) -> None:
         """Remove the marks of the step."""
 
 
-async def carry_out(notes: Notes, request: Request, clock: Clock) -> tuple[StepResult, ...]:
-    """Return the results of all steps. Raises: DriverError (RequestRefused, and those of the notes)."""
-    record, trace = await notes.load(), _UNKNOWN
-    waits = _Waits()
-    while True:
-        act = next_act(record, request, trace, clock())
-        if act.act == "refuse":
-            raise DriverError("RequestRefused", act.words)
+async def carry_out(notes: Notes, order: Order, clock: Clock) -> GuestAnswer:
+    """Return how it ended, as often as it is asked. Raises: DriverError, after which it can be asked again."""
+    ledger = await notes.load()
+    trace: Trace = ""
+    for _ in range(_ACTS_MAX * (len(order.steps) + 1)):
+        act = next_act(ledger, order, trace, clock())
+        record = known(ledger, order)
+        number = len(record.results) if record is not None else 0
+        trace = ""
+        if act.act == "differs":
+            return GuestAnswer(state="refused", answer=b"the node knows another request of this sequence")
+        if act.act == "forgotten":
+            return GuestAnswer(state="unknown", answer=b"it was begun once; the node did not note how it ended")
         if act.act == "answer":
-            assert record is not None
-            return record.results
-        if act.act == "wait":
-            await waits.one(act.step)
-        trace = _UNKNOWN
+            return answer(record.results if record is not None else ())
         if act.act == "look":
-            assert record is not None
-            assert act.step is not None
-            trace = await notes.look(request, len(record.results), act.step)
-        elif act.act != "wait":
-            record = await _follow(notes, request, record, act)
+            trace = await notes.look(order, number)
+        elif act.act == "wait":
+            trace = await _other_than_running(notes, order, number)
+        elif act.act == "begin":
+            await notes.clear(order)
+            fresh = Record(sequence=order.sequence, id=order.id, digest=order.digest, steps=len(order.steps))
+            ledger = (*ledger, fresh)[-KEPT:]
+            await notes.save(ledger)
+        elif (result := await _follow(notes, order, number, act)) is not None and record is not None:
+            ledger = (*ledger[:-1], record.with_result(result))
+            await notes.save(ledger)
+    raise DriverError("NodeHostile", "what the guest notes of a request contradicts itself")
 
 
-_UNKNOWN: Trace = ""
-
-
-async def _follow(notes: Notes, request: Request, record: Record | None, act: Act) -> Record:
-    """Do what ``act`` says and return the record as it is then."""
-    if act.act == "begin":
-        await notes.clear(request)
-        record = Record(sequence=request.sequence, id=request.id, digest=request.digest)
-        await notes.save(record)
-        return record
-    assert record is not None
-    assert act.step is not None
-    number, result = len(record.results), act.result
+async def _follow(notes: Notes, order: Order, number: int, act: Act) -> StepResult | None:
+    """Do what ``act`` says of the step, and return its result when it has one."""
     if act.act == "forget":
-        await notes.forget(request, number)
+        await notes.forget(order, number)
     elif act.act == "do":
-        result = await notes.do(request, number, act.step)
+        return await notes.do(order, number)
     elif act.act == "collect":
-        result = await notes.collect(request, number, act.step)
-    if result is None:
-        return record
-    record = Record(sequence=record.sequence, id=record.id, digest=record.digest, results=(*record.results, result))
-    await notes.save(record)
-    return record
+        return await notes.collect(order, number)
+    return act.result
 
 
-class _Waits:
-    """Waits for somebody else's run, not for ever."""
-
-    def __init__(self) -> None:
-        self._pause_s = _WAIT_S
-        self._waited_s = 0.0
-
-    async def one(self, step: Step | None) -> None:
-        assert isinstance(step, RunStep)
-        if self._waited_s > step.timeout_s + STEP_GRACE_S:
-            raise DriverError("NodeSilent", f"command {step.command} still runs in the guest; it is asked again later")
-        await asyncio.sleep(self._pause_s)
-        self._waited_s += self._pause_s
-        self._pause_s = min(2 * self._pause_s, _WAIT_S_MAX)
+async def _other_than_running(notes: Notes, order: Order, number: int) -> Trace:
+    """Wait for somebody else's run of the step, not for ever, and return its trace then. Raises: DriverError (NodeBusy)."""
+    step = order.steps[number]
+    left_s = STEP_GRACE_S + (step.timeout_s if isinstance(step, RunStep) else 0)
+    pause_s = _WAIT_S
+    while (trace := await notes.look(order, number)) == "running":
+        if left_s < 0:
+            raise DriverError("NodeBusy", f"{step_name(step)}: it still runs in the guest")
+        await asyncio.sleep(pause_s)
+        left_s -= pause_s
+        pause_s = min(2 * pause_s, _WAIT_S_MAX)
+    return trace

@@ -1,6 +1,7 @@
 """The few lines of shell that run in a guest beside a package's commands. Constant: what varies comes as arguments.
 
-They need what every Linux has, of coreutils or busybox: sh, chmod, grep, ln, mkdir, mv, rm, sha256sum, sync, timeout.
+They need what every Linux has, of coreutils or busybox: sh, chmod, chown, grep, ln, mkdir, mv, rm, sha256sum, stat,
+sync, timeout.
 """
 
 from __future__ import annotations
@@ -39,8 +40,14 @@ done
 
 STILL_RUNS = 8
 
-DRAFT = _START + 'rm -f "$1" && : > "$1" && chmod "$2" "$1"\n'
-"""FILE MODE: an empty file that nobody else ever had open."""
+DRAFT = (
+    _START
+    + """
+rm -f "$1" && : > "$1" || exit 9
+[ ! -e "$2" ] || { chown "$(stat -L -c %u:%g "$2")" "$1" && chmod "$(stat -L -c %a "$2")" "$1"; }
+"""
+)
+"""DRAFT FILE: an empty draft that nobody else had open, with the owner and mode of the file that it shall become."""
 
 PUT = (
     _START

@@ -5,64 +5,73 @@ from __future__ import annotations
 import json
 import math
 
+import msgspec
+
 from pileus.drivers.host.errors import DriverError
-from pileus.drivers.host.guest.base import Document
+from pileus.drivers.host.guest.base import Document, GuestAnswer, GuestRequest
 from pileus.drivers.host.guest.qga import GuestAgent
 from pileus.drivers.host.guest.qga_allowed import Allowed
 from pileus.drivers.host.guest.qga_carry import carry_out
 from pileus.drivers.host.guest.qga_ledger import Record
 from pileus.drivers.host.guest.qga_notes import AgentNotes
-from pileus.drivers.host.guest.qga_request import Request, answer, run_step, write_step
+from pileus.drivers.host.guest.qga_request import Order, read_request, run_step, write_step
 from pileus.drivers.host.guest.untrusted import readable
 from pileus.kernel.clock import Clock, system_clock
 from pileus.node.document import document_hash
 
-_CONFIGURATION_STEPS = 2
 
+async def perform(
+    agent: GuestAgent, allowed: Allowed, request: GuestRequest, clock: Clock = system_clock
+) -> GuestAnswer:
+    """Return how the request ended, whose steps are done once, however often it is asked.
 
-async def perform(agent: GuestAgent, allowed: Allowed, request: Request, clock: Clock = system_clock) -> bytes:
-    """Return the answer to the request, whose steps are done once, however often it is asked.
-
-    Raises: DriverError (RequestRefused, NotesLost, NodeFailed; NodeSilent and NodeHostile: ask again).
+    Raises: DriverError (NodeSilent, NodeHostile, NodeBusy: ask again; NotesLost, NodeFailed: mend the guest first).
     """
-    return answer(await carry_out(AgentNotes(agent, f"{allowed.state}/requests"), request, clock))
+    try:
+        order = read_request(request, allowed)
+    except DriverError as error:
+        return GuestAnswer(state="refused", answer=error.message.encode())
+    return await carry_out(AgentNotes(agent, f"{allowed.state}/requests"), order, clock)
 
 
 async def configured(agent: GuestAgent, allowed: Allowed) -> str:
     """Return the hash of the document that the guest runs, empty when that is not certain."""
-    record = await AgentNotes(agent, f"{allowed.state}/configuration").load()
-    return record.digest if record is not None and _is_done(record) else ""
+    if not allowed.document:
+        return ""
+    ledger = await AgentNotes(agent, f"{allowed.state}/configuration").load()
+    return ledger[-1].digest if ledger and _is_done(ledger[-1]) else ""
 
 
 async def configure(agent: GuestAgent, allowed: Allowed, document: Document) -> None:
     """Write the document and run the package's command, unless the guest runs it already.
 
-    Raises: DriverError (NodeRefused with the command's words; NodeSilent and NodeHostile: ask again).
+    Raises: DriverError (NodeRefused with the command's words; otherwise as ``perform``).
     """
-    place = allowed.configuration
-    if place is None:
-        raise DriverError("NodeRefused", "the package says nothing of a configuration; send requests")
+    if not allowed.document:
+        raise DriverError("NodeRefused", "its package has no file for a document")
     notes = AgentNotes(agent, f"{allowed.state}/configuration")
-    record, wanted = await notes.load(), document_hash(document)
-    if record is not None and record.digest == wanted and _is_done(record):
+    ledger, wanted = await notes.load(), document_hash(document)
+    last = ledger[-1] if ledger else None
+    if last is not None and last.digest == wanted and _is_done(last):
         return
     content = json.dumps(document, sort_keys=True, indent=1).encode() + b"\n"
+    apply = msgspec.structs.replace(allowed.command(allowed.apply), repeatable=True)
     # One that began with this document goes on; one that failed, or had another document, is over.
-    goes_on = record is not None and record.digest == wanted and all(one.result == "done" for one in record.results)
-    sequence = 0 if record is None else record.sequence + (not goes_on)
-    request = Request(
-        id="configuration",
-        sequence=sequence,
+    goes_on = last is not None and last.digest == wanted and all(one.result == "done" for one in last.results)
+    order = Order(
+        id="document",
+        sequence=0 if last is None else last.sequence + (not goes_on),
         digest=wanted,
-        steps=(write_step(place.path, place.mode, content), run_step(allowed.command(place.apply), {})),
         deadline=math.inf,
+        steps=(write_step(allowed.document, content), run_step(apply, {})),
     )
-    for one in await carry_out(notes, request, system_clock):
+    await carry_out(notes, order, system_clock)
+    for one in (await notes.load())[-1].results:
         if one.result != "done":
-            said = readable(one.error_output or one.output)
             code = "" if one.exit_code is None else f" with exit code {one.exit_code}"
+            said = readable(one.error_output or one.output)
             raise DriverError("NodeRefused", f"{one.step} {one.result}{code}: {said or 'it says nothing'}")
 
 
 def _is_done(record: Record) -> bool:
-    return len(record.results) == _CONFIGURATION_STEPS and all(one.result == "done" for one in record.results)
+    return len(record.results) == record.steps and all(one.result == "done" for one in record.results)
