@@ -18,10 +18,14 @@ DOCUMENT = Path("/var/lib/pileus/document.json")
 
 
 class Idle:
-    """The role of an appliance that was given none: it takes every document and does nothing."""
+    """The role of an appliance that was given none: it takes every document and request, and does nothing."""
 
     def apply(self, document: object) -> None:
         """Do nothing."""
+
+    def request(self, id: str, payload: bytes, again: bool) -> bytes:
+        """Do nothing."""
+        return b""
 
     def tick(self) -> None:
         """Do nothing."""

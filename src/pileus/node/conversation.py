@@ -188,11 +188,11 @@ class Conversation:
         if was_open:
             self._on_signal(Signal.LOST)
 
-    def send(self, message: bytes) -> None:
-        """Send a message. Raises: ConnectionResetError without a session; ValueError when it is too much."""
+    def send(self, message: bytes, payload: bytes = b"") -> None:
+        """Send a message, ``payload`` at its end. Raises: ConnectionResetError (no session), ValueError (too much)."""
         if not self.session.open:
             raise ConnectionResetError("there is no session")
-        self.session.send(message)
+        self.session.send(message, payload)
         self.flush()
 
     def ping(self, number: int) -> None:

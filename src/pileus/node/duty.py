@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pileus.node.document import Difference, Document, document_hash, merged
+from pileus.node.hostclock import HostClock, Moment
+from pileus.node.ledger import ANSWER_BYTES_MAX, End, Ledger, Request
 from pileus.node.role import Role, RoleRefused
 
 WORDS_MAX = 2000
@@ -28,12 +30,15 @@ class Duty:
     older than ``hash``: the host decides by both.
     """
 
-    def __init__(self, role: Role, file: Path) -> None:
+    def __init__(self, role: Role, file: Path, clock: HostClock | None = None) -> None:
+        """``clock``: the host's time; requests are noted in the file ``requests`` beside ``file``."""
         self.hash = ""
         self.refused = ""
         self.status: dict[str, Any] = {}
         self._role = role
         self._file = file
+        self._ledger: Ledger | None = None
+        self._clock = clock or HostClock()
         self._document: Document = {}
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="role")
@@ -58,6 +63,18 @@ class Duty:
             else:
                 await self._run(document, keep=True)
 
+    def moment(self, host: float) -> Moment:
+        """Return what this very moment is, the host's time being ``host``."""
+        return self._clock.moment(host)
+
+    async def request(self, request: Request, moment: Moment) -> End:
+        """Let the role do ``request`` once, and return how that ended; cancelled before its turn, it is not done.
+
+        Raises: OSError when it cannot be noted; nothing is lost then.
+        """
+        async with self._turn:
+            return await asyncio.wrap_future(self._thread.submit(self._do, request, moment))
+
     async def look(self) -> None:
         """Let the role mend itself, and ask it how it is."""
         async with self._turn:
@@ -67,7 +84,7 @@ class Duty:
 
     def close(self) -> None:
         """Call the role no more."""
-        self._thread.shutdown(wait=False)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, document: Document, keep: bool) -> None:
         failure = await self._call(self._apply, document)
@@ -86,6 +103,30 @@ class Duty:
         """Return how the role says it is."""
         status = await self._call(self._role.status)
         return status if isinstance(status, dict) else {"failed": _words(status)}
+
+    def _do(self, request: Request, moment: Moment) -> End:
+        if self._ledger is None:
+            self._ledger = Ledger(self._file.with_name("requests"))
+        ledger = self._ledger
+        verdict = ledger.book.decide(request, self._clock.now(moment))
+        end = verdict.end
+        if verdict.step == "answer" and end is not None:
+            return end
+        if end is None:
+            ledger.begin(request.sequence, request.id)
+            end = self._ask(request, verdict.again)
+        ledger.end(request.sequence, end)
+        return end
+
+    def _ask(self, request: Request, again: bool) -> End:
+        """Return how the role ended the request."""
+        with _Mishap() as mishap:
+            answer = self._role.request(request.id, request.payload, again)
+            return End(request.id, "applied", answer[:ANSWER_BYTES_MAX])
+        failure = mishap.failure
+        if isinstance(failure, RoleRefused):
+            return End(request.id, "refused", failure.message[:WORDS_MAX].encode(errors="replace"))
+        return End(request.id, "unknown", f"the role failed: {_words(failure)}".encode(errors="replace"))
 
     def _apply(self, document: Document) -> None:
         self._role.apply(document)
@@ -117,6 +158,19 @@ class Duty:
         future = asyncio.wrap_future(self._thread.submit(work, *arguments))
         await asyncio.wait([future])
         return future.exception() or future.result()
+
+
+class _Mishap:
+    """Keeps what its block raises: a role that breaks is no reason for its node to."""
+
+    failure: Exception | None = None
+
+    def __enter__(self) -> _Mishap:
+        return self
+
+    def __exit__(self, kind: object, failure: BaseException | None, trace: object) -> bool:
+        self.failure = failure if isinstance(failure, Exception) else None
+        return self.failure is not None
 
 
 def _words(failure: object) -> str:

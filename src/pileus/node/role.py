@@ -25,6 +25,14 @@ class Role(Protocol):
         it is done by ``tick``, and said in ``status``.
         """
 
+    def request(self, id: str, payload: bytes, again: bool) -> bytes:
+        """Do what ``payload`` asks and return the answer; it is cut at 256 KiB. Raises RoleRefused: it changed nothing.
+
+        Requests come in order, each once; but when the machine ended in the middle of one, the same ``id`` comes again,
+        with ``again``: the role then does what is left of it, and answers as if it had done it at once. Whatever else it
+        raises leaves nobody knowing what it did; that is said, and the request does not come again.
+        """
+
     def tick(self) -> None:
         """Do what was waiting, start again what died; called about once a second, from before the first document."""
 

@@ -1,9 +1,11 @@
 """The appliance's end of the backchannel: proves itself, takes documents, says how it is, makes connections.
 
-It does nothing else, whoever asks: the only verb is ``configure``. Messages are JSON objects::
+It does nothing else, whoever asks. Messages are JSON objects; bytes that belong to one follow it after a newline::
 
     host   {"id", "verb": "configure", "base": hash or "", "sections": {...}, "hash"}
+           {"id", "verb": "request", "request": {"id", "sequence", "deadline", "now", "withdrawn"}} newline payload
     node   {"id", "stale": true}  {"id", "report": {...}}                                {"report": {...}} unasked
+           {"id", "answer": {"state"}} newline answer    {"id", "failed": why it could not be noted}
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ import asyncio
 import ipaddress
 import json
 import os
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 from pileus import __version__
 from pileus.node.conversation import CLOSE_TIMEOUT_S, ChannelStream, Conversation, Nowhere
 from pileus.node.duty import Duty, Stale
+from pileus.node.ledger import Request
 from pileus.node.session import Session
 from pileus.node.wire import Signal
 
@@ -43,6 +47,7 @@ class Server:
         self._boot = _boot_id()
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._requests: set[asyncio.Task[None]] = set()
         self._heard = 0
         self._heard_at = 0.0
         self._greet_at = 0.0
@@ -100,12 +105,20 @@ class Server:
             self._push()
         else:
             self._greet_at = self._loop.time() + GREET_S_MIN
+            for waiting in self._requests:
+                waiting.cancel()
 
     def on_message(self, body: bytes) -> None:
         """The host asks for something."""
-        request = json.loads(body)
-        if request["verb"] == "configure":
-            self._spawn(self._configure(request, self.conversation.session.opens))
+        head, _, payload = body.partition(b"\n")
+        asked = json.loads(head)
+        opens = self.conversation.session.opens
+        if asked["verb"] == "configure":
+            self._spawn(self._configure(asked, opens))
+        elif asked["verb"] == "request":
+            task = self._spawn(self._request(asked["id"], asked["request"], payload, opens))
+            self._requests.add(task)
+            task.add_done_callback(self._requests.discard)
 
     def on_pong(self, number: int) -> None:
         """Never called: the host is not pinged."""
@@ -126,6 +139,20 @@ class Server:
             self._send(b'{"id":%d,"stale":true}' % request["id"])
         else:
             self._send(b'{"id":%d,"report":%b}' % (request["id"], self._report()))
+
+    async def _request(self, id: int, asked: dict[str, Any], payload: bytes, opens: int) -> None:
+        moment = self._duty.moment(asked["now"])
+        request = Request(asked["id"], asked["sequence"], asked["deadline"], asked["withdrawn"], payload)
+        del payload
+        try:
+            end = await self._duty.request(request, moment)
+            head = {"id": id, "answer": {"state": end.state}}
+            answer = end.answer
+        except OSError as failed:
+            head = {"id": id, "failed": f"the request cannot be noted: {failed}"}
+            answer = b""
+        if self.conversation.session.opens == opens:
+            self._send(json.dumps(head, separators=(",", ":")).encode() + b"\n" + answer)
 
     def _report(self) -> bytes:
         """Return the report as JSON; it is written anew only when something in it changed."""
@@ -152,10 +179,11 @@ class Server:
         if self.conversation.session.open:
             self.conversation.send(message)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 async def connect(stream: ChannelStream, target: dict[str, Any]) -> None:

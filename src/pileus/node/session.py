@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from pileus.node.wire import BODY_BYTES_MAX, Side, Signal, Wire
 
-MESSAGE_BYTES_MAX = 16 << 20
+MESSAGE_BYTES_MAX = (16 << 20) + (64 << 10)
+"""A payload of 16 MiB, and what is said of it."""
+
 WINDOW_BYTES = 256 << 10
 """What a stream's sender may have under way: 20 ms at 12 MB/s, more than a virtio-serial port does."""
 
@@ -160,12 +162,18 @@ class Session:
                 events.append(found)
         return events
 
-    def send(self, message: bytes) -> None:
-        """Queue a message. Raises: ValueError when it is too long, or too much is queued."""
-        queued = sum(len(one) for one in self._messages)
-        if len(message) > MESSAGE_BYTES_MAX or queued + len(message) > UNSENT_MESSAGES_BYTES_MAX:
-            raise ValueError(f"a message of {len(message)} bytes is too much")
-        self._messages.append(memoryview(message))
+    def send(self, message: bytes, payload: bytes = b"") -> None:
+        """Queue a message, ``payload`` being its end. Raises: ValueError when it is too long, or too much is queued."""
+        length = len(message) + len(payload)
+        queued = sum(len(one) for one, _ in self._messages)
+        if length > MESSAGE_BYTES_MAX or queued + length > UNSENT_MESSAGES_BYTES_MAX:
+            raise ValueError(f"a message of {length} bytes is too much")
+        if length <= _PART_BYTES:
+            message, payload = message + payload, b""
+        self._messages.append((memoryview(message), LAST if not payload else PART))
+        if payload:
+            # A long one is not copied.
+            self._messages.append((memoryview(payload), LAST))
 
     def ping(self, number: int) -> None:
         """Queue a ping. Pings are answered in order, so ``number`` stays here."""
@@ -242,7 +250,8 @@ class Session:
     def _reset(self) -> None:
         self._urgent: deque[bytes] = deque()
         self._pings: deque[int] = deque()
-        self._messages: deque[memoryview] = deque()
+        self._messages: deque[tuple[memoryview, int]] = deque()
+        """What is unsent, and what the last part of it is."""
         self._partial = bytearray()
         self._flows: dict[int, _Flow] = {}
         self._turns: deque[int] = deque()
@@ -252,11 +261,11 @@ class Session:
         if self._urgent:
             return self._urgent.popleft()
         if self._messages:
-            rest = self._messages[0]
+            rest, last = self._messages[0]
             if len(rest) <= _PART_BYTES:
                 self._messages.popleft()
-                return bytes((LAST,)) + rest
-            self._messages[0] = rest[_PART_BYTES:]
+                return bytes((last,)) + rest
+            self._messages[0] = rest[_PART_BYTES:], last
             return bytes((PART,)) + rest[:_PART_BYTES]
         for _ in range(len(self._turns)):
             stream = self._turns[0]

@@ -21,6 +21,7 @@ from pileus.drivers.host.guest.real import GuestChannel
 from pileus.drivers.host.ovs.base import FrameExchange
 from pileus.drivers.host.paths import HostPaths
 from pileus.node.duty import Duty
+from pileus.node.hostclock import HostClock
 from pileus.node.role import RoleRefused
 from pileus.node.serve import Server
 from pileus.node.transport import FrameTransport, PortTransport
@@ -38,6 +39,17 @@ class TestRole:
         self.refusal = ""
         self.defect = ""
         self.said: dict[str, Any] = {}
+        self.given: list[tuple[str, bool]] = []
+        self.did: dict[str, bytes] = {}
+
+    def request(self, id: str, payload: bytes, again: bool) -> bytes:
+        """Echo, each id once; refuse and break as told."""
+        self.given.append((id, again))
+        if self.defect:
+            raise ZeroDivisionError(self.defect)
+        if self.refusal:
+            raise RoleRefused(self.refusal)
+        return self.did.setdefault(id, payload)
 
     def apply(self, document: Document) -> None:
         if self.defect:
@@ -119,13 +131,15 @@ class Appliance:
 
     def __init__(self, key: bytes, document: Path) -> None:
         self.role = TestRole()
+        self.rtc = document.with_name("rtc")
+        self.rtc.write_text("0")
         self.server: Server | None = None
         self._key = key
         self._document = document
         self._task: asyncio.Task[None] | None = None
 
     async def boot(self) -> Server:
-        duty = Duty(self.role, self._document)
+        duty = Duty(self.role, self._document, HostClock(self.rtc))
         await duty.resume()
         self.server = Server(self._key, duty)
         self._task = asyncio.create_task(self.server.run())
@@ -149,6 +163,7 @@ class Rig(Protocol):
     def refuse(self, words: str) -> None: ...
     def say(self, status: dict[str, Any]) -> None: ...
     def runs(self) -> Document | None: ...
+    def did(self) -> list[str]: ...
     async def listen(self) -> tuple[str, int]: ...
     async def close(self) -> None: ...
 
@@ -202,11 +217,19 @@ class FakeRig:
     def refuse(self, words: str) -> None:
         self.world.refusals[MACHINE] = words
 
+        def refuse(payload: bytes) -> bytes:
+            raise RoleRefused(words)
+
+        self.world.roles[MACHINE] = refuse
+
     def say(self, status: dict[str, Any]) -> None:
         self.world.statuses[MACHINE] = status
 
     def runs(self) -> Document | None:
         return self.world.documents.get(MACHINE)
+
+    def did(self) -> list[str]:
+        return [id for id, _ in self.world.nodes[MACHINE].applied] if MACHINE in self.world.nodes else []
 
     async def listen(self) -> tuple[str, int]:
         made: list[Stream] = [EchoStream()]
@@ -255,6 +278,9 @@ class RealRig:
 
     def runs(self) -> Document | None:
         return self.role.applied[-1] if self.role.applied else None
+
+    def did(self) -> list[str]:
+        return list(self.role.did)
 
     async def listen(self) -> tuple[str, int]:
         server = await asyncio.start_server(echo, "127.0.0.1", 0)

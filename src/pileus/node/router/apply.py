@@ -63,6 +63,10 @@ class Router:
         self._config = config
         self._converge(config)
 
+    def request(self, id: str, payload: bytes, again: bool) -> bytes:
+        """A router has its document and nothing else. Raises RoleRefused."""
+        raise RoleRefused("a router takes no requests; it is configured")
+
     def tick(self) -> None:
         """Do what was waiting or failed, and what a device that came or went asks for; start again what died."""
         if self._config is None:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import msgspec
 
 from pileus.drivers.host.errors import DriverError
-from pileus.drivers.host.guest.base import Document, NodeFact
+from pileus.drivers.host.guest.base import PAYLOAD_BYTES_MAX, Document, GuestAnswer, GuestRequest, NodeFact
 from pileus.drivers.host.guest.carriers import Carrier, Dial
 from pileus.drivers.host.guest.flood import HOSTILE_NOISE_BYTES, MESSAGE_NOISE_BYTES, Flood, Limits
 from pileus.drivers.host.guest.untrusted import MESSAGE_BYTES_MAX, Hostile, Message, Report, read_message, readable
@@ -36,6 +37,9 @@ CALL_PAUSE_S = 0.5
 CONFIGURE_TIMEOUT_S = 120.0
 """A node under emulation takes seconds for a large document; one that takes longer is stuck."""
 
+REQUEST_TIMEOUT_S = 330.0
+"""A role may take minutes for a request; what has no answer by then is asked again, and is not done twice."""
+
 FOREIGN_KEY = "the node could not prove that it is this machine's"
 
 
@@ -54,8 +58,9 @@ class Backchannel:
         self._gone = asyncio.Event()
         self._hinted = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._requests = asyncio.Lock()
         self._numbers = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[Message]] = {}
+        self._answers: dict[int, asyncio.Future[tuple[Message, bytes]]] = {}
         self._pings: dict[int, asyncio.Future[None]] = {}
         self._document: Document | None = None
         """What the node acknowledged last."""
@@ -101,6 +106,23 @@ class Backchannel:
                 words = readable(report.refused) if report is not None and report.refused else "no reason given"
                 raise DriverError("NodeRefused", words)
             self._acknowledge(document)
+
+    async def request(self, request: GuestRequest) -> GuestAnswer:
+        """Let the node do ``request`` once. Raises: DriverError (NodeSilent, BadRequest)."""
+        if len(request.payload) > PAYLOAD_BYTES_MAX:
+            raise DriverError("BadRequest", f"a request has at most {PAYLOAD_BYTES_MAX} bytes")
+        async with self._requests:
+            asked = {
+                "id": request.id, "sequence": request.sequence, "deadline": request.deadline,
+                "now": time.time(), "withdrawn": request.withdrawn,
+            }  # fmt: skip
+            payload = b"" if request.withdrawn else request.payload
+            message, answer = await self._ask({"verb": "request", "request": asked}, REQUEST_TIMEOUT_S, payload)
+            if message.failed:
+                raise DriverError("NodeSilent", f"the node of machine {self._machine}: {readable(message.failed)}")
+            if message.answer is None:
+                raise self._silent()
+            return GuestAnswer(state=message.answer.state, answer=answer)
 
     async def connect(self, address: str, port: int, timeout_s: float) -> ChannelStream:
         """Let the node open a TCP connection. Raises: DriverError (NodeSilent, ConnectRefused)."""
@@ -182,7 +204,7 @@ class Backchannel:
     def on_message(self, body: bytes) -> None:
         """The node says something."""
         try:
-            message = read_message(body)
+            message, rest = read_message(body)
         except Hostile as hostile:
             log.debug("machine %s sent %s", self._machine, hostile)
             self._noise += HOSTILE_NOISE_BYTES
@@ -195,7 +217,7 @@ class Backchannel:
         if message.report is not None:
             self._note_report(message.report)
         if asked is not None and not asked.done():
-            asked.set_result(message)
+            asked.set_result((message, rest))
 
     def on_pong(self, number: int) -> None:
         """The node answers a ping."""
@@ -267,18 +289,19 @@ class Backchannel:
         request: dict[str, Any] = {"verb": "configure", "hash": wanted}
         if self._document is not None and self.fact.hash == document_hash(self._document):
             change = {"base": self.fact.hash, "sections": difference(self._document, document)}
-            answer = await self._ask(request | change, CONFIGURE_TIMEOUT_S)
+            answer, _ = await self._ask(request | change, CONFIGURE_TIMEOUT_S)
             if not answer.stale:
                 return answer
-        return await self._ask(request | {"base": "", "sections": document}, CONFIGURE_TIMEOUT_S)
+        return (await self._ask(request | {"base": "", "sections": document}, CONFIGURE_TIMEOUT_S))[0]
 
-    async def _ask(self, request: dict[str, Any], timeout_s: float) -> Message:
-        """Return the node's answer. Raises: DriverError (NodeSilent; NodeRefused when the request is too long)."""
+    async def _ask(self, asked: dict[str, Any], timeout_s: float, payload: bytes = b"") -> tuple[Message, bytes]:
+        """Return the node's answer. Raises: DriverError (NodeSilent; NodeRefused when it is too long to be asked)."""
         number = next(self._numbers)
-        answer: asyncio.Future[Message] = self._loop.create_future()
+        answer: asyncio.Future[tuple[Message, bytes]] = self._loop.create_future()
         self._answers[number] = answer
         try:
-            self._conversation.send(json.dumps(request | {"id": number}, separators=(",", ":")).encode())
+            head = msgspec.json.encode(asked | {"id": number})
+            self._conversation.send(head + b"\n" if payload else head, payload)
             async with asyncio.timeout(timeout_s):
                 return await answer
         except (ConnectionError, TimeoutError) as exc:

@@ -94,7 +94,8 @@ class GuestAnswer(Struct, frozen=True, kw_only=True):
     """How a request ended: once, and the same however often it is asked.
 
     ``applied``: the role did it, ``answer`` is what it said. ``refused``: it changed nothing, ``answer`` says why.
-    ``expired``, ``withdrawn``: it was never begun. ``unknown``: later ones ended since, and the node forgot this one.
+    ``expired``, ``withdrawn``: it was never begun. ``unknown``: later ones came since and the node forgot this one, or it
+    was cut off (by a restart after which it may not be begun again, by a role that broke): ``answer`` says so.
     """
 
     state: Literal["applied", "refused", "expired", "withdrawn", "unknown"]
@@ -151,6 +152,12 @@ class Guest(Protocol):
         """Let the node run ``document``: what differs from what it runs is sent, all of it when nothing is known.
 
         Returns when the node runs it. Raises: DriverError (NodeSilent; NodeRefused with the node's own words).
+        """
+
+    async def request(self, machine: str, request: GuestRequest) -> GuestAnswer:
+        """Let the node do ``request``, once however often this is called, and return how it ended.
+
+        Requests of one node are made one after another. Raises: DriverError (NodeSilent: try again, nothing is lost).
         """
 
     async def connect(self, machine: str, address: str, port: int, timeout_s: float = 10.0) -> Stream:

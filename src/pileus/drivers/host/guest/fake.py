@@ -7,19 +7,35 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct, field
 
 from pileus.drivers.host.errors import DriverError
-from pileus.drivers.host.guest.base import ChannelForm, Console, Document, NodeFact, Seed, Stream
+from pileus.drivers.host.guest.base import (
+    PAYLOAD_BYTES_MAX,
+    ChannelForm,
+    Console,
+    Document,
+    GuestAnswer,
+    GuestRequest,
+    NodeFact,
+    Seed,
+    Stream,
+)
+from pileus.drivers.host.guest.fake_node import FakeNode, echo
 from pileus.drivers.host.guest.seed import seed_files
 from pileus.node.document import document_hash
 
 
 def _always(machine: str) -> bool:
     return True
+
+
+def _never(machine: str) -> bool:
+    return False
 
 
 class GuestWorld(Struct, kw_only=True):
@@ -40,6 +56,15 @@ class GuestWorld(Struct, kw_only=True):
     """What each node's role says of itself."""
     refusals: dict[str, str] = field(default_factory=dict)
     """Why each node refuses every document."""
+    quarantined: dict[str, str] = field(default_factory=dict)
+    """What each node did that was too much."""
+    clock: Callable[[], float] = time.time
+    nodes: dict[str, FakeNode] = field(default_factory=dict)
+    """Each node's disk; hosts between which machines move share it."""
+    roles: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)
+    """What each node's role answers to a payload (may raise RoleRefused); without one it is an echo."""
+    cut: Callable[[str], bool] = _never
+    """Whether the machine's node ends now and begins anew: asked at each step of a request."""
     configured: int = 0
     """How many documents were taken."""
     listening: dict[tuple[str, int], Callable[[], Stream]] = field(default_factory=dict)
@@ -136,6 +161,8 @@ class FakeGuest:
         world = self.world
         if not world.running(machine):
             return NodeFact(machine=machine, state="silent")
+        if machine in world.quarantined:
+            return NodeFact(machine=machine, state="quarantined", refused=world.quarantined[machine])
         return NodeFact(
             machine=machine,
             state="ready",
@@ -148,18 +175,34 @@ class FakeGuest:
 
     async def configure(self, machine: str, document: Document) -> None:
         """Let the node take the document. Raises: DriverError (NodeSilent, NodeRefused)."""
-        if machine not in self._attached or not self.world.running(machine):
-            raise DriverError("NodeSilent", f"the node of machine {machine} does not answer")
+        self._check(machine)
         if machine in self.world.refusals:
             raise DriverError("NodeRefused", self.world.refusals[machine])
         self.world.documents[machine] = json.loads(json.dumps(document))
         self.world.configured += 1
         self._tell(machine)
 
+    async def request(self, machine: str, request: GuestRequest) -> GuestAnswer:
+        """Let the node do ``request`` once. Raises: DriverError (NodeSilent, BadRequest)."""
+        self._check(machine)
+        if len(request.payload) > PAYLOAD_BYTES_MAX:
+            raise DriverError("BadRequest", f"a request has at most {PAYLOAD_BYTES_MAX} bytes")
+        world = self.world
+        node = world.nodes.setdefault(machine, FakeNode())
+        for answer in node.steps(request, world.roles.get(machine, echo), world.clock()):
+            if answer is not None:
+                return answer
+            if world.cut(machine):
+                break
+        raise DriverError("NodeSilent", f"the node of machine {machine} ended in the middle of a request")
+
+    def _check(self, machine: str) -> None:
+        if machine not in self._attached or not self.world.running(machine) or machine in self.world.quarantined:
+            raise DriverError("NodeSilent", f"the node of machine {machine} does not answer")
+
     async def connect(self, machine: str, address: str, port: int, timeout_s: float = 10.0) -> Stream:
         """Return what ``listening`` makes. Raises: DriverError (NodeSilent, ConnectRefused)."""
-        if machine not in self._attached or not self.world.running(machine):
-            raise DriverError("NodeSilent", f"the node of machine {machine} does not answer")
+        self._check(machine)
         if (address, port) not in self.world.listening:
             raise DriverError("ConnectRefused", f"{address} port {port} refused the connection")
         return self.world.listening[address, port]()

@@ -12,7 +12,16 @@ from pathlib import Path
 
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest import logs
-from pileus.drivers.host.guest.base import ChannelForm, Console, Document, NodeFact, Seed, Stream
+from pileus.drivers.host.guest.base import (
+    ChannelForm,
+    Console,
+    Document,
+    GuestAnswer,
+    GuestRequest,
+    NodeFact,
+    Seed,
+    Stream,
+)
 from pileus.drivers.host.guest.carriers import Exchange
 from pileus.drivers.host.guest.channels import Channels, TcpStream, kept_key
 from pileus.drivers.host.guest.console import SocketConsole, open_console
@@ -106,6 +115,10 @@ class GuestChannel:
     async def configure(self, machine: str, document: Document) -> None:
         """Let the node run ``document``. Raises: DriverError (NodeSilent, NodeRefused)."""
         await self._channels.get(machine).configure(document)
+
+    async def request(self, machine: str, request: GuestRequest) -> GuestAnswer:
+        """Let the node do ``request`` once. Raises: DriverError (NodeSilent, BadRequest)."""
+        return await self._channels.get(machine).request(request)
 
     async def connect(self, machine: str, address: str, port: int, timeout_s: float = 10.0) -> Stream:
         """Let the node open a TCP connection. Raises: DriverError (NodeSilent, ConnectRefused)."""

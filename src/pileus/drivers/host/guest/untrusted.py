@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
+from pileus.drivers.host.guest.base import ANSWER_BYTES_MAX
+
 STATUS_BYTES_MAX = 64 << 10
 STATUS_DEPTH_MAX = 16
 WORDS_MAX = 2000
-MESSAGE_BYTES_MAX = 128 << 10
+HEAD_BYTES_MAX = 128 << 10
+MESSAGE_BYTES_MAX = ANSWER_BYTES_MAX + (4 << 10)
+"""A head is short where an answer is long."""
 
 _HASH = re.compile(r"([0-9a-f]{32})?")
 _TOKEN = re.compile(r"[A-Za-z0-9._+-]{0,64}")
@@ -32,23 +36,36 @@ class Report(Struct, frozen=True, kw_only=True):
     status: dict[str, Any] = {}
 
 
+class Answer(Struct, frozen=True, kw_only=True):
+    """How a node says that a request ended."""
+
+    state: Literal["applied", "refused", "expired", "withdrawn", "unknown"]
+
+
 class Message(Struct, frozen=True, kw_only=True):
-    """A message: ``id`` is of the request that it answers, None when it answers none."""
+    """A message: ``id`` is of the one that it answers, None when it answers none."""
 
     id: int | None = None
     stale: bool = False
     report: Report | None = None
+    answer: Answer | None = None
+    failed: str = ""
 
 
-def read_message(body: bytes) -> Message:
-    """Return the message. Raises Hostile."""
+def read_message(body: bytes) -> tuple[Message, bytes]:
+    """Return the message, and the bytes that follow it. Raises Hostile."""
+    head, _, rest = body.partition(b"\n")
+    if len(head) > HEAD_BYTES_MAX or len(rest) > ANSWER_BYTES_MAX:
+        raise Hostile("a message that is too long")
     try:
-        message = msgspec.json.decode(body, type=Message)
+        message = msgspec.json.decode(head, type=Message)
     except (ValueError, RecursionError) as wrong:
         raise Hostile("a message that is not understood") from wrong
+    if rest and message.answer is None:
+        raise Hostile("a message with bytes that belong to nothing")
     if message.report is not None:
         _check(message.report)
-    return message
+    return message, rest
 
 
 def readable(words: str) -> str:
