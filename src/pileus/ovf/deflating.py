@@ -37,22 +37,28 @@ SECTORS_MAX = 0xFFFF_FFFF
 _ZEROS = bytes(GRAIN_BYTES)
 
 Write = Callable[[bytes], object]
+Progress = Callable[[int], object]
+"""Hears how many bytes of the disk are done."""
 
 
-def deflate(disk: int, capacity_bytes: int, write: Write, *, name: str = "disk.vmdk", level: int = LEVEL) -> None:
-    """Hand the VMDK of the raw disk open as file descriptor ``disk`` to ``write``, piece by piece.
+def deflate(
+    disk: int, capacity_bytes: int, write: Write, *, name: str = "disk.vmdk", progress: Progress | None = None
+) -> int:
+    """Hand the VMDK of the raw disk open as file descriptor ``disk`` to ``write``; return how many bytes are not zero.
+
+    The bytes are counted in grains of 64 KiB.
 
     Raises: OvfFault (disk-bad-size, disk-too-large), OSError and what ``write`` raises.
     """
     if capacity_bytes <= 0 or capacity_bytes % vmdk.SECTOR_BYTES:
         raise refusal("disk-bad-size", f"a disk has a multiple of {vmdk.SECTOR_BYTES} bytes, this one {capacity_bytes}")
-    out = _Out(write, capacity_bytes, name)
+    out = _Out(write, capacity_bytes, name, progress)
     numbers = _used_grains(disk, capacity_bytes)
     pending: deque[Future[list[tuple[int, bytes]]]] = deque()
     with ThreadPoolExecutor(WORKERS, "deflate") as workers:
         try:
             while batch := list(islice(numbers, BATCH_GRAINS)):
-                pending.append(workers.submit(_deflated, disk, capacity_bytes, batch, level))
+                pending.append(workers.submit(_deflated, disk, capacity_bytes, batch))
                 if len(pending) >= BATCHES_MAX:
                     out.put(pending.popleft().result())
             while pending:
@@ -60,6 +66,7 @@ def deflate(disk: int, capacity_bytes: int, write: Write, *, name: str = "disk.v
         finally:
             workers.shutdown(cancel_futures=True)
     out.finish()
+    return out.grains * GRAIN_BYTES
 
 
 def _used_grains(disk: int, capacity_bytes: int) -> Iterator[int]:
@@ -78,7 +85,7 @@ def _used_grains(disk: int, capacity_bytes: int) -> Iterator[int]:
         begin = end
 
 
-def _deflated(disk: int, capacity_bytes: int, numbers: list[int], level: int) -> list[tuple[int, bytes]]:
+def _deflated(disk: int, capacity_bytes: int, numbers: list[int]) -> list[tuple[int, bytes]]:
     """Return each grain that is not zero as it stands in the file, behind its marker and padded."""
     ready = []
     for number in numbers:
@@ -86,7 +93,7 @@ def _deflated(disk: int, capacity_bytes: int, numbers: list[int], level: int) ->
         content = os.pread(disk, min(GRAIN_BYTES, capacity_bytes - offset), offset)
         if content == _ZEROS[: len(content)]:
             continue
-        packed = zlib.compress(content.ljust(GRAIN_BYTES, b"\0"), level)
+        packed = zlib.compress(content.ljust(GRAIN_BYTES, b"\0"), LEVEL)
         ready.append((number, _padded(vmdk.MARKER.pack(number * GRAIN_SECTORS, len(packed)) + packed)))
     return ready
 
@@ -98,8 +105,10 @@ def _padded(content: bytes) -> bytes:
 class _Out:
     """The file so far: how long it is, the table being filled, where finished tables lie."""
 
-    def __init__(self, write: Write, capacity_bytes: int, name: str) -> None:
+    def __init__(self, write: Write, capacity_bytes: int, name: str, progress: Progress | None) -> None:
         self._write = write
+        self._progress = progress
+        self.grains = 0
         self._capacity_sectors = capacity_bytes // vmdk.SECTOR_BYTES
         self._sectors = 0
         self._table = array("I", bytes(4 * vmdk.TABLE_ENTRIES))
@@ -119,6 +128,9 @@ class _Out:
                 self._table_number = table
             self._table[entry] = self._sectors
             self._append(content)
+        self.grains += len(grains)
+        if grains and self._progress is not None:
+            self._progress((grains[-1][0] + 1) * GRAIN_BYTES)
 
     def finish(self) -> None:
         """Append the last table, the directory, the footer and the end."""
