@@ -90,6 +90,7 @@ def test_the_device_list_is_fixed() -> None:
         "virtio-rng-pci",
     ]  # fmt: skip
     assert {"-nodefaults", "-no-user-config", "-sandbox"} <= set(arguments)
+    assert arguments[arguments.index("-rtc") + 1] == "base=utc,clock=host", "a guest's clock goes on while it is paused"
     assert options(arguments, "-display") == ["none"]
     assert "spawn=deny" in options(arguments, "-sandbox")[0]
 

@@ -225,6 +225,8 @@ def _base(spec: MachineSpec, accelerator: str) -> list[str]:
         "-machine", f"pc,usb=off,vmport=off,dump-guest-core=off{graphics}", "-accel", accel, "-cpu", cpu,
         "-smp", str(spec.vcpus), "-m", str(spec.memory_mib),
         "-nodefaults", "-no-user-config", "-display", "none", "-sandbox", SANDBOX, "-action", ON_END,
+        # A node reads its deadlines off this clock: it goes on while the machine is paused.
+        "-rtc", "base=utc,clock=host",
     ]  # fmt: skip
 
 
