@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from pileus.kernel.errors import Denied
+from pileus.kernel.kind import Kind, Resource
 
 
 class Rule(Struct, frozen=True, kw_only=True):
@@ -32,6 +33,8 @@ class Principal(Struct, frozen=True, kw_only=True):
     manager_id: str = ""
     consents: frozenset[str] = frozenset()
     """Ids of the accounts that let the manager act in them."""
+    sight: int = 0
+    """Revision at which what the manager may see last changed: a watch from before it starts anew."""
     address: str = ""
     """The peer's socket address; never taken from a header."""
 
@@ -39,6 +42,15 @@ class Principal(Struct, frozen=True, kw_only=True):
     def operator(self) -> bool:
         """Whether the caller is one of the cluster's own."""
         return self.account_id == "" and self.manager_id == ""
+
+    @property
+    def actor(self) -> str:
+        """Who it is, in audit and messages; no user can have the name that a manager has there."""
+        return f"manager {self.user}" if self.manager_id else self.user
+
+    def acts_in(self, account_id: str) -> bool:
+        """Tell whether the account is the caller's own, or consented."""
+        return account_id == self.account_id or account_id in self.consents
 
     def allows(self, verb: str, kind: str) -> bool:
         """Tell whether a rule allows ``verb`` on ``kind``."""
@@ -48,10 +60,45 @@ class Principal(Struct, frozen=True, kw_only=True):
         """Raises: Denied unless a rule allows it."""
         if self.allows(verb, kind):
             return
-        who = f"user {self.user} (role {self.role})"
+        who = self.actor if self.manager_id else f"user {self.user} (role {self.role})"
         if verb == "console":
             raise Denied(f"{who} may not use consoles, logs and ports of VMs; ask for a role with the verb console")
         raise Denied(f"{who} may not {verb} {kind}; ask for a role that may")
+
+
+def sees(principal: Principal, kind: Kind, account_id: str, manager: str) -> bool:
+    """Tell whether the caller may know of an object of this account that stands for this manager (or none).
+
+    Everything that is shown, changed, named or announced is decided here; what SQL filters only narrows.
+    """
+    if principal.operator:
+        return True
+    if principal.manager_id:
+        return manager == principal.manager_id and principal.acts_in(account_id)
+    return account_id == principal.account_id or _public(kind, account_id, manager)
+
+
+def visible(principal: Principal, kind: Kind, resource: Resource) -> bool:
+    """Tell whether the caller may know of the object."""
+    return sees(principal, kind, resource.account_id, resource.manager)
+
+
+def nameable(principal: Principal, kind: Kind, account_id: str, target: Resource) -> bool:
+    """Tell whether the caller's wish in this account may name ``target``.
+
+    What the caller sees, and what the account does: a manager that makes a node names the account's network.
+    """
+    if visible(principal, kind, target) or target.id in principal.consents:
+        return True
+    if principal.manager_id and target.manager:
+        return False
+    own = account_id != "" and target.account_id == account_id
+    return own or _public(kind, target.account_id, target.manager)
+
+
+def _public(kind: Kind, account_id: str, manager: str) -> bool:
+    hidden = kind.managed == "hidden" and manager != ""
+    return account_id == "" and kind.readable_by == "everyone" and not hidden
 
 
 def _matches(patterns: Iterable[str], kind: str) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, Protocol
 
 from msgspec import Struct
 
-from pileus.kernel.access import Principal, Rule, covers
+from pileus.kernel.access import Principal, Rule, covers, nameable
 from pileus.kernel.errors import Denied, Invalid, NotFound
 from pileus.kernel.ids import is_id
 from pileus.kernel.kind import Kind, Resource
@@ -98,16 +98,19 @@ async def _by_id(reader: Reader, kind: Kind, account_id: str, id: str) -> Resour
     return found if not account_id or found.account_id == account_id or public else None
 
 
-async def resolve(tx: Transaction, desired: Struct, account_id: str, account: str) -> dict[str, str]:
-    """Return path to id for every reference of ``desired``. Raises: Invalid (no-such-object) naming the field.
+async def resolve(tx: Transaction, principal: Principal, new: Resource, known: Container[str] = ()) -> dict[str, str]:
+    """Return path to id for every reference of the wish. Raises: Invalid (no-such-object) naming the field.
 
-    Another account's object gives the same answer as none.
+    Another account's object gives the same answer as none; so does what the caller may not name, unless it is ``known``:
+    named already.
     """
     links = {}
+    desired, account_id, account = new.desired, new.account_id, new.account
     for path, kind_name, word in references(desired):
         kind = tx.registry[kind_name]
         target = await look_up(tx, kind, account_id, word)
-        if target is None or target.deleting:
+        allowed = target is not None and (nameable(principal, kind, account_id, target) or target.id in known)
+        if target is None or target.deleting or not allowed:
             where = f" in account {account}" if account else ""
             raise Invalid(
                 f"there is no {kind.short} {word!r}{where}{list_hint(kind, operator=not account_id)}",
@@ -147,7 +150,7 @@ def refuse_more_powerful(tx: Transaction, principal: Principal, rules: Iterable[
 
 async def make(tx: Transaction, admissions: Mapping[str, Admission], principal: Principal, new: Resource) -> Made:
     """Take a new wish: resolve its references, admit it, write it, make what comes with it. Raises: Rejected."""
-    links = await resolve(tx, new.desired, new.account_id, new.account)
+    links = await resolve(tx, principal, new)
     admission = admissions.get(new.kind) or Admission()
     admitted = await admission.admit(tx, Change(principal, None, new, links))
     made = await tx.create(admitted, links)

@@ -48,6 +48,9 @@ class Peers(Protocol):
     def image(self, id: str, part: str) -> AsyncIterator[bytes]:
         """Fetch a part of an image from the server. Raises: Transient."""
 
+    def content(self, id: str, part: str) -> AsyncIterator[bytes]:
+        """Fetch bytes that the server keeps of a resource of the slice. Raises: Transient."""
+
 
 class Half(abc.ABC, Generic[F, S]):
     """F: what ``observe`` finds. S: a step."""
@@ -76,6 +79,9 @@ class Half(abc.ABC, Generic[F, S]):
 
     async def remove(self, id: str) -> None:
         """Remove from the host what no resource stands for any more."""
+
+    async def close(self) -> None:
+        """End what goes on in the background: the agent stops, the host stays as it is."""
 
     async def counters(self) -> dict[str, dict[str, Any]]:
         """Return the counters of each resource, by id."""

@@ -104,6 +104,8 @@ class Kind(Struct, frozen=True, kw_only=True):
     """Who owns one: the cluster, an account, or (an image) either of them."""
     readable_by: Literal["everyone", "operator"] = "everyone"
     """Who may read the cluster's own resources of this kind."""
+    managed: Literal["shown", "hidden"] = "shown"
+    """Whether ``everyone`` may read those of the cluster that stand for a fleet manager, too."""
     writable_by: Literal["tenant", "operator"] = "tenant"
     """Who may write one; accounts' own rights come on top."""
     aliases: tuple[str, ...] = ()
@@ -115,7 +117,11 @@ class Kind(Struct, frozen=True, kw_only=True):
     lists: Literal["all", "own"] = "all"
     """What a list without further filters shows; ``own``: not those that another resource made (a router's VM)."""
     private: frozenset[str] = frozenset()
-    """Sections that hold secrets: agents and controllers get them, no answer of the API has them."""
+    """What agents and controllers get and no answer of the API has: ``assigned``, or a part such as ``desired.document``."""
+    leaves: bool = True
+    """Whether one that goes leaves something on its host that has to be removed there."""
+    name_prefix: str = ""
+    """What names begin with that are made for those that come without one; empty: each must come with a name."""
     created_by: Literal["user", "kernel"] = "user"
     """``kernel``: only controllers make one (a VM's port); users read it."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from pileus.kernel import records
-from pileus.kernel.access import Principal
+from pileus.kernel.access import Principal, sees, visible
 from pileus.kernel.admission import list_hint, look_up
 from pileus.kernel.errors import Denied, Invalid, NotFound
 from pileus.kernel.hub import Hub
@@ -20,8 +21,11 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 
 LIMIT_MAX = 1000
+REVISION_MAX = 2**62
 CHANGES_PAGE = 500
 """What one watcher takes from the database at once."""
+PLACES = {"host": "infra.host", "zone": "infra.zone", "vdc": "tenancy.vdc", "manager": "fleet.manager"}
+"""Filters that name an object, and its kind."""
 
 
 class Call(Struct, frozen=True, kw_only=True):
@@ -50,6 +54,7 @@ class ListQuery(Struct, frozen=True, kw_only=True):
     vdc: str = ""
     owner: str = ""
     name: str = ""
+    manager: str = ""
     ready: str = ""
     labels: tuple[tuple[str, str], ...] = ()
     ids: tuple[str, ...] = ()
@@ -77,9 +82,10 @@ class Reading:
     async def list(self, call: Call, kind: str, query: ListQuery) -> Answer:
         """Return a page of resources, oldest first, as stored."""
         limit = min(max(query.limit, 1), LIMIT_MAX)
-        filter = await self._filter(call, self._registry[kind], query)
+        definition = self._registry[kind]
+        filter = await self._filter(call, definition, query)
         revision = self._hub.revision
-        rows = await self._store.list_rows(filter, after=query.after, limit=limit)
+        rows = await self._visible_rows(call.principal, definition, filter, query.after, limit)
         items = ",".join([records.public(self._registry, row) for row in rows])
         cursor = f'"{rows[-1][0]}"' if len(rows) == limit else "null"
         return Answer(200, f'{{"items":[{items}],"next":{cursor},"revision":{revision}}}')
@@ -107,14 +113,15 @@ class Reading:
         know what is gone, or newer than a restored database, gives ("reset", revision, "{}") and then everything.
         Every 15 s without a change gives ("idle", revision, "{}").
         """
-        filter = await self._filter(call, self._registry[kind], query)
+        definition, principal = self._registry[kind], call.principal
+        filter = await self._filter(call, definition, query)
         with self._hub.watch(("kind", kind)) as changes:
-            if since is None or await self._forgotten(since):
+            if since is None or since < principal.sight or await self._forgotten(since):
                 revision = self._hub.revision
                 if since is not None:
                     yield "reset", revision, "{}"
                 after = ""
-                while rows := await self._store.list_rows(filter, after=after):
+                while rows := await self._visible_rows(principal, definition, filter, after, CHANGES_PAGE):
                     for row in rows:
                         yield "put", records.revision_of(row), records.public(self._registry, row)
                     after = rows[-1][0]
@@ -123,7 +130,7 @@ class Reading:
             while True:
                 newest = self._hub.revision
                 while since < newest:
-                    events, since = await self._changes(filter, since, newest)
+                    events, since = await self._changes(principal, filter, since, newest)
                     for event in events:
                         yield event
                 if not await changes.wait(15.0):
@@ -134,23 +141,46 @@ class Reading:
         forgotten = int(await self._store.setting(sql.FORGOTTEN) or 0)
         return 0 < since < forgotten or since > (await self._store.fetch(sql.NEWEST))[0][0]
 
-    async def _changes(self, filter: Filter, since: int, newest: int) -> tuple[Sequence[tuple[str, int, str]], int]:
+    async def _visible_rows(
+        self, principal: Principal, kind: Kind, filter: Filter, after: str, limit: int
+    ) -> Sequence[Row]:
+        """Return a page of what matches and the caller may see: a full one unless there is no more."""
+        rows = await self._store.list_rows(filter, after=after, limit=limit)
+        found = [row for row in rows if sees(principal, kind, *records.standing_of(row))]
+        size = limit
+        while len(rows) == size and len(found) < limit:
+            after, size = rows[-1][0], LIMIT_MAX
+            rows = await self._store.list_rows(filter, after=after, limit=size)
+            found += [row for row in rows if sees(principal, kind, *records.standing_of(row))]
+        return found[:limit]
+
+    async def _changes(
+        self, principal: Principal, filter: Filter, since: int, newest: int
+    ) -> tuple[Sequence[tuple[str, int, str]], int]:
         """Return what changed for a watcher, a page of it, and up to which revision; what no longer matches is gone."""
-        all_accounts = filter.account_id is None
-        statements = (sql.CHANGED, sql.GONE_OF) if all_accounts else (sql.CHANGED_SEEN, sql.GONE_SEEN)
+        kind = self._registry[filter.kind]
+        statements = (sql.CHANGED_SEEN, sql.GONE_SEEN)
         page = {"kind": filter.kind, "after": since, "until": newest, "n": CHANGES_PAGE}
-        if not all_accounts:
+        if filter.manager:
+            statements = (sql.CHANGED_MANAGED, sql.GONE_MANAGED)
+            page["manager"] = filter.manager
+        elif filter.account_id is None:
+            statements = (sql.CHANGED, sql.GONE_OF)
+        else:
             page |= {"account_id": filter.account_id, "common": "" if filter.public else filter.account_id}
         changed, gone = [await self._store.fetch(statement, **page) for statement in statements]
         events = []
         for row in changed:
             revision = records.revision_of(row)
+            if not _watched(principal, kind, filter, *records.standing_of(row)):
+                continue
             if matches(filter, row):
                 events.append(("put", revision, records.public(self._registry, row)))
             else:
                 events.append(("gone", revision, _gone(filter.kind, row[0], row[2], revision)))
-        for revision, id, _, _, host, name, _ in gone:
-            if not host or not filter.host or host == filter.host:
+        for revision, id, _, account_id, host, name, _, manager in gone:  # without a name: it only left its host
+            on_host = not host or not filter.host or host == filter.host
+            if name and on_host and _watched(principal, kind, filter, account_id, manager):
                 events.append(("gone", revision, _gone(filter.kind, id, name, revision)))
         ends = [records.revision_of(changed[-1])] if len(changed) == CHANGES_PAGE else []
         ends += [gone[-1][0]] if len(gone) == CHANGES_PAGE else []
@@ -164,18 +194,33 @@ class Reading:
         """
         statements = sql.EVENTS_AFTER if since else sql.EVENTS_NEWEST
         page = {"kinds": self._readable(call.principal), "after": since, "n": min(max(limit, 1), LIMIT_MAX)}
-        if resource is not None:
+        if resource is None and call.principal.manager_id:
+            rows = await self._managed_events(call, page)
+        elif resource is not None:
             rows = await self._store.fetch(statements["id"], id=resource.id, **page)
         elif call.principal.operator and (call.all_accounts or not call.account):
             rows = await self._store.fetch(statements[""], **page)
         else:
             scope = await self.scope(call, self._store)
             rows = await self._store.fetch(statements["account_id"], account_id=scope.id, **page)
-        if not since:
-            rows = rows[::-1]
+        rows = sorted(rows, key=lambda row: row[0])
         names = ("seq", "at", "account_id", "kind", "id", "name", "type", "reason", "message")
-        items = [dict(zip(names, row, strict=True)) for row in rows]
+        items = [dict(zip(names, row[: len(names)], strict=True)) for row in rows]
         return Answer(200, msgspec.json.encode({"items": items}).decode())
+
+    async def _managed_events(self, call: Call, page: Mapping[str, Any]) -> Sequence[Row]:
+        """Return a page of the events that a manager may see: a full one unless there is no more."""
+        scope = await self.scope(call, self._store) if call.account else None
+        statement = sql.EVENTS_MANAGED_AFTER if page["after"] else sql.EVENTS_MANAGED_BEFORE
+        asked = {**page, "manager": call.principal.manager_id, "before": REVISION_MAX}
+        found: list[Row] = []
+        while len(found) < page["n"]:
+            rows = await self._store.fetch(statement, **asked)
+            found += [row for row in rows if call.principal.acts_in(row[2]) and (scope is None or row[2] == scope.id)]
+            if len(rows) < page["n"]:
+                break
+            asked["after" if page["after"] else "before"] = rows[-1][0]
+        return found[: page["n"]]
 
     async def audit(self, call: Call, limit: int) -> Answer:
         """Return the newest audit entries of the account; an operator without account gets everybody's."""
@@ -198,13 +243,13 @@ class Reading:
     async def scope(self, call: Call, reader: Store | Transaction) -> Scope:
         """Return the account the call is about. Raises: NotFound for an account that the caller may not know."""
         principal = call.principal
-        if not principal.operator:
-            if call.account and call.account not in (principal.account, principal.account_id):
-                raise NotFound(f"there is no account {call.account!r}")
+        if not call.account or (principal.account_id and call.account in (principal.account, principal.account_id)):
             return Scope(principal.account_id, principal.account)
-        if not call.account:
-            return Scope()
-        account = await look_up(reader, self._registry["tenancy.account"], "", call.account)
+        account = None
+        if principal.operator or principal.manager_id:
+            account = await look_up(reader, self._registry["tenancy.account"], "", call.account)
+        if not principal.operator and (account is None or account.id not in principal.consents):
+            raise NotFound(f"there is no account {call.account!r}")
         if account is None:
             raise NotFound(f"there is no account {call.account!r}; `pileus get account` lists them")
         return Scope(account.id, account.name)
@@ -213,7 +258,7 @@ class Reading:
         """Return the kinds whose resources the caller may get, each between commas. Raises: Denied for none."""
         names = [kind.name for kind in self._registry if principal.allows("get", kind.name)]
         if not names:
-            raise Denied(f"user {principal.user} (role {principal.role}) may not see events; ask for a role that may")
+            raise Denied(f"{principal.actor} (role {principal.role}) may not see events; ask for a role that may")
         return f",{','.join(names)},"
 
     async def _filter(self, call: Call, kind: Kind, query: ListQuery) -> Filter:
@@ -223,16 +268,17 @@ class Reading:
             raise Denied(f"only the cloud's operator may see {kind.short}s")
         scope = await self.scope(call, self._store)
         account_id: str | None = scope.id
-        if principal.operator and call.all_accounts:
+        if (principal.operator and call.all_accounts) or (principal.manager_id and not call.account):
             account_id = None
         elif kind.scope == "cluster":
             account_id = ""
         elif kind.scope == "account" and not scope.id:
             raise Invalid(f"{kind.short}s belong to accounts; say which with --account, or -A for all", field="account")
         places = {}
-        for word, target in (("host", "infra.host"), ("zone", "infra.zone"), ("vdc", "tenancy.vdc")):
+        for word, target in PLACES.items():
             value = getattr(query, word)
             places[word] = await self._place(principal, target, scope, value) if value else ""
+        places["manager"] = principal.manager_id or places["manager"]
         return Filter(
             kind=kind.name,
             account_id=account_id,
@@ -254,12 +300,6 @@ class Reading:
         return found.id
 
 
-def visible(principal: Principal, kind: Kind, resource: Resource) -> bool:
-    if principal.operator or resource.account_id == principal.account_id:
-        return True
-    return resource.account_id == "" and kind.readable_by == "everyone"
-
-
 def missing(kind: Kind, ident: str, scope: Scope, *, operator: bool = True) -> NotFound:
     """Return the refusal; only an operator may change what only operators may list, so a change need not say who asks."""
     where = f" in account {scope.name}" if scope.name else ""
@@ -275,6 +315,12 @@ def matches(filter: Filter, row: Row) -> bool:
     if filter.own and row[5] != row[3]:
         return False
     return not filter.labels or all(pair in records.labels_of(row).items() for pair in filter.labels)
+
+
+def _watched(principal: Principal, kind: Kind, filter: Filter, account_id: str, manager: str) -> bool:
+    """Tell whether a watcher hears of an object: one that it may see, of the account that it watches."""
+    in_scope = filter.account_id in (None, account_id) or (filter.public and account_id == "")
+    return in_scope and sees(principal, kind, account_id, manager)
 
 
 def _gone(kind: str, id: str, name: str, revision: int) -> str:

@@ -13,6 +13,7 @@ from pileus.kernel.store.statements import COLUMNS
 
 _conditions = msgspec.json.Decoder(tuple[Condition, ...])
 _labels = msgspec.json.Decoder(dict[str, str])
+_parts = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encode = msgspec.json.Encoder().encode
 
 (
@@ -83,23 +84,38 @@ def encode(resource: Resource) -> dict[str, Any]:
 
 
 def public(registry: Registry, row: Sequence[Any]) -> str:
-    """Return the resource's JSON as the API gives it; the stored sections pass through as they are, private ones never.
+    """Return the resource's JSON as the API gives it; the stored sections pass through as they are, what is private never.
 
     Only ``kind``, ids, names and times stand outside the stored JSON, and none of them can hold a character that
     JSON escapes.
     """
     deleting = f'"{row[_DELETING]}"' if row[_DELETING] else "null"
     private = registry[row[_KIND]].private
-    desired = "null" if "desired" in private else row[_DESIRED]
-    assigned = "null" if "assigned" in private else row[_ASSIGNED]
+    desired, assigned, observed = row[_DESIRED], row[_ASSIGNED], row[_OBSERVED]
+    if private:
+        desired, assigned = _shown("desired", desired, private), _shown("assigned", assigned, private)
+        observed = _shown("observed", observed, private)
     return (
         f'{{"kind":"{row[_KIND]}","id":"{row[_ID]}","name":"{row[_NAME]}","account":"{row[_ACCOUNT]}",'
         f'"account_id":"{row[_ACCOUNT_ID]}","owner":"{row[_OWNER]}","zone":"{row[_ZONE]}","vdc":"{row[_VDC]}",'
         f'"host":"{row[_HOST]}","labels":{row[_LABELS]},"generation":{row[_GENERATION]},'
         f'"observed_generation":{row[_OBSERVED_GENERATION]},"revision":{row[_REVISION]},'
-        f'"created_at":"{row[_CREATED]}","deleting_at":{deleting},"desired":{desired},'
-        f'"assigned":{assigned or "null"},"observed":{row[_OBSERVED] or "null"},"conditions":{row[_CONDITIONS]}}}'
+        f'"created_at":"{row[_CREATED]}","deleting_at":{deleting},"desired":{desired or "null"},'
+        f'"assigned":{assigned or "null"},"observed":{observed or "null"},"conditions":{row[_CONDITIONS]}}}'
     )
+
+
+def _shown(section: str, text: str | None, private: frozenset[str]) -> str | None:
+    """Return the stored section without what is private in it."""
+    if section in private or text is None:
+        return None
+    hidden = [path.partition(".")[2] for path in private if path.startswith(f"{section}.")]
+    if not hidden:
+        return text
+    parts = _parts.decode(text)
+    for name in hidden:
+        parts.pop(name, None)
+    return _encode(parts).decode()
 
 
 def public_of(registry: Registry, resource: Resource) -> str:
@@ -111,6 +127,11 @@ def public_of(registry: Registry, resource: Resource) -> str:
 def revision_of(row: Sequence[Any]) -> int:
     """Return the revision of a row."""
     return int(row[_REVISION])
+
+
+def standing_of(row: Sequence[Any]) -> tuple[str, str]:
+    """Return the account and the manager of a row, which decide who sees it."""
+    return row[_ACCOUNT_ID], row[_MANAGER]
 
 
 def labels_of(row: Sequence[Any]) -> dict[str, str]:

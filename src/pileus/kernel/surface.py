@@ -14,14 +14,15 @@ import msgspec
 from msgspec import Struct
 
 from pileus.kernel import records
-from pileus.kernel.access import Principal
+from pileus.kernel.access import Principal, visible
 from pileus.kernel.admission import Admission, Change, look_up, make, resolve
 from pileus.kernel.errors import Conflict, Denied, Invalid, Rejected
 from pileus.kernel.hub import Hub
+from pileus.kernel.ids import is_id
 from pileus.kernel.kind import Kind, Registry, Resource, is_name
 from pileus.kernel.merge import merge_patch
-from pileus.kernel.reading import Answer, Call, Reading, Scope, missing, visible
-from pileus.kernel.shape import decode, invalid
+from pileus.kernel.reading import Answer, Call, Reading, Scope, missing
+from pileus.kernel.shape import decode, invalid, references
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
@@ -63,7 +64,7 @@ class Surface(Reading):
 
         async def work(tx: Transaction) -> Written:
             wish = _body(body)
-            scope = await self._account_of(tx, call, definition, wish.account)
+            scope = await self._account_of(tx, call, definition, wish)
             new = await self._new(tx, definition, scope, wish)
             made = await make(tx, self._admissions, call.principal, new)
             if call.dry_run:
@@ -103,7 +104,7 @@ class Surface(Reading):
         async def work(tx: Transaction) -> Written:
             found = await self._own(tx, call, definition, ident)
             if not found.deleting:
-                await self._check_unused(tx, found)
+                await self._check_unused(tx, found, call.principal)
                 await self._admissions.get(kind, self._default).may_delete(tx, found, call.principal)
             marked = await tx.mark_deleting(found)
             return Written(marked, 202)
@@ -127,8 +128,8 @@ class Surface(Reading):
             desired = decode(kind.desired, wish.desired, "desired")
             _refuse_immutable(kind, old, desired)
             labels = old.labels if wish.labels is None else _labels(wish.labels)
-            links = await resolve(tx, desired, old.account_id, old.account)
             new = replace(old, desired=desired, labels=labels)
+            links = await resolve(tx, call.principal, new, set((await tx.links(old.id)).values()))
             new = await self._admissions.get(kind.name, self._default).admit(
                 tx, Change(call.principal, old, new, links)
             )
@@ -202,8 +203,9 @@ class Surface(Reading):
             )
         return Answer(rows[0][1], rows[0][2])
 
-    async def _account_of(self, tx: Transaction, call: Call, kind: Kind, wished: str) -> Scope:
+    async def _account_of(self, tx: Transaction, call: Call, kind: Kind, wish: Body) -> Scope:
         """Return the account a new resource goes to."""
+        wished, principal = wish.account, call.principal
         if wished and call.account and wished != call.account:
             raise Invalid(f"the request names two accounts, {wished!r} and {call.account!r}", field="account")
         scope = await self.scope(msgspec.structs.replace(call, account=wished or call.account), tx)
@@ -211,24 +213,38 @@ class Surface(Reading):
             if scope.id:
                 raise Invalid(f"a {kind.short} belongs to the cluster, not to an account; leave the account out")
             return scope
+        if principal.manager_id and not (wished or call.account) and kind.scope == "account":
+            scope = await self._account_named(tx, call, decode(kind.desired, wish.desired, "desired")) or scope
         if kind.scope == "account" and not scope.id:
             raise Invalid(f"a {kind.short} belongs to an account; say which with --account", field="account")
+        if kind.scope == "either" and principal.manager_id and scope.id != principal.account_id:
+            raise Invalid(f"a {kind.short} of a manager is made where the manager is; leave the account out")
         if scope.id and (await tx.get(scope.id)).deleting:
             raise Conflict(f"account {scope.name} is being deleted", code="deleting")
         return scope
 
+    async def _account_named(self, tx: Transaction, call: Call, desired: Struct) -> Scope | None:
+        """Return the account of the first object that a manager's wish names by id, when it says no account."""
+        for _, kind, word in references(desired):
+            found = await tx.find_id(word) if is_id(word) else None
+            if found is not None and found.account_id and visible(call.principal, tx.registry[kind], found):
+                return Scope(found.account_id, found.account)
+        return None
+
     async def _new(self, tx: Transaction, kind: Kind, scope: Scope, wish: Body) -> Resource:
-        if not is_name(wish.name):
+        id = tx.new_id()
+        name = wish.name or (f"{kind.name_prefix}-{id[-12:]}" if kind.name_prefix else "")
+        if not is_name(name):
             raise Invalid(
-                f"{wish.name!r} cannot be the name of this {kind.short}: 1 to 63 of a-z, 0-9 and -, starting with a letter",
+                f"{name!r} cannot be the name of this {kind.short}: 1 to 63 of a-z, 0-9 and -, starting with a letter",
                 field="name",
             )
         if wish.kind and wish.kind != kind.name:
             raise Invalid(f"the body says kind {wish.kind!r}, the path {kind.name!r}", field="kind")
         return Resource(
-            id=tx.new_id(),
+            id=id,
             kind=kind.name,
-            name=wish.name,
+            name=name,
             account_id=scope.id,
             account=scope.name,
             owner=scope.id,
@@ -242,17 +258,20 @@ class Surface(Reading):
         found = await look_up(tx, kind, scope.id, ident)
         if found is None or not visible(call.principal, kind, found):
             raise missing(kind, ident, scope)
-        if found.account_id != scope.id and not call.principal.operator:
+        tenant = not call.principal.operator and not call.principal.manager_id
+        if tenant and found.account_id != scope.id:
             raise Denied(f"{found} is the cloud's own; only its operator may change it")
         return found
 
-    async def _check_unused(self, tx: Transaction, resource: Resource) -> None:
+    async def _check_unused(self, tx: Transaction, resource: Resource, principal: Principal) -> None:
         if resource.owner and resource.owner != resource.account_id:
             owner = await tx.get(resource.owner)
             raise Conflict(f"{resource} belongs to {owner}; delete that instead", code="in-use")
         referrer = None if resource.kind == "tenancy.account" else await tx.referrer(resource.id)
         if referrer is not None:
-            raise Conflict(f"{resource} is used by {referrer}; delete or change that first", code="in-use")
+            known = visible(principal, tx.registry[referrer.kind], referrer)
+            user = str(referrer) if known else "something that you do not see"
+            raise Conflict(f"{resource} is used by {user}; delete or change that first", code="in-use")
 
 
 def _body(text: bytes) -> Body:
@@ -287,7 +306,7 @@ def _entry(call: Call, verb: str, kind: Kind, ident: str, outcome: str, made: Re
     """Return an audit entry. Of a refused request only what the caller may be believed is noted: who, what, where."""
     principal = call.principal
     return {
-        "actor": principal.user,
+        "actor": principal.actor,
         "account_id": made.account_id if made is not None else principal.account_id,
         "verb": verb,
         "kind": kind.name,

@@ -145,7 +145,7 @@ class Transaction:
         if done != 1:
             raise Conflict(f"{old} was changed by somebody else; read it again and repeat", code="stale-revision")
         if old.host and new.host != old.host:
-            await self._note_gone(old)
+            await self._note_gone(replace(old, name=""))  # for the host only: it is still there
         if new.labels != old.labels:
             await self._session.run(sql.LABELS_DELETE, id=new.id)
             await self._insert_labels(new)
@@ -200,6 +200,7 @@ class Transaction:
         await self._session.run(sql.LINKS_DELETE, source=resource.id)
         await self._session.run(sql.CREDENTIALS_DELETE, id=resource.id)
         await self._session.run(sql.SAMPLE_DELETE, id=resource.id)
+        await self._session.run(sql.CONTENT_DELETE, id=resource.id)
         await self._session.run(sql.PRESENCE_DELETE, host=resource.id)
         await self._session.run(sql.WORK_DELETE, id=resource.id)
         await self._note_gone(resource)
@@ -258,6 +259,14 @@ class Transaction:
         else:
             await self._session.run(sql.CLAIM_RELEASE_VALUE, owner=owner, space=space, value=value)
 
+    async def queue(self, space: str, limit: int) -> list[str]:
+        """Return the owners of the lowest numbers of ``space``, in their order."""
+        return [owner for (owner,) in await self._session.all(sql.QUEUE, space=space, n=limit)]
+
+    async def claimed(self, space: str) -> int:
+        """Return how many values of ``space`` are taken."""
+        return int((await self._session.all(sql.QUEUE_LENGTH, space=space))[0][0])
+
     async def set_capacity(self, space: str, capacity: int) -> None:
         """Say how much there is of ``space``; what is used already stays."""
         await self._session.run(self._insert.capacity, space=space, capacity=capacity)
@@ -291,6 +300,21 @@ class Transaction:
         for space, _ in await self._session.all(sql.CHARGES_OF, owner=owner):
             if space.startswith(prefix):
                 await self.charge(space, owner, 0)
+
+    # content
+
+    async def put_content(self, resource: Resource, part: str, body: bytes) -> None:
+        """Keep bytes of a resource until it goes."""
+        about = {"id": resource.id, "part": part, "account_id": resource.account_id}
+        await self._session.run(self._insert.content, **about, size_bytes=len(body), body=body)
+
+    async def drop_content(self, resource: Resource, part: str) -> None:
+        """Forget them."""
+        await self._session.run(sql.CONTENT_PART_DELETE, id=resource.id, part=part)
+
+    async def content_bytes(self, account_id: str) -> int:
+        """Return how much is kept of all resources of an account."""
+        return int((await self._session.all(sql.CONTENT_BYTES, account_id=account_id))[0][0])
 
     # work, events, audit
 

@@ -131,7 +131,9 @@ class Meta:
         return _json(
             answer_json(
                 {
-                    "user": principal.user,
+                    "user": "" if principal.manager_id else principal.user,
+                    "manager": principal.user if principal.manager_id else "",
+                    "consents": sorted(principal.consents),
                     "account": principal.account,
                     "account_id": principal.account_id,
                     "role": principal.role,

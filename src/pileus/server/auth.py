@@ -1,6 +1,7 @@
 """Bearer keys: who calls, from memory where nothing changed; and the first administrator.
 
-Only hashes of keys are stored. What is cached goes as soon as any user, role, key or account changes.
+Only hashes of keys are stored. What is cached goes as soon as any user, role, key, account, fleet manager or consent
+changes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import AsyncIterator
 import msgspec
 from msgspec import Struct
 
+from pileus.fleet.consent import types as consent_types
+from pileus.fleet.manager import types as manager_types
 from pileus.kernel.access import Principal
 from pileus.kernel.clock import iso, unix
 from pileus.kernel.errors import NotFound, Unauthenticated
@@ -25,6 +28,7 @@ from pileus.kernel.transaction import Transaction
 from pileus.tenancy.key import types as key_types
 from pileus.tenancy.key.api import hashed, new_secret
 from pileus.tenancy.role import types as role_types
+from pileus.tenancy.role.types import MANAGER
 from pileus.tenancy.user import types as user_types
 
 PURPOSE = "key"
@@ -33,9 +37,19 @@ CACHE_MAX = 10_000
 """Keys kept in memory; only ones that were good get there."""
 RECHECK_S = 60.0
 """A connection that stays open is checked again this often even when nothing seems to have changed."""
-TENANCY = ("tenancy.user", "tenancy.role", "tenancy.key", "tenancy.account")
+FOLLOWED = (
+    "tenancy.user",
+    "tenancy.role",
+    "tenancy.key",
+    "tenancy.account",
+    manager_types.KIND.name,
+    consent_types.KIND.name,
+)
+"""Kinds that decide who calls and what that allows."""
 OPERATOR_MADE = "operator/made"
 ADMINISTRATOR = "admin"
+MANAGER_ROLE = "manager"
+"""The word for what managers' keys allow; there is no such object."""
 
 
 class Known(Struct, frozen=True, kw_only=True):
@@ -57,7 +71,7 @@ class Auth:
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Start following changes of users, roles, keys and accounts."""
+        """Start following changes of who calls and what that allows."""
         ready = asyncio.Event()
         self._task = asyncio.create_task(self._forget(ready), name="auth")
         await ready.wait()
@@ -115,33 +129,57 @@ class Auth:
         try:
             return await self._follow(rows[0][1], float(rows[0][2]))
         except NotFound as error:
-            raise Unauthenticated("the key's user or role is gone; ask for another key") from error
+            raise Unauthenticated("whose key it was is gone; ask for another key") from error
 
     async def _follow(self, key_id: str, expires_at: float) -> Known:
         key = await self._store.get(key_id)
-        user = await self._store.get((await self._store.links(key.id)).get("user", ""))
-        role = await self._store.get((await self._store.links(user.id)).get("role", ""))
         desired: key_types.KeyDesired = key.desired
-        person: user_types.UserDesired = user.desired
-        allowed: role_types.RoleDesired = role.desired
         if key.deleting:
             raise Unauthenticated("the key was deleted; create another with `pileus create key`")
+        ends = [end for end in (expires_at, unix(desired.expires_at) if desired.expires_at else 0.0) if end]
+        links = await self._store.links(key.id)
+        principal = await (self._manager(links["manager"]) if "manager" in links else self._user(links.get("user", "")))
+        return Known(principal=msgspec.structs.replace(principal, key_id=key.id), expires_at=min(ends, default=0.0))
+
+    async def _user(self, id: str) -> Principal:
+        user = await self._store.get(id)
+        role = await self._store.get((await self._store.links(user.id)).get("role", ""))
+        person: user_types.UserDesired = user.desired
+        allowed: role_types.RoleDesired = role.desired
         if user.deleting or person.state != "active":
             raise Unauthenticated(f"user {user.name} is disabled; ask an owner of the account to enable it")
-        ends = [end for end in (expires_at, unix(desired.expires_at) if desired.expires_at else 0.0) if end]
-        principal = Principal(
+        return Principal(
             user_id=user.id,
             user=user.name,
             account_id=user.account_id,
             account=user.account,
             role=role.name,
             rules=allowed.rules,
-            key_id=key.id,
         )
-        return Known(principal=principal, expires_at=min(ends, default=0.0))
+
+    async def _manager(self, id: str) -> Principal:
+        """Return a fleet manager with the accounts that consent now."""
+        manager = await self._store.get(id)
+        desired: manager_types.ManagerDesired = manager.desired
+        if manager.deleting or desired.state != "active":
+            raise Unauthenticated(f"{manager} is disabled; ask who runs it to set its state to active")
+        asked = {"manager": manager.id, "kind": consent_types.KIND.name}
+        consents = await self._store.fetch(sql.STANDING, **asked)
+        withdrawn = (await self._store.fetch(sql.STANDING_GONE, **asked))[0][0] or 0
+        return Principal(
+            user_id=manager.id,
+            user=manager.name,
+            account_id=manager.account_id,
+            account=manager.account,
+            role=MANAGER_ROLE,
+            rules=MANAGER.rules,
+            manager_id=manager.id,
+            consents=frozenset(account_id for account_id, _, deleting_at in consents if deleting_at is None),
+            sight=max([withdrawn, *(revision for _, revision, _ in consents)]),
+        )
 
     async def _forget(self, ready: asyncio.Event) -> None:
-        with self._hub.watch(*(("kind", kind) for kind in TENANCY)) as changes:
+        with self._hub.watch(*(("kind", kind) for kind in FOLLOWED)) as changes:
             ready.set()
             while True:
                 if await changes.wait(RECHECK_S):
@@ -166,7 +204,7 @@ async def following(auth: Auth) -> AsyncIterator[Auth]:
 
 
 async def ensure_operator(store: Store) -> str | None:
-    """Make the built-in roles and, once in a cluster's life, the user ``admin``; return its key, or None.
+    """Make the built-in roles and managers and, once in a cluster's life, the user ``admin``; return its key, or None.
 
     The key is returned by the call that makes it and never again; there is no default password anywhere.
     """
@@ -176,6 +214,7 @@ async def ensure_operator(store: Store) -> str | None:
         for name, desired in role_types.BUILTIN.items():
             if await tx.find("tenancy.role", "", name) is None:
                 await tx.create(Resource(id="", kind="tenancy.role", name=name, desired=desired))
+        await ensure_managers(tx)
         if await tx.statement(sql.SETTING, name=OPERATOR_MADE):
             return None
         await tx.change(tx.insert.setting, name=OPERATOR_MADE, value="yes")
@@ -183,6 +222,14 @@ async def ensure_operator(store: Store) -> str | None:
         return secret
 
     return await store.write(ensure)
+
+
+async def ensure_managers(tx: Transaction) -> None:
+    """Make the managers that the platform itself is."""
+    for name, desired in manager_types.BUILTIN.items():
+        if await tx.find(manager_types.KIND.name, "", name) is None:
+            id = tx.new_id()
+            await tx.create(Resource(id=id, kind=manager_types.KIND.name, name=name, manager=id, desired=desired))
 
 
 async def replace_operator_key(store: Store) -> str:

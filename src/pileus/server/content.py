@@ -172,7 +172,7 @@ async def _rest(first: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[byte
 async def _note(tx: Transaction, asked: Call, verb: str, resource: Resource) -> None:
     await tx.audit(
         {
-            "actor": asked.principal.user,
+            "actor": asked.principal.actor,
             "account_id": resource.account_id,
             "verb": verb,
             "kind": resource.kind,

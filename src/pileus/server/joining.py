@@ -92,7 +92,7 @@ class Joining:
             await tx.change(
                 tx.insert.credential, hash=_hash(inside.secret), purpose=JOIN, id=host.id, expires_at=expires_at
             )
-            await tx.audit(_entry(principal.user, "join-token", host, principal.address, request_id))
+            await tx.audit(_entry(principal.actor, "join-token", host, principal.address, request_id))
 
         await self._store.write(keep)
         token = base64.urlsafe_b64encode(msgspec.json.encode(inside)).decode().rstrip("=")

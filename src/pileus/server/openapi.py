@@ -26,6 +26,7 @@ FILTERS = (
     ("host", "Name or id of a host."),
     ("zone", "Name or id of a zone."),
     ("vdc", "Name or id of a vdc."),
+    ("manager", "Name or id of a fleet manager."),
     ("owner", "Id of the resource that made it."),
     ("name", "Exact name."),
     ("ready", "true, false or unknown."),

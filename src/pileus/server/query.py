@@ -18,7 +18,8 @@ LABELS_MAX = 4
 TEXT_MAX = 255
 COMMON = ("account", "all_accounts")
 LIST = (
-    *COMMON, "host", "zone", "vdc", "owner", "name", "ready", "label", "id", "owned", "limit", "after", "watch", "since",
+    *COMMON, "host", "zone", "vdc", "manager", "owner", "name", "ready", "label", "id", "owned", "limit", "after",
+    "watch", "since",
 )  # fmt: skip
 REPEATED = ("label",)
 
@@ -67,6 +68,7 @@ class Query:
             host=self.text("host"),
             zone=self.text("zone"),
             vdc=self.text("vdc"),
+            manager=self.text("manager"),
             owner=self.text("owner"),
             name=self.text("name"),
             ready=ready,

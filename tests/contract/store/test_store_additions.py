@@ -10,7 +10,7 @@ from tests.contract.store.store_bench import Bench, make
 
 from pileus.kernel.store.lists import Filter
 
-OLDER = ("resource_manager", "event_manager")
+OLDER = ("resource_manager", "event_manager", "gone_manager")
 """Indexes that the older version did not have; nor had it their columns."""
 
 
@@ -24,6 +24,7 @@ async def make_older(bench: Bench) -> None:
             await connection.execute(statement)
         await connection.close()
         return
+    assert bench.path is not None
     with sqlite3.connect(bench.path) as database:
         for statement in statements:
             database.execute(statement)

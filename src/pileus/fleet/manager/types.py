@@ -42,6 +42,15 @@ class ManagerObserved(Struct, frozen=True, kw_only=True):
     """Why the callback did not take the last one."""
 
 
+ROUTERS = "routers"
+"""The manager whose nodes the platform's own routers are: no account need consent to what it asked for."""
+
+BUILTIN: dict[str, ManagerDesired] = {
+    ROUTERS: ManagerDesired(description="The cloud's own: the routing appliances of all accounts.", serves=("router",)),
+}
+"""Managers that every cluster has from the first start."""
+
+
 def _ready(resource: Resource) -> Condition:
     desired: ManagerDesired = resource.desired
     observed: ManagerObserved | None = resource.observed

@@ -12,6 +12,7 @@ from pileus.kernel.store.tables import (
     budget,
     charge,
     claim,
+    content,
     counter,
     credential,
     event,
@@ -65,6 +66,8 @@ GONE_OF = (
 # ``common``: the account whose rows are seen too: "" for the cluster's.
 CHANGED_SEEN = CHANGED.where(unindexed(resource.c.account_id).in_([_p("account_id"), _p("common")]))
 GONE_SEEN = GONE_OF.where(gone.c.account_id.in_([_p("account_id"), _p("common")]))
+CHANGED_MANAGED = CHANGED.where(unindexed(resource.c.manager) == _p("manager"))
+GONE_MANAGED = GONE_OF.where(gone.c.manager == _p("manager"))
 GONE = sa.select(gone).where(gone.c.revision > _p("after")).order_by(gone.c.revision).limit(_p("n"))
 NEWEST = sa.select(counter.c.value).where(counter.c.name == sa.literal_column("'revision'"))
 
@@ -123,6 +126,20 @@ CLAIM_GAP = sa.select(sa.func.min(claim.c.number)).where(
     ~sa.exists().where(_next.c.space == claim.c.space, _next.c.number == claim.c.number + 1),
 )
 CLAIM_NUMBER = sa.select(claim.c.owner).where(claim.c.space == _p("space"), claim.c.number == _p("number"))
+QUEUE = (
+    sa.select(claim.c.owner)
+    .where(claim.c.space == _p("space"), claim.c.number.is_not(None))
+    .order_by(claim.c.number)
+    .limit(_p("n"))
+)
+QUEUE_LENGTH = sa.select(sa.func.count()).select_from(claim).where(claim.c.space == _p("space"))
+
+CONTENT = sa.select(content.c.body).where(content.c.id == _p("id"), content.c.part == _p("part"))
+CONTENT_BYTES = sa.select(sa.func.coalesce(sa.func.sum(content.c.size_bytes), 0)).where(
+    content.c.account_id == _p("account_id")
+)
+CONTENT_DELETE = sa.delete(content).where(content.c.id == _p("id"))
+CONTENT_PART_DELETE = CONTENT_DELETE.where(content.c.part == _p("part"))
 
 BUDGET = sa.select(budget.c.capacity, budget.c.used).where(budget.c.space == _p("space"))
 BUDGET_ADD = (
@@ -191,13 +208,24 @@ _scoped = {
     "id": _events.where(event.c.id == _p("id")),
     "account_id": _events.where(event.c.account_id == _p("account_id")),
 }
+_managed = _events.where(event.c.manager == _p("manager"), event.c.manager != sa.literal_column("''"))
 EVENTS_NEWEST = {scope: statement.order_by(event.c.seq.desc()) for scope, statement in _scoped.items()}
 EVENTS_AFTER = {scope: statement.order_by(event.c.seq) for scope, statement in _scoped.items()}
+EVENTS_MANAGED_AFTER = _managed.order_by(event.c.seq)
+EVENTS_MANAGED_BEFORE = _managed.where(event.c.seq < _p("before")).order_by(event.c.seq.desc())
 AUDIT = sa.select(audit).order_by(audit.c.at.desc()).limit(_p("n"))
 AUDIT_ACCOUNT = AUDIT.where(audit.c.account_id == _p("account_id"))
 AUDIT_LAST = sa.select(sa.func.max(audit.c.seq)).where(audit.c.server == _p("server"))
 IDEMPOTENCY = sa.select(idempotency.c.digest, idempotency.c.status, idempotency.c.body).where(
     idempotency.c.principal == _p("principal"), idempotency.c.key == _p("key")
+)
+STANDING = sa.select(resource.c.account_id, resource.c.revision, resource.c.deleting_at).where(
+    resource.c.manager == _p("manager"),
+    resource.c.manager != sa.literal_column("''"),
+    resource.c.kind == _p("kind"),
+)
+STANDING_GONE = sa.select(sa.func.max(gone.c.revision)).where(
+    gone.c.manager == _p("manager"), gone.c.kind == _p("kind")
 )
 CREDENTIAL = sa.select(credential.c.purpose, credential.c.id, credential.c.expires_at).where(
     credential.c.hash == _p("hash")
@@ -267,4 +295,5 @@ class Statements:
         self.credential = of(credential)
         self.presence = upsert(presence)
         self.sample = upsert(sample)
+        self.content = upsert(content)
         self.setting = upsert(setting)

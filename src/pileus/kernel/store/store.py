@@ -119,6 +119,11 @@ class Store:
         rows = await self.engine.fetch(sql.SAMPLE, id=id)
         return (rows[0][0], rows[0][1]) if rows else None
 
+    async def content(self, id: str, part: str) -> bytes | None:
+        """Return bytes that are kept of a resource, if there are any."""
+        rows = await self.engine.fetch(sql.CONTENT, id=id, part=part)
+        return bytes(rows[0][0]) if rows else None
+
     async def put_settings(self, values: Mapping[str, str]) -> None:
         """Write settings of the cluster."""
 

@@ -81,6 +81,8 @@ gone = sa.Table(
 )
 sa.Index("gone_at", gone.c.at)
 sa.Index("gone_host", gone.c.host, gone.c.revision)
+_managed = gone.c.manager != sa.literal_column("''")
+sa.Index("gone_manager", gone.c.manager, gone.c.kind, gone.c.revision, sqlite_where=_managed, postgresql_where=_managed)
 
 label = sa.Table(
     "label",
@@ -215,6 +217,17 @@ sample = sa.Table(
     _seconds("at"),
     _text("body"),
 )
+
+content = sa.Table(
+    "content",
+    metadata,
+    _text("id", primary_key=True),
+    _text("part", primary_key=True),
+    _text("account_id"),
+    _number("size_bytes"),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+sa.Index("content_account", content.c.account_id, content.c.size_bytes)
 
 counter = sa.Table("counter", metadata, _text("name", primary_key=True), _number("value"))
 

@@ -13,6 +13,7 @@ from pileus.kernel.clock import unix
 from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 from pileus.kernel.transaction import Transaction
+from pileus.tenancy.role.types import MANAGER
 
 PREFIX = "pil_"
 """Lets people and secret scanners recognise a key."""
@@ -32,16 +33,14 @@ class KeyAdmission(Admission):
     """Makes the secret with the key."""
 
     async def admit(self, tx: Transaction, change: Change) -> Resource:
-        """Return the key. Raises: Invalid for a bad or past time; Denied for the key of a more powerful user."""
+        """Return the key. Raises: Invalid for a bad or past time, or not one holder; Denied for a more powerful one's."""
         expires_at = change.new.desired.expires_at
         if expires_at:
             _expiry(expires_at, tx.now)
-        user = await tx.get(change.links["user"])
-        if user.account_id != change.new.account_id:
-            raise Invalid(
-                f"user {user.name} is not of this account; make the key where the user is", field="desired.user"
-            )
-        await _refuse_more_powerful(tx, user, change.principal)
+        word, holder = await _holder(tx, change.links)
+        if holder.account_id != change.new.account_id:
+            raise Invalid(f"{holder} is not of this account; make the key where the {word} is", field=f"desired.{word}")
+        await _refuse_more_powerful(tx, holder, change.principal)
         if change.old is not None and expires_at != change.old.desired.expires_at:
             raise Invalid(
                 "a key's expiry cannot be changed; make another key", field="desired.expires_at", code="immutable"
@@ -50,7 +49,8 @@ class KeyAdmission(Admission):
 
     async def may_delete(self, tx: Transaction, resource: Resource, principal: Principal) -> None:
         """Raises: Denied for the key of a more powerful user."""
-        await _refuse_more_powerful(tx, await tx.get((await tx.links(resource.id))["user"]), principal)
+        _, holder = await _holder(tx, await tx.links(resource.id))
+        await _refuse_more_powerful(tx, holder, principal)
 
     async def created(self, tx: Transaction, resource: Resource, principal: Principal) -> Mapping[str, Any]:
         """Return the secret, which nobody can read again."""
@@ -66,9 +66,22 @@ class KeyAdmission(Admission):
         return {"secret": secret}
 
 
-async def _refuse_more_powerful(tx: Transaction, user: Resource, principal: Principal) -> None:
-    role = await tx.get((await tx.links(user.id))["role"])
-    refuse_more_powerful(tx, principal, role.desired.rules, f"role {role.name} of user {user.name}")
+async def _holder(tx: Transaction, links: Mapping[str, str]) -> tuple[str, Resource]:
+    """Return which field says whose key it is, and who that is. Raises: Invalid unless exactly one does."""
+    words = [word for word in ("user", "manager") if word in links]
+    if len(words) != 1:
+        said = "both were said" if words else "neither was said"
+        raise Invalid(f"a key belongs to a user or to a manager, exactly one of them; {said}", field="desired.user")
+    return words[0], await tx.get(links[words[0]])
+
+
+async def _refuse_more_powerful(tx: Transaction, holder: Resource, principal: Principal) -> None:
+    links = await tx.links(holder.id)
+    if "role" not in links:
+        refuse_more_powerful(tx, principal, MANAGER.rules, str(holder))
+        return
+    role = await tx.get(links["role"])
+    refuse_more_powerful(tx, principal, role.desired.rules, f"role {role.name} of {holder}")
 
 
 def _expiry(text: str, now: float) -> None:

@@ -21,6 +21,8 @@ class RoleDesired(Struct, frozen=True, kw_only=True):
 VERBS = ("get", "create", "update", "delete", "console")
 """``get`` covers list and watch; ``console`` covers logs, the serial console and connections to ports."""
 TENANT_KINDS = ("storage.*", "network.*", "compute.*", "gateway.*")
+FLEET_KINDS = ("fleet.package", "fleet.node", "fleet.request", "fleet.rollout")
+"""What a manager runs; whom to let do so is the account's owner's to say (``fleet.manager``, ``fleet.consent``)."""
 
 BUILTIN: dict[str, RoleDesired] = {
     "operator": RoleDesired(
@@ -30,7 +32,7 @@ BUILTIN: dict[str, RoleDesired] = {
         rules=(Rule(kinds=("*",), verbs=VERBS),), description="Everything in its own account, its users included."
     ),
     "member": RoleDesired(
-        rules=(Rule(kinds=TENANT_KINDS, verbs=VERBS), Rule(kinds=("*",), verbs=("get",))),
+        rules=(Rule(kinds=(*TENANT_KINDS, *FLEET_KINDS), verbs=VERBS), Rule(kinds=("*",), verbs=("get",))),
         description="Everything in its own account but users, roles and keys.",
     ),
     "reader": RoleDesired(
@@ -38,6 +40,17 @@ BUILTIN: dict[str, RoleDesired] = {
     ),
 }
 """Roles that every cluster has from the first start."""
+
+MANAGER = RoleDesired(
+    rules=(
+        Rule(kinds=("fleet.*",), verbs=("get",)),
+        Rule(kinds=FLEET_KINDS, verbs=("create", "update", "delete")),
+        Rule(kinds=("fleet.manager",), verbs=("update",)),
+        Rule(kinds=("storage.image",), verbs=("get", "create", "update", "delete")),
+    ),
+    description="What a fleet manager's keys allow, over what is its own.",
+)
+"""No row of the database: nobody can change what managers may do."""
 
 
 def _ready(resource: Resource) -> Condition:
