@@ -42,6 +42,8 @@ RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.2, 15.0
 SAMPLE_EVERY_S = 10.0
 SWEEP_EVERY_S = 15.0
 FACTS_PER_REPORT = 256
+REPORT_BYTES = 1 << 20
+"""Of facts in one report, unless one alone has more: servers take frames of 16 MiB."""
 
 
 class Agent:
@@ -178,11 +180,21 @@ class Agent:
             await self._news.wait()
             self._news.clear()
             while self._untold:
-                ids = list(self._untold)[:FACTS_PER_REPORT]
-                facts = tuple(self._untold.pop(id) for id in ids)
+                facts = tuple(self._untold.pop(id) for id in self._next_told())
                 self._number += 1
                 self._sent[self._number] = facts
                 await channel.send(encode(Report(number=self._number, facts=facts)))
+
+    def _next_told(self) -> list[str]:
+        """Return the ids of the facts for one report."""
+        ids: list[str] = []
+        size = 0
+        for id, fact in self._untold.items():
+            size += len(fact.observed)
+            if ids and (size > REPORT_BYTES or len(ids) == FACTS_PER_REPORT):
+                break
+            ids.append(id)
+        return ids
 
     def _acknowledged(self, number: int) -> None:
         for sent in [sent for sent in self._sent if sent <= number]:

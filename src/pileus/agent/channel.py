@@ -22,5 +22,5 @@ class Channel(Protocol):
 Connect = Callable[[], Awaitable[Channel]]
 """Opens a connection. Raises: Transient, Rejected."""
 
-FetchImage = Callable[[str, str], AsyncIterator[bytes]]
-"""Yields a part (disk, kernel, initrd) of an image. Raises: Transient."""
+Fetch = Callable[[str, str], AsyncIterator[bytes]]
+"""Yields a part of a resource: disk, kernel, initrd of an image; payload of a request. Raises: Transient."""

@@ -75,16 +75,25 @@ class Connector:
 
     async def image(self, id: str, part: str) -> AsyncIterator[bytes]:
         """Yield a part of an image. Raises: Transient."""
+        async for piece in self._get(f"/agent/v1/image/{id}/{part}"):
+            yield piece
+
+    async def content(self, id: str, part: str) -> AsyncIterator[bytes]:
+        """Yield bytes that the server keeps of a resource. Raises: Transient."""
+        async for piece in self._get(f"/agent/v1/content/{id}/{part}"):
+            yield piece
+
+    async def _get(self, path: str) -> AsyncIterator[bytes]:
         address = urlsplit(self._server)
         connection = http.client.HTTPSConnection(
             address.hostname or "", address.port or 443, context=self._context, timeout=OPEN_TIMEOUT_S
         )
         try:
-            answer = await asyncio.to_thread(_get, connection, f"/agent/v1/image/{id}/{part}")
+            answer = await asyncio.to_thread(_get, connection, path)
             while piece := await asyncio.to_thread(answer.read, PIECE_BYTES):
                 yield piece
         except (OSError, http.client.HTTPException) as error:
-            raise Transient(f"the image could not be fetched from {self._server}: {error}") from error
+            raise Transient(f"{path} could not be fetched from {self._server}: {error}") from error
         finally:
             connection.close()
 
@@ -93,5 +102,5 @@ def _get(connection: http.client.HTTPSConnection, path: str) -> http.client.HTTP
     connection.request("GET", path)
     answer = connection.getresponse()
     if answer.status != 200:
-        raise Transient(f"the server does not give the image: it answers {answer.status}")
+        raise Transient(f"the server does not give {path}: it answers {answer.status}")
     return answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from pileus.agent.channel import FetchImage
+from pileus.agent.channel import Fetch
 from pileus.drivers.host.errors import DriverError
 from pileus.kernel.clock import Clock
 from pileus.kernel.errors import PileusError, Transient
@@ -41,14 +42,21 @@ class Converger:
     """All resources of the slice, and their facts. ``on_fact`` hears each fact that changed."""
 
     def __init__(
-        self, registry: Registry, halves: Iterable[Half[Any, Any]], clock: Clock, fetch_image: FetchImage
+        self,
+        registry: Registry,
+        halves: Iterable[Half[Any, Any]],
+        clock: Clock,
+        fetch_image: Fetch,
+        fetch_content: Fetch,
     ) -> None:
         self._registry = registry
         self._halves: Mapping[str, Half[Any, Any]] = {half.kind: half for half in halves}
         self._clock = clock
         self.fetch_image = fetch_image
+        self._fetch_content = fetch_content
         self.on_fact: Callable[[Fact], None] = lambda fact: None
         self._resources: dict[str, Resource] = {}
+        self._of_kind: dict[str, dict[str, Resource]] = defaultdict(dict)
         self._facts: dict[str, Fact] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._due: dict[str, None] = {}
@@ -71,7 +79,7 @@ class Converger:
             return
         kind = self._registry[body.kind]
         known = self._resources.get(body.id)
-        self._resources[body.id] = Resource(
+        taken = Resource(
             id=body.id,
             kind=body.kind,
             name=body.name,
@@ -86,12 +94,15 @@ class Converger:
             observed=known.observed if known else None,
             conditions=known.conditions if known else (),
         )
+        self._resources[body.id] = self._of_kind[body.kind][body.id] = taken
         self._failures.pop(body.id, None)
         self.wake(body.id)
 
     def drop(self, id: str) -> None:
         """Forget a resource that left the slice; what is left of it on the host stays, see ``allow_removal``."""
-        self._resources.pop(id, None)
+        dropped = self._resources.pop(id, None)
+        if dropped is not None:
+            del self._of_kind[dropped.kind][id]
         self._facts.pop(id, None)
         self._failures.pop(id, None)
         timer = self._timers.pop(id, None)
@@ -118,7 +129,7 @@ class Converger:
 
     def peers(self, kind: str) -> list[Resource]:
         """Return all resources of a kind in the slice."""
-        return [resource for resource in self._resources.values() if resource.kind == kind]
+        return list(self._of_kind[kind].values())
 
     def now(self) -> float:
         """Return Unix seconds."""
@@ -127,6 +138,10 @@ class Converger:
     def image(self, id: str, part: str) -> AsyncIterator[bytes]:
         """Fetch a part of an image from the server."""
         return self.fetch_image(id, part)
+
+    def content(self, id: str, part: str) -> AsyncIterator[bytes]:
+        """Fetch bytes that the server keeps of a resource of the slice."""
+        return self._fetch_content(id, part)
 
     def wake(self, id: str) -> None:
         """Look at a resource now, or once more if it is being looked at."""
@@ -224,7 +239,8 @@ class Converger:
         observed = half.report(resource, fact, problem)
         condition = self._registry[resource.kind].ready(replace(resource, observed=observed))
         changed = observed != current.observed or (condition,) != current.conditions
-        self._resources[resource.id] = replace(current, observed=observed, conditions=(condition,))
+        noted = replace(current, observed=observed, conditions=(condition,))
+        self._resources[resource.id] = self._of_kind[resource.kind][resource.id] = noted
         text = msgspec.json.encode(observed).decode()
         told = Fact(resource.id, resource.kind, resource.generation, text)
         if self._facts.get(resource.id) != told:
@@ -288,3 +304,5 @@ class Converger:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for half in self._halves.values():
+            await half.close()

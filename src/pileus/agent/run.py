@@ -70,7 +70,7 @@ async def run(settings: AgentSettings, ready: Callable[[], None] = lambda: None)
         async with opened_drivers(settings) as drivers:
             context = client_context(settings.identity)
             connector = Connector(identity.server, context)
-            converger = Converger(KINDS, halves(drivers), system_clock, connector.image)
+            converger = Converger(KINDS, halves(drivers), system_clock, connector.image, connector.content)
             drivers.hypervisor.on_change(converger.wake)
             drivers.guest.on_change(converger.wake_owner)
             agent = Agent(converger, DiskSlice(settings.data / "slice"), connector.open, Calls(drivers.guest))

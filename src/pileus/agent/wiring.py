@@ -14,6 +14,7 @@ from pileus.drivers.host.ovs.base import Switch, Uplinks
 from pileus.drivers.host.qemu.base import Hypervisor
 from pileus.drivers.host.system.base import System
 from pileus.fleet.node.host import NodeHalf
+from pileus.fleet.request.host import RequestHalf
 from pileus.infra.host.host import HostHalf
 from pileus.kernel.half import Half
 from pileus.network.port.host import PortHalf
@@ -45,4 +46,5 @@ def halves(drivers: Drivers) -> list[Half[Any, Any]]:
         SegmentHalf(drivers.switch),
         VmHalf(drivers.hypervisor, drivers.guest, drivers.disks, drivers.switch, drivers.notes),
         NodeHalf(drivers.guest),
+        RequestHalf(drivers.guest),
     ]

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from pileus.agent.agent import Agent
 from pileus.agent.calls import Calls
-from pileus.agent.channel import Connect, FetchImage
+from pileus.agent.channel import Connect, Fetch
 from pileus.agent.converge import Converger
 from pileus.agent.slice import MemorySlice
 from pileus.agent.wiring import Drivers, halves
@@ -34,6 +34,12 @@ async def simulated_image(id: str, part: str) -> AsyncIterator[bytes]:
     yield IMAGE
 
 
+async def nothing(id: str, part: str) -> AsyncIterator[bytes]:
+    """Yield nothing: what is kept of a resource is only there for hosts of a server."""
+    return
+    yield b""
+
+
 class SimulatedHost:
     """One simulated machine."""
 
@@ -53,7 +59,7 @@ class SimulatedHost:
         self.machines = FakeHost(seed=seed, clock=clock, memory_mib=memory_mib, latency=INSTANT if instant else None)
         self.switch = FakeSwitchWorld(latencies_s={}) if instant else FakeSwitchWorld()
         self.pool = FakePoolWorld(latencies_s={}) if instant else FakePoolWorld()
-        self.guests = GuestWorld(running=self._runs)
+        self.guests = GuestWorld(running=self._runs, clock=clock)
         self.notes = MemoryNotes()
         self.volume_notes = MemoryNotes()
         self.slice = MemorySlice()
@@ -63,7 +69,7 @@ class SimulatedHost:
         found = self.machines.machines.get(machine)
         return found is not None and found.state == "running"
 
-    async def start_agent(self, connect: Connect, fetch_image: FetchImage = simulated_image) -> Agent:
+    async def start_agent(self, connect: Connect, fetch_content: Fetch = nothing) -> Agent:
         """Return a new agent process on this machine; run it with ``run``."""
         drivers = Drivers(
             hypervisor=FakeHypervisor(self.machines),
@@ -78,7 +84,7 @@ class SimulatedHost:
         await drivers.hypervisor.open()
         await drivers.switch.open()
         await drivers.disks.open()
-        converger = Converger(KINDS, halves(drivers), self._clock, fetch_image)
+        converger = Converger(KINDS, halves(drivers), self._clock, simulated_image, fetch_content)
         drivers.hypervisor.on_change(converger.wake)
         drivers.guest.on_change(converger.wake_owner)
         return Agent(converger, self.slice, connect, Calls(drivers.guest))

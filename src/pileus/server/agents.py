@@ -63,7 +63,9 @@ _BODY = sa.select(
 ).where(_c.host == sa.bindparam("host"), _c.host != sa.literal_column("''"))  # fmt: skip
 SLICE = _BODY.order_by(_c.id)
 SLICE_CHANGED = _BODY.where(_c.revision > sa.bindparam("after")).order_by(_c.revision)
-LEFT = sa.select(gone.c.id).where(gone.c.host == sa.bindparam("host"), gone.c.revision > sa.bindparam("after"))
+LEFT = sa.select(gone.c.id, gone.c.kind).where(
+    gone.c.host == sa.bindparam("host"), gone.c.revision > sa.bindparam("after")
+)
 
 
 class Session:
@@ -213,7 +215,7 @@ class Agents:
                 revision=revision,
                 ids=tuple(session.told),
                 bodies=tuple(_body(row) for row in rows),
-                gone=tuple({row[0] for row in left} - session.told.keys()),
+                gone=tuple({row[0] for row in left if self._leaves(row[1])} - session.told.keys()),
             )
             await session.channel.send(encode(whole))
             while True:
@@ -223,6 +225,10 @@ class Agents:
                 revision = newest
                 if delta is not None:
                     await session.channel.send(encode(delta))
+
+    def _leaves(self, kind: str) -> bool:
+        """Tell whether an agent that comes must be told what went: there may be something to remove."""
+        return kind not in self._store.registry or self._store.registry[kind].leaves
 
     async def _delta(self, session: Session, after: int, newest: int) -> Delta | None:
         changed = await self._store.fetch(SLICE_CHANGED, host=session.host_id, after=after)

@@ -13,6 +13,8 @@ from pileus.compute.vm.controller import VmController
 from pileus.drivers.host.disk.base import ImageFacts
 from pileus.drivers.host.errors import DriverError, ImageRefused
 from pileus.fleet.node.controller import NodeController
+from pileus.fleet.request.api import RequestAdmission
+from pileus.fleet.request.controller import RequestController, wake_kept
 from pileus.gateway.address.api import AddressAdmission
 from pileus.gateway.address.controller import AddressController
 from pileus.gateway.balancer.api import BalancerAdmission
@@ -57,6 +59,7 @@ from pileus.tenancy.user.api import RoleAdmission, UserAdmission
 from pileus.tenancy.vdc.api import VdcAdmission, VdcController
 
 SILENCE_EVERY_S = 5.0
+FORGET_EVERY_S = 600.0
 
 
 def controllers(store: Store, images: Files) -> dict[str, Controller]:
@@ -75,6 +78,7 @@ def controllers(store: Store, images: Files) -> dict[str, Controller]:
         "compute.offering": OfferingController(),
         "compute.vm": VmController(store),
         "fleet.node": NodeController(),
+        "fleet.request": RequestController(),
         "gateway.router": RouterController(store.clock),
         "gateway.address": AddressController(),
         "gateway.forward": ForwardController(),
@@ -99,6 +103,7 @@ def admissions() -> dict[str, Admission]:
         "storage.volume": VolumeAdmission(),
         "network.network": NetworkWithRouter(),
         "compute.vm": VmAdmission(),
+        "fleet.request": RequestAdmission(),
         "gateway.address": AddressAdmission(),
         "gateway.forward": ForwardAdmission(),
         "gateway.balancer": BalancerAdmission(),
@@ -116,19 +121,27 @@ async def agents(store: Store, hub: Hub) -> AsyncIterator[Agents]:
     """Give the agents' side of the server for the block, with an eye on hosts that fall silent."""
     made = Agents(store, hub)
     await made.open()
-    watch = for_ever(lambda: _watch_silence(store), "silence")
+    tasks = [
+        for_ever(lambda: _watch_silence(store), "silence"),
+        for_ever(lambda: _forget_requests(store), "kept-requests"),
+    ]
     try:
         yield made
     finally:
-        watch.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watch
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await made.close()
 
 
 async def _watch_silence(store: Store) -> None:
     await asyncio.sleep(SILENCE_EVERY_S)
     await wake_silent(store)
+
+
+async def _forget_requests(store: Store) -> None:
+    await asyncio.sleep(FORGET_EVERY_S)
+    await wake_kept(store)
 
 
 def uploaded(store: Store, images: Files) -> Uploaded:

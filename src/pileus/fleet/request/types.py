@@ -14,11 +14,26 @@ INLINE_BYTES_MAX = 65_536
 """Of a payload that comes with the request; a longer one is uploaded after it."""
 
 DEADLINE_DEFAULT_S = 3600.0
+DEADLINE_MAX_S = 7 * 86_400.0
 KEPT_S = 7 * 86_400.0
-"""How long an answered request stays readable."""
+"""How long a settled request stays readable."""
+
+KEPT_MAX = 256
+"""Settled requests of one node that stay readable; the oldest go first."""
 
 QUEUE_MAX = 256
 """Requests of one node that are not settled yet; one more is refused."""
+
+GIVEN_MAX = 4
+"""The first so many of a queue are on the node's host. What was done and not told yet is asked again, so a node must
+remember the ends of as many, with the longest answers (``ENDS_MAX`` and ``ANSWERS_BYTES_MAX`` of pileus.node.ledger);
+and their payloads go to the host's agent in one frame."""
+
+ANSWER_INLINE_BYTES = 4096
+"""Of an answer that stays in ``observed``; a longer one is read from ``/answer``."""
+
+PAYLOAD, ANSWER = "payload", "answer"
+"""Parts of a request's content."""
 
 SETTLED = frozenset({"applied", "refused", "expired", "withdrawn", "unknown"})
 
@@ -48,8 +63,12 @@ class RequestAssigned(Struct, frozen=True, kw_only=True):
 
     manager: str
     node: str
-    sequence: int
-    """Its place among the node's requests: 1, 2, …"""
+    sequence: int = 0
+    """Its place among the node's requests: rising from each to the next; 0 while its payload is not uploaded yet.
+
+    About the milliseconds since 1970 when it came, so that a database restored from a copy goes on above what its nodes
+    have seen.
+    """
     deadline: float
     """Unix seconds."""
     payload_bytes: int = 0
@@ -57,15 +76,23 @@ class RequestAssigned(Struct, frozen=True, kw_only=True):
     """Of an upload that is here; the host fetches it by the request's id."""
     withdrawn: Literal["no", "yes"] = "no"
     vm: str = ""
+    disk: str = ""
+    """The VM's root volume when the request was given to its host: the node's memory of what it did is there."""
     host: str = ""
+    settled_at: float = 0.0
+    """Unix seconds; 0: it is not settled."""
 
 
 class RequestObserved(Struct, frozen=True, kw_only=True):
-    """How it ended, as ``GuestAnswer`` of the guest driver says it. ``answer``: text, or base64 if ``encoding`` says so."""
+    """How it ended, as ``GuestAnswer`` of the guest driver says it. ``answer``: text, or base64 if ``encoding`` says so.
+
+    A long answer is not here but at ``/answer``.
+    """
 
     state: Literal["queued", "applied", "refused", "expired", "withdrawn", "unknown"] = "queued"
     answer: str = ""
     encoding: Literal["utf-8", "base64"] = "utf-8"
+    answer_bytes: int = 0
     problem: Problem | None = None
 
 
@@ -75,18 +102,42 @@ def is_settled(resource: Resource) -> bool:
     return observed is not None and observed.state in SETTLED
 
 
+def queue_space(node: str) -> str:
+    """Return the claim space of a node's requests that are not settled: number and value are the sequence."""
+    return f"requests/{node}"
+
+
+def kept_space(node: str) -> str:
+    """Return the claim space of a node's settled requests."""
+    return f"requests-kept/{node}"
+
+
+def sequence_space(node: str) -> str:
+    """Return the claim space of the node's last sequence: one value, which the node owns."""
+    return f"requests-last/{node}"
+
+
 def _ready(resource: Resource) -> Condition:
     observed: RequestObserved | None = resource.observed
     assigned: RequestAssigned | None = resource.assigned
     if observed is not None and observed.state == "applied":
         return ready("Applied", "the node applied it")
     if observed is not None and observed.state in SETTLED:
-        return unready(observed.state.capitalize(), observed.answer[:500] or f"the request is {observed.state}")
+        return unready(observed.state.capitalize(), _words(observed) or f"the request is {observed.state}")
     if observed is not None and observed.problem is not None:
         return unready(observed.problem.reason, observed.problem.message)
-    if assigned is None or not assigned.host:
-        return unready("Queued", "its node has no host yet")
+    if assigned is None or not assigned.sequence:
+        return unready("AwaitingUpload", "upload its payload: `pileus create request --payload-file FILE`")
+    if not assigned.host:
+        return unready("Queued", "it waits for those before it, or for its node to have a host")
     return unready("Queued", "it waits for its turn at the node")
+
+
+def _words(observed: RequestObserved) -> str:
+    """Return what the node says, as far as it can be printed: it is untrusted."""
+    if observed.encoding != "utf-8":
+        return ""
+    return "".join(each if each.isprintable() else " " for each in observed.answer[:500]).strip()
 
 
 KIND = Kind(
@@ -97,11 +148,13 @@ KIND = Kind(
     observed=RequestObserved,
     ready=_ready,
     host_bound=True,
+    leaves=False,
+    name_prefix="r",
     immutable=frozenset(RequestDesired.__struct_fields__),
     columns=(
         Column("NODE", "desired.node"),
-        Column("NUMBER", "assigned.sequence"),
         Column("STATE", "observed.state"),
+        Column("ANSWER", "observed.answer"),
         Column("DEADLINE", "desired.deadline", wide=True),
         Column("HOST", "host", wide=True, ref="infra.host"),
     ),

@@ -1,0 +1,157 @@
+"""Admission of a request: who may ask the node, until when, and its place among the node's requests."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import replace
+
+import msgspec
+from msgspec.structs import replace as changed
+
+from pileus.fleet.consent.types import ConsentDesired
+from pileus.fleet.node.types import NodeAssigned
+from pileus.fleet.request.types import (
+    DEADLINE_DEFAULT_S,
+    DEADLINE_MAX_S,
+    INLINE_BYTES_MAX,
+    PAYLOAD,
+    QUEUE_MAX,
+    RequestAssigned,
+    RequestDesired,
+    RequestObserved,
+    is_settled,
+    queue_space,
+    sequence_space,
+)
+from pileus.kernel.access import Principal
+from pileus.kernel.admission import Admission, Change
+from pileus.kernel.clock import unix
+from pileus.kernel.errors import Conflict, Denied, Invalid, QuotaExceeded
+from pileus.kernel.kind import Resource
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.transaction import Transaction
+
+_ZONE = re.compile(r"(Z|[+-][0-9]{2}:[0-9]{2})$")
+"""A time without a zone would be the server's own."""
+
+UPLOADED_BYTES_MAX = 1 << 30
+"""Of all payloads that an account's requests wait with."""
+
+
+class RequestAdmission(Admission):
+    """Bounds each node's queue, and numbers its requests in the order of their commits."""
+
+    async def admit(self, tx: Transaction, change: Change) -> Resource:
+        """Return the request with its number and deadline. Raises: Invalid, Denied, Conflict, QuotaExceeded."""
+        new = change.new
+        if change.old is not None:
+            return new  # all but its labels is immutable
+        # No link: a node may be deleted although requests wait for it, which then end.
+        node = await tx.get(change.links.pop("node"))
+        assigned: NodeAssigned = node.assigned
+        desired: RequestDesired = new.desired
+        await _check_allowed(tx, change.principal, node)
+        if assigned.quarantined:
+            raise Conflict(
+                f"{node} is quarantined ({assigned.quarantined}); raise its readmit_serial first", code="quarantined"
+            )
+        _check_payload(desired)
+        if await tx.claimed(queue_space(node.id)) >= QUEUE_MAX:
+            raise QuotaExceeded(
+                f"{node} has {QUEUE_MAX} requests that are not settled, the most there may be; wait for some, or delete some"
+            )
+        decided = RequestAssigned(
+            manager=assigned.manager,
+            node=node.id,
+            deadline=_deadline(desired.deadline, tx.now),
+            payload_bytes=len(desired.payload.encode()),
+        )
+        if desired.upload == "yes":
+            await tx.claim(queue_space(node.id), new.id, new.id)
+        else:
+            decided = changed(decided, sequence=await _take_place(tx, new.id, node.id))
+        # Known as queued from the start: a host that says the same later writes nothing.
+        return replace(new, assigned=decided, observed=RequestObserved(), observed_generation=1)
+
+
+async def _check_allowed(tx: Transaction, principal: Principal, node: Resource) -> None:
+    """Raises: Denied for a manager that the account has not allowed to send requests."""
+    if not principal.manager_id or principal.account_id == node.account_id:
+        return
+    for consent in await tx.matching(Filter(kind="fleet.consent", account_id=node.account_id)):
+        desired: ConsentDesired = consent.desired
+        if consent.assigned.manager == principal.manager_id and not consent.deleting and "request" in desired.allows:
+            return
+    raise Denied(f"account {node.account} does not let this manager send requests; its consent has to allow request")
+
+
+def _check_payload(desired: RequestDesired) -> None:
+    if desired.upload == "yes" and desired.payload:
+        raise Invalid("a request has its payload inline or uploads it, not both", field="desired.payload")
+    # As it travels: a control character takes six bytes in JSON.
+    if len(msgspec.json.encode(desired.payload)) - 2 > INLINE_BYTES_MAX:
+        raise Invalid(
+            f"an inline payload takes at most {INLINE_BYTES_MAX} bytes of JSON; set upload to yes and upload it",
+            field="desired.payload",
+        )
+
+
+def _deadline(text: str, now: float) -> float:
+    """Return Unix seconds. Raises: Invalid."""
+    if not text:
+        return now + DEADLINE_DEFAULT_S
+    try:
+        deadline = unix(text) if _ZONE.search(text) else None
+    except (ValueError, OverflowError):
+        deadline = None
+    if deadline is None:
+        raise Invalid(f"{text!r} is no time such as 2030-01-31T12:00:00Z (RFC 3339)", field="desired.deadline")
+    if not now < deadline <= now + DEADLINE_MAX_S:
+        raise Invalid(
+            f"the deadline {text} is over, or more than {DEADLINE_MAX_S / 86_400:.0f} days ahead",
+            field="desired.deadline",
+        )
+    return deadline
+
+
+async def _take_place(tx: Transaction, request: str, node: str) -> int:
+    """Return the next sequence of the node, and put the request there."""
+    space = sequence_space(node)
+    last = max((int(value) for value in await tx.claims(space, node)), default=0)
+    sequence = max(last + 1, int(tx.now * 1000))
+    await tx.release(node, space)
+    await tx.claim(space, str(sequence), node, sequence)
+    await tx.claim(queue_space(node), str(sequence), request, sequence)
+    return sequence
+
+
+async def upload(tx: Transaction, request: str, body: bytes) -> None:
+    """Take the payload of a request that waits for it, which gives it its place; the same again is no mistake.
+
+    Raises: Conflict, QuotaExceeded, NotFound.
+    """
+    resource = await tx.get(request)
+    desired: RequestDesired = resource.desired
+    assigned: RequestAssigned = resource.assigned
+    digest = hashlib.sha256(body).hexdigest()
+    if desired.upload != "yes":
+        raise Conflict(f"{resource} came with its payload", code="already-uploaded")
+    if assigned.payload_sha256 == digest:
+        return
+    if assigned.payload_sha256:
+        raise Conflict(f"{resource} has another payload already; make another request", code="already-uploaded")
+    node = await tx.find_id(assigned.node)
+    if resource.deleting or is_settled(resource) or node is None:
+        raise Conflict(f"{resource} is over and takes no payload any more", code="settled")
+    kept = await tx.content_bytes(resource.account_id)
+    if kept + len(body) > UPLOADED_BYTES_MAX:
+        raise QuotaExceeded(
+            f"payloads and answers of account {resource.account} take {kept} of {UPLOADED_BYTES_MAX} bytes;"
+            " wait for some requests, or delete some"
+        )
+    await tx.put_content(resource, PAYLOAD, body)
+    await tx.release(resource.id, queue_space(assigned.node), resource.id)
+    sequence = await _take_place(tx, resource.id, assigned.node)
+    about = {"sequence": sequence, "payload_bytes": len(body), "payload_sha256": digest}
+    await tx.update(resource, assigned=changed(assigned, **about))
