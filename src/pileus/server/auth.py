@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from pileus.fleet.consent import types as consent_types
 from pileus.fleet.manager import types as manager_types
+from pileus.fleet.manager.plan import built_in
 from pileus.kernel.access import Principal
 from pileus.kernel.clock import iso, unix
 from pileus.kernel.errors import NotFound, Unauthenticated
@@ -226,10 +227,9 @@ async def ensure_operator(store: Store) -> str | None:
 
 async def ensure_managers(tx: Transaction) -> None:
     """Make the managers that the platform itself is."""
-    for name, desired in manager_types.BUILTIN.items():
+    for name in manager_types.BUILTIN:
         if await tx.find(manager_types.KIND.name, "", name) is None:
-            id = tx.new_id()
-            await tx.create(Resource(id=id, kind=manager_types.KIND.name, name=name, manager=id, desired=desired))
+            await tx.create(built_in(name, tx.new_id()))
 
 
 async def replace_operator_key(store: Store) -> str:

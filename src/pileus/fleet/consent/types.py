@@ -33,6 +33,11 @@ class ConsentAssigned(Struct, frozen=True, kw_only=True):
     manager: str
 
 
+def consent_space(account_id: str) -> str:
+    """Return the claims of an account: id of a manager -> id of the consent to it."""
+    return f"consent/{account_id}"
+
+
 def _ready(resource: Resource) -> Condition:
     return ready()
 

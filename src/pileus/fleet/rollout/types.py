@@ -105,6 +105,7 @@ KIND = Kind(
     observed=RolloutObserved,
     ready=_ready,
     scope="either",
+    managed="hidden",
     immutable=frozenset({"manager", "package", "document", "accounts", "labels", "nodes", "waves"}),
     columns=(
         Column("MANAGER", "desired.manager"),

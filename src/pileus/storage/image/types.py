@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.errors import Conflict
-from pileus.kernel.fields import Problem
+from pileus.kernel.fields import ManagerRef, Problem
 from pileus.kernel.kind import Column, Kind, Resource
 
 Sha256 = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
@@ -23,6 +23,12 @@ class ImageDesired(Struct, frozen=True, kw_only=True):
         str, Meta(max_length=500, description="Kernel arguments when a kernel and an initrd were uploaded too.")
     ] = ""
     description: Annotated[str, Meta(max_length=200, description="For people.")] = ""
+    manager: Annotated[
+        ManagerRef,
+        Meta(
+            description="The fleet manager whose nodes it is for; the cloud's own is then hidden from other accounts."
+        ),
+    ] = ""
 
 
 class ImageObserved(Struct, frozen=True, kw_only=True):
@@ -64,12 +70,13 @@ def refuse_unready(image: Resource) -> None:
 
 KIND = Kind(
     name="storage.image",
-    summary="A disk image that VMs start from; public when it belongs to no account.",
+    summary="A disk image that VMs start from; public when it belongs to no account and no manager.",
     desired=ImageDesired,
     observed=ImageObserved,
     ready=_ready,
     scope="either",
-    immutable=frozenset({"format", "sha256"}),
+    managed="hidden",
+    immutable=frozenset({"format", "sha256", "manager"}),
     columns=(
         Column("FORMAT", "desired.format"),
         Column("STATE", "observed.state"),
