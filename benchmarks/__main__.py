@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import attach, backchannel, cli_start, deploy, frames, lists, placement, real_vm, routers
+from benchmarks import attach, backchannel, cli_start, deploy, frames, lists, ovf, placement, real_vm, routers
 from benchmarks.report import Report
 
 BENCHMARKS = {
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "frames": frames.run,
     "vm": real_vm.run,
     "routers": routers.run,
+    "ovf": ovf.run,
 }
 
 
