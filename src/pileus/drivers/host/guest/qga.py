@@ -56,7 +56,7 @@ class _Error(Struct):
 
 
 class _Answer(Struct):
-    result: msgspec.Raw | None = msgspec.field(name="return", default=None)
+    result: msgspec.Raw = msgspec.field(name="return", default=msgspec.Raw())
     error: _Error | None = None
     id: str | None = None
 
@@ -214,13 +214,13 @@ class GuestAgent:
             return await self._reader.readuntil(b"\n")
         except asyncio.LimitOverrunError as wrong:
             raise self._hostile("its answer is too long") from wrong
-        except (asyncio.IncompleteReadError, OSError) as wrong:
+        except asyncio.IncompleteReadError as wrong:
             raise self.silent() from wrong
 
     def _read(self, line: bytes, kind: type[T], number: str) -> T:
         try:
             answer = msgspec.json.decode(line, type=_Answer)
-            if answer.error is None and answer.result is not None and answer.id in (None, number):
+            if answer.error is None and bytes(answer.result) and answer.id in (None, number):
                 return msgspec.json.decode(answer.result, type=kind)
         except (ValueError, RecursionError) as wrong:
             raise self._hostile("its answer makes no sense") from wrong
@@ -241,7 +241,8 @@ class GuestAgent:
         try:
             async with asyncio.timeout(timeout_s):
                 yield
-        except TimeoutError as wrong:
+        except (OSError, RuntimeError) as wrong:
+            # Time is up, or the connection is gone: RuntimeError is uvloop's word for that.
             raise self.silent() from wrong
         except asyncio.CancelledError:
             self.close()
@@ -269,4 +270,4 @@ def _echoes(line: bytes, number: int) -> bool:
         answer = msgspec.json.decode(said, type=_Answer)
     except (ValueError, RecursionError):
         return False
-    return mark != b"" and answer.result is not None and bytes(answer.result) == str(number).encode()
+    return mark != b"" and bytes(answer.result) == str(number).encode()
