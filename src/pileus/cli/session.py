@@ -87,6 +87,11 @@ def noun(kind: Kind, resource: Json) -> str:
     return f"{kind.short} {resource['name']}{account}"
 
 
+def caller(me: Json) -> str:
+    """Return how people call who has the key: ``alice``, or ``manager firewalls``."""
+    return f"manager {me['manager']}" if me.get("manager") else str(me["user"])
+
+
 def a(word: str) -> str:
     """Return the word with its article: ``a vm``, ``an account``."""
     return f"{'an' if word[:1] in 'aeio' else 'a'} {word}"

@@ -51,6 +51,7 @@ def labels_of(ctx: click.Context, param: click.Parameter, given: Sequence[str]) 
 @click.option("--host", default="", metavar="HOST", help="On this host.")
 @click.option("--zone", default="", metavar="ZONE", help="In this zone.")
 @click.option("--vdc", default="", metavar="VDC", help="Of this vdc.")
+@click.option("--manager", default="", metavar="MANAGER", help="Of this fleet manager.")
 @click.option("--ready", type=click.Choice(["true", "false", "unknown"]), default=None, help="With this Ready.")
 @click.option("--owned", is_flag=True, help="Also what belongs to another resource, such as a router's VM.")
 @click.option("-w", "--watch", is_flag=True, help="Go on with every change until ctrl-C.")
@@ -83,7 +84,7 @@ class View:
         scope = session.query(kind, self._account, all_accounts=self._all)
         self._filters = [
             *scope,
-            *((word, options[word] or "") for word in ("host", "zone", "vdc", "ready")),
+            *((word, options[word] or "") for word in ("host", "zone", "vdc", "manager", "ready")),
             *(("label", label) for label in options["labels"]),
             ("owned", "1" if options["owned"] else ""),
         ]

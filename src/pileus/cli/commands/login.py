@@ -11,6 +11,7 @@ import click
 from pileus.cli import contexts
 from pileus.cli.client import Client
 from pileus.cli.failure import usage
+from pileus.cli.session import caller
 from pileus.cli.values import read_text
 
 
@@ -38,8 +39,10 @@ def command(server: str, ca_file: str, key: str, account: str, name: str, force:
     with Client(context) as client:
         me = client.get("/v1/whoami")
     contexts.put(chosen, context)
-    place = f" of account {me['account']}" if me["account"] else ", an operator"
-    sys.stdout.write(f"signed in as {me['user']}{place}; context {chosen} is current\n")
+    place = (
+        f" of account {me['account']}" if me["account"] else " of the cloud" if me.get("manager") else ", an operator"
+    )
+    sys.stdout.write(f"signed in as {caller(me)}{place}; context {chosen} is current\n")
 
 
 def _refuse_other_key(name: str, context: contexts.Context) -> None:

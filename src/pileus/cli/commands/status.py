@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pileus.cli.session import Session
+from pileus.cli.session import Session, caller
 
 
 @click.command("status")
@@ -14,7 +14,10 @@ def command(session: Session, /) -> None:
     client = session.client
     about = client.get("/v1")
     me = client.get("/v1/whoami")
-    click.echo(f"{client.server}: pileus {about['version']}, you are {me['user']} ({me['role']})")
+    click.echo(f"{client.server}: pileus {about['version']}, you are {caller(me)} ({me['role']})")
+    if me.get("manager"):
+        _count(session, "fleet.node", "nodes", [])
+        return
     if me["account"]:
         _count(session, "compute.vm", "VMs", [])
         return

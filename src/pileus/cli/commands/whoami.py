@@ -6,8 +6,9 @@ import sys
 
 import click
 
+from pileus.cli.client import Json
 from pileus.cli.output import Output, output_option, render
-from pileus.cli.session import Session
+from pileus.cli.session import Session, caller
 
 
 @click.command("whoami")
@@ -17,9 +18,18 @@ def command(session: Session, /, output: Output) -> None:
     """Say who you are, at which server, and what you may do."""
     me = session.client.get("/v1/whoami")
     if output.form and not output.for_people:
-        sys.stdout.write(f"{render(output, me, [{**me, 'name': me['user']}])}\n")
+        sys.stdout.write(f"{render(output, me, [{**me, 'name': me['user'] or me.get('manager', '')}])}\n")
         return
-    account = f"account {me['account']}" if me["account"] else "no account: an operator of the cloud"
-    sys.stdout.write(f"user {me['user']}, role {me['role']}, {account}, at {session.client.server}\n")
+    sys.stdout.write(f"{_whose(me)}, at {session.client.server}\n")
     for rule in me["rules"]:
         sys.stdout.write(f"  may {', '.join(rule['verbs'])}: {', '.join(rule['kinds'])}\n")
+
+
+def _whose(me: Json) -> str:
+    account = f"account {me['account']}"
+    if me.get("manager"):
+        count = len(me["consents"])
+        consents = f"{count} account consents" if count == 1 else f"{count} accounts consent"
+        return f"{caller(me)} of {account if me['account'] else 'the cloud'}, to which {consents}"
+    place = account if me["account"] else "no account: an operator of the cloud"
+    return f"user {me['user']}, role {me['role']}, {place}"
