@@ -20,6 +20,7 @@ def check(envelope: Envelope, faults: Faults, limits: Limits) -> None:
     for disk in envelope.disks:
         _check_disk(disk, files, faults, limits)
     _check_parents(envelope.disks, faults)
+    _check_properties(envelope, faults)
     _check_counts(envelope, faults, limits)
     _check_ids(envelope, faults)
     disks = {disk.id for disk in envelope.disks}
@@ -91,6 +92,28 @@ def _check_parents(disks: tuple[Disk, ...], faults: Faults) -> None:
             faults.error(
                 "no-disk", f"parent {shown(disk.parent_id)} of disk {shown(disk.id)} does not exist", line=disk.line
             )
+
+
+def _check_properties(envelope: Envelope, faults: Faults) -> None:
+    """Note properties that are there twice, and capacities that name one that is not there."""
+    keys: set[str] = set()
+    for part in envelope.contents():
+        own: dict[str, int] = {}
+        for product in part.products:
+            for one in product.properties:
+                if one.full_key in own:
+                    earlier = own[one.full_key]
+                    faults.error(
+                        "duplicate-id", f"property {shown(one.full_key)} is also in line {earlier}", line=one.line
+                    )
+                own.setdefault(one.full_key, one.line)
+                keys |= {one.key, one.full_key}
+    for disk in envelope.disks:
+        if disk.capacity.startswith("${") and disk.capacity[2:-1] not in keys:
+            faults.error(
+                "no-property", f"the capacity of disk {shown(disk.id)} is property {shown(disk.capacity)}, which is not there",
+                line=disk.line,
+            )  # fmt: skip
 
 
 def _check_counts(envelope: Envelope, faults: Faults, limits: Limits) -> None:
