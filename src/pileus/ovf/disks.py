@@ -159,7 +159,7 @@ def _copy(whole: Iterator[bytes], make: Callable[[int], Target], wanted: Wanted)
         if intake.position > capacity_bytes:
             raise _too_large(intake.position, capacity_bytes)
         if piece != _ZEROS[: len(piece)]:
-            target.write(intake.position - len(piece), piece)
+            target.write(intake.position - len(piece), [piece])
     target.finish()
     return capacity_bytes
 
@@ -187,7 +187,7 @@ def _spool(whole: Iterator[bytes], file: int, wanted: Wanted) -> None:
     for chunk in whole:
         if end + len(chunk) > most:
             raise _too_large(end + len(chunk), most)
-        write_fully(file, chunk, end)
+        write_fully(file, [chunk], end)
         end += len(chunk)
 
 

@@ -10,18 +10,23 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from itertools import islice
 
 from pileus.ovf import vmdk
 from pileus.ovf.intake import refusal
-from pileus.ovf.target import Target
+from pileus.ovf.target import Piece, Target
 
 WORKERS = 2
 BATCH_GRAINS = 16
 BATCHES_MAX = 2 * WORKERS
 """Batches of 1 MiB that wait or are being written."""
 
-_ZEROS = bytes(vmdk.GRAIN_BYTES_MAX)
+
+@lru_cache(8)
+def zeros(length: int) -> bytes:
+    """Return so many zero bytes, to compare with."""
+    return bytes(length)
 
 
 def inflate(
@@ -56,35 +61,37 @@ def inflate(
 
 def _write(batch: list[vmdk.Grain], target: Target) -> None:
     """Write grains, those that touch in one go. Raises: OvfFault (disk-bad-grain), OSError."""
-    run: list[bytes] = []
+    run: list[Piece] = []
     start = end = 0
     for grain in batch:
         content = _inflated(grain)
-        if content == _ZEROS[: len(content)]:
+        if content == zeros(len(content)):
             continue
         if run and grain.offset != end:
-            target.write(start, b"".join(run))
+            target.write(start, run)
             run = []
         if not run:
             start = grain.offset
         run.append(content)
         end = grain.offset + len(content)
     if run:
-        target.write(start, b"".join(run))
+        target.write(start, run)
 
 
 def _inflated(grain: vmdk.Grain) -> bytes:
     """Return the grain's content, whose length is known before. Raises: OvfFault (disk-bad-grain)."""
     stream = zlib.decompressobj()
     try:
-        content = stream.decompress(grain.deflated, grain.filled + 1)
+        content = stream.decompress(grain.deflated, grain.filled)
+        # All bytes may be there before the end is.
+        more = stream.decompress(stream.unconsumed_tail, 1) if not stream.eof else b""
     except zlib.error as exc:
         raise _bad(grain, f"cannot be inflated ({exc})") from exc
-    if len(content) > grain.filled:
+    if more:
         raise _bad(grain, f"inflates to more than {grain.filled} bytes")
     if not stream.eof or len(content) < grain.length:
         raise _bad(grain, f"inflates to {len(content)} bytes instead of {grain.length}")
-    return content[: grain.length]
+    return content if grain.length == len(content) else content[: grain.length]
 
 
 def _bad(grain: vmdk.Grain, what: str) -> Exception:

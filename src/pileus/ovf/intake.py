@@ -42,6 +42,15 @@ class Intake:
         self.position += len(piece)
         return piece
 
+    def view(self, length: int) -> bytes | memoryview:
+        """Return the next ``length`` bytes, not copied when they lie within a chunk. Raises: OvfFault (disk-truncated)."""
+        if length > len(self._chunk) - self._at:
+            return self.take(length)
+        piece = memoryview(self._chunk)[self._at : self._at + length]
+        self._at += length
+        self.position += length
+        return piece
+
     def skip(self, length: int) -> None:
         """Go on by ``length`` bytes. Raises: OvfFault (disk-truncated)."""
         self.position += length

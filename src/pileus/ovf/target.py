@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from array import array
+from collections.abc import Iterator, Sequence
 from sys import byteorder
 from threading import Lock
 from typing import Protocol
@@ -28,22 +29,30 @@ COUNT_BYTES = 2
 COUNT_ORDER = 4
 
 
+Piece = bytes | memoryview
+
+
 class Target(Protocol):
     """A disk being written."""
 
-    def write(self, offset: int, content: bytes) -> None:
-        """Put ``content`` at ``offset``; no byte twice, none beyond the capacity."""
+    def write(self, offset: int, pieces: Sequence[Piece]) -> None:
+        """Put the pieces, one after the other, at ``offset``; no byte twice, none beyond the capacity."""
 
     def finish(self) -> None:
         """Make it a disk."""
 
 
-def write_fully(file: int, content: bytes | memoryview, offset: int) -> None:
-    """Write all of ``content`` (pwrite(2) may stop early). Raises: OSError."""
-    view = memoryview(content)
-    while view:
-        written = os.pwrite(file, view, offset)
-        view, offset = view[written:], offset + written
+def write_fully(file: int, pieces: Sequence[Piece], offset: int) -> None:
+    """Write all pieces, one after the other (pwritev(2) may stop early). Raises: OSError."""
+    written = os.pwritev(file, pieces, offset)
+    for piece in pieces:
+        skipped = min(written, len(piece))
+        written -= skipped
+        offset += skipped
+        view = memoryview(piece)[skipped:]
+        while view:
+            more = os.pwrite(file, view, offset)
+            view, offset = view[more:], offset + more
 
 
 class RawTarget:
@@ -53,8 +62,8 @@ class RawTarget:
         self._file = file
         os.ftruncate(file, capacity_bytes)
 
-    def write(self, offset: int, content: bytes) -> None:
-        write_fully(self._file, content, offset)
+    def write(self, offset: int, pieces: Sequence[Piece]) -> None:
+        write_fully(self._file, pieces, offset)
 
     def finish(self) -> None:
         """Nothing is missing."""
@@ -72,13 +81,20 @@ class Qcow2Target:
         self._next = 1 + clusters(8 * tables)
         os.ftruncate(file, 0)
 
-    def write(self, offset: int, content: bytes) -> None:
-        view = memoryview(content)
-        while view:
-            number, within = divmod(offset, CLUSTER_BYTES)
-            piece = view[: CLUSTER_BYTES - within]
-            write_fully(self._file, piece, self._place(number) + within)
-            view, offset = view[len(piece) :], offset + len(piece)
+    def write(self, offset: int, pieces: Sequence[Piece]) -> None:
+        run: list[Piece] = []
+        start = end = 0
+        for number, within, part in _in_clusters(offset, pieces):
+            at = self._place(number) + within
+            if run and at != end:
+                write_fully(self._file, run, start)
+                run = []
+            if not run:
+                start = at
+            run.append(part)
+            end = at + len(part)
+        if run:
+            write_fully(self._file, run, start)
 
     def _place(self, number: int) -> int:
         """Return where in the file the disk's cluster lies, giving it a place at its first use.
@@ -94,7 +110,7 @@ class Qcow2Target:
             place = int.from_bytes(os.pread(self._file, 8, at), "big") & ~COPIED
             if not place:
                 place = self._allocate()
-                write_fully(self._file, (place | COPIED).to_bytes(8, "big"), at)
+                write_fully(self._file, [(place | COPIED).to_bytes(8, "big")], at)
             return place
 
     def _allocate(self) -> int:
@@ -103,18 +119,15 @@ class Qcow2Target:
 
     def finish(self) -> None:
         """Write first table, reference counts and header, in this order."""
-        write_fully(
-            self._file,
-            big_endian(array("Q", [place | COPIED if place else 0 for place in self._tables])),
-            CLUSTER_BYTES,
-        )
+        first = array("Q", [place | COPIED if place else 0 for place in self._tables])
+        write_fully(self._file, [big_endian(first)], CLUSTER_BYTES)
         table_at, table_clusters, end = self._write_counts()
         os.ftruncate(self._file, end * CLUSTER_BYTES)
         header = HEADER.pack(
             MAGIC, 3, 0, 0, CLUSTER_BITS, self._capacity_bytes, 0, len(self._tables), CLUSTER_BYTES,
             table_at, table_clusters, 0, 0, 0, 0, 0, COUNT_ORDER, HEADER.size,
         )  # fmt: skip
-        write_fully(self._file, header, 0)
+        write_fully(self._file, [header], 0)
 
     def _write_counts(self) -> tuple[int, int, int]:
         """Count every cluster once, the counts too; return the table's offset and clusters, and all clusters."""
@@ -129,10 +142,21 @@ class Qcow2Target:
         places = [(self._next + number) * CLUSTER_BYTES for number in range(blocks)]
         one = (1).to_bytes(COUNT_BYTES, "big")
         for number, place in enumerate(places):
-            write_fully(self._file, one * min(per_block, total - number * per_block), place)
+            write_fully(self._file, [one * min(per_block, total - number * per_block)], place)
         table_at = (self._next + blocks) * CLUSTER_BYTES
-        write_fully(self._file, big_endian(array("Q", places)), table_at)
+        write_fully(self._file, [big_endian(array("Q", places))], table_at)
         return table_at, table, total
+
+
+def _in_clusters(offset: int, pieces: Sequence[Piece]) -> Iterator[tuple[int, int, Piece]]:
+    """Yield the pieces, cut where clusters end: cluster, place within it, part."""
+    for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            number, within = divmod(offset, CLUSTER_BYTES)
+            part = view[: CLUSTER_BYTES - within]
+            yield number, within, part
+            view, offset = view[len(part) :], offset + len(part)
 
 
 def clusters(length: int) -> int:

@@ -92,7 +92,7 @@ class Grain(Struct, frozen=True):
     offset: int
     length: int
     filled: int
-    deflated: bytes
+    deflated: bytes | memoryview
 
 
 def read_header(sector: bytes, capacity_bytes_max: int = CAPACITY_BYTES_MAX) -> Header:
@@ -244,28 +244,24 @@ class _Body:
         """Yield grains to the end-of-stream marker. Raises: OvfFault (disk-bad-marker, disk-overlap, disk-truncated)."""
         # qemu-img ends the file after the last grain, without a marker and without padding.
         while self._header.directory_offset is None or not self._intake.ended():
-            sector = self._intake.take(SECTOR_BYTES, least=MARKER.size)
-            number, size = MARKER.unpack_from(sector)
+            marker = self._intake.take(MARKER.size)
+            sector, size = MARKER.unpack(marker)
             if size:
-                yield self._grain(number, size, sector)
+                yield self._grain(sector, size)
             elif not self._metadata(sector):
                 return
 
-    def _grain(self, sector_number: int, size: int, sector: bytes) -> Grain:
+    def _grain(self, sector: int, size: int) -> Grain:
         if size > self._deflated_bytes_max:
             raise _marker(f"a grain of {size} compressed bytes")
-        offset = sector_number * SECTOR_BYTES
-        if sector_number % self._grain_sectors or offset >= self._header.capacity_bytes:
-            raise _marker(f"a grain at sector {sector_number}, where none can be")
-        self._claim(sector_number // self._grain_sectors)
+        offset = sector * SECTOR_BYTES
+        if sector % self._grain_sectors or offset >= self._header.capacity_bytes:
+            raise _marker(f"a grain at sector {sector}, where none can be")
+        self._claim(sector // self._grain_sectors)
         length = min(self._header.grain_bytes, self._header.capacity_bytes - offset)
-        first = sector[MARKER.size : MARKER.size + size]
-        rest = size - len(first)
-        if rest <= 0:
-            return Grain(offset, length, self._header.grain_bytes, first)
-        padded = -rest % SECTOR_BYTES
-        more = self._intake.take(rest + padded, least=rest)
-        return Grain(offset, length, self._header.grain_bytes, first + more[:rest])
+        deflated = self._intake.view(size)
+        self._intake.take(-(MARKER.size + size) % SECTOR_BYTES, least=0)
+        return Grain(offset, length, self._header.grain_bytes, deflated)
 
     def _claim(self, grain: int) -> None:
         """Note the grain. Raises: OvfFault (disk-overlap) when it was there: each byte of a disk is written once."""
@@ -277,9 +273,10 @@ class _Body:
             raise refusal("disk-overlap", f"the VMDK fills the disk at byte {at} twice; export it again")
         seen[index >> 3] |= bit
 
-    def _metadata(self, sector: bytes) -> bool:
+    def _metadata(self, sectors: int) -> bool:
         """Skip what a marker announces; False: it was the last."""
-        sectors, _, kind = MARKER_KIND.unpack_from(sector)
+        rest = self._intake.take(SECTOR_BYTES - MARKER.size)
+        kind = int.from_bytes(rest[:4], "little")
         tables = self._header.capacity_bytes // self._header.grain_bytes // TABLE_ENTRIES + 1
         sectors_max = {END_OF_STREAM: 0, GRAIN_TABLE: 4, GRAIN_DIRECTORY: tables // 128 + 1, FOOTER: 1}.get(kind)
         if sectors_max is None or sectors > sectors_max:
