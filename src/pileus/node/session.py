@@ -10,7 +10,7 @@ import struct
 from collections import deque
 from dataclasses import dataclass
 
-from pileus.node.wire import BODY_BYTES_MAX, Side, Signal, Wire
+from pileus.node.wire import BODY_BYTES_MAX, Side, Signal, Wire, frame_text
 
 MESSAGE_BYTES_MAX = (16 << 20) + (64 << 10)
 """A payload of 16 MiB, and what is said of it."""
@@ -26,6 +26,7 @@ PART, LAST, OPEN, OPENED, CHUNK, GRANT, FINISH, CLOSE, PING, PONG = range(1, 11)
 _STREAM = struct.Struct(">BI")
 _COUNT = struct.Struct(">I")
 _PING_PAYLOAD, _PONG_PAYLOAD = bytes((PING,)), bytes((PONG,))
+_PING_TEXT, _PONG_TEXT = frame_text(_PING_PAYLOAD), frame_text(_PONG_PAYLOAD)
 _PART_BYTES = BODY_BYTES_MAX - 1
 _CHUNK_BYTES = BODY_BYTES_MAX - _STREAM.size
 
@@ -144,9 +145,9 @@ class Session:
         """Have the next ping's answer ready, or expect the answer; ``take_foreseen`` is the short way for both."""
         if self._side == "host":
             if self._pings:
-                self.wire.foresee(_PONG_PAYLOAD, b"")
+                self.wire.foresee(_PONG_TEXT, b"")
         elif not self._flows:
-            self.wire.foresee(_PING_PAYLOAD, _PONG_PAYLOAD)
+            self.wire.foresee(_PING_TEXT, _PONG_TEXT)
 
     def receive(self, data: bytes) -> list[Event]:
         """Return what ``data`` completes, in order. After ``Signal.LOST`` no stream and no message is left."""

@@ -96,15 +96,15 @@ class Wire:
 
     def seal(self, payload: bytes) -> bytes:
         """Return the next frame of the session. ``payload`` has at most ``BODY_BYTES_MAX`` bytes."""
-        frame = _sealed(self._keys[0], self._counters[0], payload)
+        frame = _sealed(self._keys[0], self._counters[0], frame_text(payload))
         self._counters[0] += 1
         return frame
 
-    def foresee(self, payload: bytes, answer: bytes) -> None:
-        """Have ready how ``payload`` would come next, and its ``answer`` (empty: none): who waits has time for that."""
+    def foresee(self, text: bytes, answer: bytes) -> None:
+        """Have ready the frame with ``text``, if it came next, and its ``answer`` (empty: none), both ``frame_text``."""
         if self.open and self._foreseen_at != self._counters:
             self._foreseen_at = self._counters.copy()
-            self._foreseen = _sealed(self._keys[1], self._counters[1], payload)
+            self._foreseen = _sealed(self._keys[1], self._counters[1], text)
             self._answer = _sealed(self._keys[0], self._counters[0], answer) if answer else b""
 
     def take_foreseen(self, data: bytes) -> bytes | None:
@@ -251,8 +251,12 @@ class Wire:
         self._replies += text + _checksum(text)
 
 
-def _sealed(key: bytes, counter: int, payload: bytes) -> bytes:
-    text = _HEADER.pack(MARK, SEALED, len(payload)) + payload
+def frame_text(payload: bytes) -> bytes:
+    """Return a sealed frame without its tag."""
+    return _HEADER.pack(MARK, SEALED, len(payload)) + payload
+
+
+def _sealed(key: bytes, counter: int, text: bytes) -> bytes:
     return text + _seal_tag(key, counter, text)
 
 
