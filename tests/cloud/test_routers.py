@@ -205,7 +205,7 @@ def test_a_newer_image_replaces_the_nodes_one_after_the_other() -> None:
 
             async def is_replaced() -> bool:
                 nodes = await _nodes(world, await _router(world, "acme"))
-                good = [node for node in nodes if node.desired.image == wanted.id and _is_ready(node)]
+                good = [node for node in nodes if node.assigned.footprint.image == wanted.id and _is_ready(node)]
                 assert any(_is_ready(node) for node in nodes)
                 return len(good) == 2
 
@@ -348,7 +348,7 @@ def test_single_routers_of_a_zone_are_renewed_a_few_at_a_time() -> None:
                 nodes = await world.store.list(Filter(kind="fleet.node"), limit=100)
                 good = [node for node in nodes if _is_ready(node) and not node.deleting]
                 most = max(most, len(names) - len(good))
-                return len(good) == len(names) and all(node.desired.image == wanted.id for node in good)
+                return len(good) == len(names) and all(node.assigned.footprint.image == wanted.id for node in good)
 
             await world.until(are_renewed, limit_s=600)
             assert most <= 3

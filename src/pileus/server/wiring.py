@@ -7,12 +7,21 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
+
 from pileus.compute.offering.controller import OfferingController
 from pileus.compute.vm.api import VmAdmission
 from pileus.compute.vm.controller import VmController
 from pileus.drivers.host.disk.base import ImageFacts
 from pileus.drivers.host.errors import DriverError, ImageRefused
+from pileus.drivers.host.guest.qga_allowed import read_allowed
+from pileus.fleet.consent.api import ConsentAdmission
+from pileus.fleet.manager.api import ManagerAdmission
+from pileus.fleet.node.api import NodeAdmission
 from pileus.fleet.node.controller import NodeController
+from pileus.fleet.package.api import PackageAdmission
+from pileus.fleet.package.controller import PackageController
+from pileus.fleet.package.types import PackageGuestAgent
 from pileus.fleet.request.api import RequestAdmission
 from pileus.fleet.request.controller import RequestController, wake_kept
 from pileus.gateway.address.api import AddressAdmission
@@ -35,7 +44,7 @@ from pileus.infra.zone.api import ZoneAdmission
 from pileus.infra.zone.controller import ZoneController
 from pileus.kernel.admission import Admission
 from pileus.kernel.background import for_ever
-from pileus.kernel.errors import Transient
+from pileus.kernel.errors import Invalid, Transient
 from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
@@ -77,6 +86,7 @@ def controllers(store: Store, images: Files) -> dict[str, Controller]:
         "network.segment": SegmentController(),
         "compute.offering": OfferingController(),
         "compute.vm": VmController(store),
+        "fleet.package": PackageController(),
         "fleet.node": NodeController(),
         "fleet.request": RequestController(),
         "gateway.router": RouterController(store.clock),
@@ -103,7 +113,11 @@ def admissions() -> dict[str, Admission]:
         "storage.volume": VolumeAdmission(),
         "network.network": NetworkWithRouter(),
         "compute.vm": VmAdmission(),
+        "fleet.manager": ManagerAdmission(),
+        "fleet.consent": ConsentAdmission(),
         "fleet.request": RequestAdmission(),
+        "fleet.package": PackageAdmission(check_guest_agent),
+        "fleet.node": NodeAdmission(),
         "gateway.address": AddressAdmission(),
         "gateway.forward": ForwardAdmission(),
         "gateway.balancer": BalancerAdmission(),
@@ -155,6 +169,14 @@ def uploaded(store: Store, images: Files) -> Uploaded:
         await store.write(write)
 
     return note
+
+
+def check_guest_agent(allowed: PackageGuestAgent) -> None:
+    """Raises: Invalid for a list of what may be done in a guest that does not mean one thing."""
+    try:
+        read_allowed(msgspec.json.encode(allowed))
+    except DriverError as error:
+        raise Invalid(f"desired.guest_agent: {error.message}", field="desired.guest_agent") from None
 
 
 async def convert_upload(source: Path, format: str, target: Path) -> ImageFacts:

@@ -168,7 +168,7 @@ def furnish(pileus: Run, cloud: Cloud, account: str, *where: str) -> None:
         node = await tx.create(
             owned(
                 "fleet.node",
-                desired=NodeDesired(image="", role="router", vdc=net.assigned.vdc),
+                desired=NodeDesired(manager="routers", vdc=net.assigned.vdc),
                 assigned=NodeAssigned(**place, vm="appliance", host=HOST),
             )
         )

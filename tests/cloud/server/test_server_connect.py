@@ -117,7 +117,7 @@ async def _furnish(rig: Rig, account: str) -> None:
         node = await make(
             "fleet.node",
             "node",
-            desired=NodeDesired(image="", role="router", vdc="v"),
+            desired=NodeDesired(manager="routers", vdc="v"),
             assigned=NodeAssigned(**PLACE, vm="appliance", host=host),
         )
         router = await make(

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from pileus.compute.vm.placement import Candidate, Need
-from pileus.compute.vm.types import VmAssigned, VmDesired
+from pileus.compute.vm.types import VmAssigned, VmDesired, is_of_cloud
 from pileus.infra.host.types import HostDesired
 from pileus.kernel.errors import NotFound
 from pileus.kernel.kind import Resource
@@ -103,7 +103,7 @@ def for_role(need: Need, vm: Resource, hosts: Sequence[Candidate]) -> Need:
     An appliance goes to the zone's routing hosts where there are any, one with a public NIC to those that have an
     uplink to the public segment where there are any.
     """
-    if vm.desired.appliance is None:
+    if not is_of_cloud(vm):
         return need
     there = [each for each in hosts if each.zone == need.zone and not each.refuses]
     routing = [each for each in there if "routing" in each.roles]

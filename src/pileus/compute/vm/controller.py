@@ -8,10 +8,10 @@ from msgspec.structs import asdict, replace
 
 from pileus.compute.offering.types import limits
 from pileus.compute.vm.capacity import HostTable, for_role, need_of
-from pileus.compute.vm.parts import drop_parts, ensure_parts, keep_root, release_detached
+from pileus.compute.vm.parts import drop_parts, ensure_parts, keep_root, rebuild, release_detached
 from pileus.compute.vm.placement import Candidate, explain, rank, summary
 from pileus.compute.vm.plan import hold_of
-from pileus.compute.vm.types import VmAssigned, VmObserved
+from pileus.compute.vm.types import VmAssigned, VmObserved, is_of_cloud
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
@@ -45,6 +45,11 @@ class VmController(Controller):
         around = await store.get_all([assigned.host, *_around(resource, links)])
         if around[assigned.host].assigned.silent == "yes":
             return Wait("HostSilent", "its host does not report; the VM may still run there", 30.0, status="unknown")
+        if links["image"] != assigned.image and _is_off(resource):
+            image = await store.get(links["image"])
+            return Wait(
+                "Replacing", f"its disk is made anew, of {image}", 0.5, lambda tx: _rebuild(tx, resource, image)
+            )
         waiting = _part_waiting(await _parts(resource, store))
         limited = _limited(resource, links, around)
         hold = hold_of(resource, [each for each in around.values() if each.kind == "network.network"])
@@ -112,18 +117,27 @@ class VmController(Controller):
 def _around(vm: Resource, links: dict[str, str]) -> list[str]:
     """Return the ids of what decides about the VM besides itself: account, zone, offering, networks."""
     named = [id for field, id in links.items() if field == "offering" or field.startswith("nics.")]
-    return [vm.zone, *named, *([vm.account_id] if vm.desired.appliance is None else [])]
+    return [vm.zone, *named, *([] if is_of_cloud(vm) else [vm.account_id])]
 
 
 def _limited(vm: Resource, links: dict[str, str], around: dict[str, Resource]) -> VmAssigned:
     """Return the decision with the limits in force: the lowest of offering, account and zone; appliances have none."""
     assigned: VmAssigned = vm.assigned
-    if vm.desired.appliance is not None:
+    if is_of_cloud(vm):
         return replace(assigned, **asdict(VmLimits()))
     own = limits(around[links["offering"]].desired) if "offering" in links else VmLimits()
     return replace(
         assigned, **asdict(lowest(own, around[vm.account_id].desired.limits, around[vm.zone].desired.limits))
     )
+
+
+def _is_off(vm: Resource) -> bool:
+    observed: VmObserved | None = vm.observed
+    return vm.desired.power == "stopped" and observed is not None and observed.power in ("stopped", "absent")
+
+
+async def _rebuild(tx: Transaction, vm: Resource, image: Resource) -> None:
+    await rebuild(tx, vm, image)
 
 
 def _is_due_to_start(vm: Resource) -> bool:

@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from pileus.compute.vm.plan import DISK_RETRY_S, STABLE_S, Fact, Step, Wish, plan
-from pileus.compute.vm.types import VmAssigned, VmDesired, VmExit, VmObserved
+from pileus.compute.vm.types import VmAssigned, VmDesired, VmExit, VmObserved, channel_of, is_of_cloud
 from pileus.drivers.host.disk.base import DiskPool, ImageFile, VolumeFact
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest.base import Guest, Seed, SeedNic
@@ -180,7 +180,7 @@ class VmHalf(Half[Seen, Step]):
                 nics=nics,
                 boot=await self._boot(assigned),
                 seed=seed,
-                channel="serial" if _is_serial(resource) else "",
+                channel=_port_form(resource),
             )
         )
 
@@ -263,9 +263,15 @@ class VmHalf(Half[Seen, Step]):
         self._notes.put(id, msgspec.json.encode(note))
 
 
-def _is_serial(resource: Resource) -> bool:
-    desired: VmDesired = resource.desired
-    return desired.appliance is not None and desired.appliance.channel == "serial"
+def _port_form(resource: Resource) -> Literal["", "serial", "qga"]:
+    """Return what the VM's virtio-serial port is for; a channel through its NIC needs none."""
+    match channel_of(resource):
+        case "serial":
+            return "serial"
+        case "qga":
+            return "qga"
+        case _:
+            return ""
 
 
 def _addresses(resource: Resource, peers: Peers) -> tuple[str, ...]:
@@ -360,13 +366,14 @@ def _missing(resource: Resource, peers: Peers) -> str:
 def _seed(resource: Resource, peers: Peers) -> Seed:
     desired: VmDesired = resource.desired
     nics: list[SeedNic] = []
-    # An appliance is told its addresses by its document.
-    for id in resource.assigned.ports if desired.appliance is None else ():
+    # One of the cloud's own is told its addresses by its document.
+    for id in () if is_of_cloud(resource) else resource.assigned.ports:
         port = peers.peer(id)
         if port is None:
             continue
         decided: PortAssigned = port.assigned
-        if decided.served == "yes" and not decided.extra_addresses:
+        is_ours = desired.appliance is not None and desired.appliance.channel != "qga"
+        if decided.served == "yes" and not decided.extra_addresses and not is_ours:
             nics.append(SeedNic(mac=decided.mac, addresses=()))  # its router tells it everything, by DHCP
             continue
         addresses = tuple(f"{each}/{decided.prefix_length}" for each in (decided.address, *decided.extra_addresses))
@@ -378,9 +385,20 @@ def _seed(resource: Resource, peers: Peers) -> Seed:
         ssh_keys=desired.ssh_keys,
         user_data=desired.user_data,
         nics=tuple(nics),
-        channel=desired.appliance.channel if desired.appliance is not None else "",
+        channel=_node_form(resource),
         role=desired.appliance.role if desired.appliance is not None else "",
     )
+
+
+def _node_form(resource: Resource) -> Literal["", "serial", "nic"]:
+    """Return the form in which a node of ours in the VM is reached; a foreign guest has no key for it."""
+    match channel_of(resource):
+        case "serial":
+            return "serial"
+        case "nic":
+            return "nic"
+        case _:
+            return ""
 
 
 def _throttle(volume: Resource | None) -> Throttle:

@@ -80,11 +80,30 @@ def _free_name(vm: Resource, taken: set[str]) -> str:
     return name
 
 
-async def _make_root(tx: Transaction, vm: Resource, assigned: VmAssigned) -> str:
+async def rebuild(tx: Transaction, vm: Resource, image: Resource) -> Resource:
+    """Give a VM that is stopped a new root volume of ``image``, and return it; the old one goes, with what is on it.
+
+    NICs, addresses and further disks stay as they are. Only the cloud wishes that, for appliances.
+    """
+    assigned: VmAssigned = vm.assigned
+    changed = replace(
+        assigned,
+        image=image.id,
+        append=image.desired.append if image.observed.kernel_sha256 else "",
+        disk_gib=max(assigned.disk_gib, -(-image.observed.virtual_size_bytes // 2**30)),
+    )
+    if assigned.volumes:
+        await tx.release(vm.id, attachment_space(assigned.volumes[0]))
+        await tx.mark_deleting(await tx.get(assigned.volumes[0]))
+    root = await _make_root(tx, vm, changed, f"-{tx.new_id()[-6:]}")
+    return await tx.update(vm, assigned=replace(changed, volumes=(root, *assigned.volumes[1:])))
+
+
+async def _make_root(tx: Transaction, vm: Resource, assigned: VmAssigned, suffix: str = "") -> str:
     volume = Resource(
         id="",
         kind="storage.volume",
-        name=f"{vm.name[:40]}-{vm.id[-6:]}-root",
+        name=f"{vm.name[:40]}-{vm.id[-6:]}-root{suffix}",
         desired=VolumeDesired(
             size_gib=assigned.disk_gib,
             image=vm.desired.image,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from pileus.compute.offering.types import OfferingDesired
-from pileus.compute.vm.types import Power, VmDesired, VmNic
+from pileus.compute.vm.types import Power, VmDesired, VmNic, is_of_cloud
 from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 from pileus.network.network.types import NetworkObserved
@@ -73,7 +73,7 @@ def _begins_with_type(type: str, key: str) -> bool:
 
 def hold_of(vm: Resource, networks: Sequence[Resource]) -> str:
     """Return why the VM may not start yet: a network that its router does not serve; an appliance waits for nobody."""
-    if vm.desired.appliance is not None:
+    if is_of_cloud(vm):
         return ""
     for network in networks:
         observed: NetworkObserved | None = network.observed

@@ -30,13 +30,21 @@ class VmNic(Struct, frozen=True, kw_only=True):
     """Machines of other sites that speak through an appliance's NIC."""
 
 
-class VmAppliance(Struct, frozen=True, kw_only=True):
-    """What makes a VM an appliance of the cloud: how it is reached, what it shall be, and where it may run."""
+ChannelForm = Literal["serial", "nic", "qga"]
 
-    channel: Literal["serial", "nic"]
+
+class VmAppliance(Struct, frozen=True, kw_only=True):
+    """What makes a VM an appliance: how it is reached, what it shall be, and where it may run.
+
+    One of the cloud's own (a router) has no limits, goes to routing hosts, waits for no network and is told its
+    addresses by its document; an account's is in all this like every VM of the account.
+    """
+
+    channel: ChannelForm
     role: str
     apart_from: str = ""
     """Another VM whose host it avoids when it can."""
+    part_of: Literal["cloud", "account"] = "cloud"
 
 
 class VmVolume(Struct, frozen=True, kw_only=True):
@@ -100,6 +108,8 @@ class VmAssigned(Struct, frozen=True, kw_only=True):
     iops_limit: int = 0
     throughput_limit_kib_s: int = 0
     rate_limit_kbps: int = 0
+    channel: ChannelForm | Literal[""] = ""
+    """Of a tenant's VM that became a manager's node: how it is reached, from its next start on."""
     hold: str = ""
     """Why the VM may not start yet: what its networks still wait for; a running one goes on."""
 
@@ -130,6 +140,23 @@ class VmObserved(Struct, frozen=True, kw_only=True):
     told: tuple[str, ...] = ()
     """Volumes and ports that the host was told to plug in when it looked: what left this list comes back no more."""
     problem: Problem | None = None
+
+
+def node_space() -> str:
+    """Return the claim space of tenants' VMs that became nodes: value the VM's id, owner the node."""
+    return "node/vm"
+
+
+def is_of_cloud(vm: Resource) -> bool:
+    """Tell whether the VM is one of the cloud's own appliances."""
+    desired: VmDesired = vm.desired
+    return desired.appliance is not None and desired.appliance.part_of == "cloud"
+
+
+def channel_of(vm: Resource) -> str:
+    """Return the form of the VM's backchannel; empty for none."""
+    desired: VmDesired = vm.desired
+    return desired.appliance.channel if desired.appliance is not None else str(vm.assigned.channel)
 
 
 def _ready(resource: Resource) -> Condition:

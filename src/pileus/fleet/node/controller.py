@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from msgspec import Struct
 from msgspec.structs import replace
 
-from pileus.compute.vm.types import VmAppliance, VmAssigned, VmDesired
-from pileus.fleet.node.types import NodeAssigned, NodeDesired, NodeObserved
+from pileus.compute.vm.types import VmAppliance, VmAssigned, VmDesired, VmObserved
+from pileus.fleet.node.plan import NodeWish, footprint_of, is_made_of, next_power
+from pileus.fleet.node.types import Footprint, NodeAssigned, NodeDesired, NodeObserved
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait
+from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
+from pileus.network.network.types import address_space
 from pileus.node.document import document_hash
 
 
+class Around(Struct, frozen=True):
+    """What a decision about a node is made of besides itself."""
+
+    package: Resource
+    image: Resource | None
+    vm: Resource | None
+    links: dict[str, str]
+
+
 class NodeController(Controller):
-    """Keeps one VM per node."""
+    """Keeps one VM per node: made of its package, or one that is there already."""
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Make the VM, follow it to its host, wish the document there; gone when the host let go of the channel."""
@@ -27,46 +42,125 @@ class NodeController(Controller):
             return Wait("Deleting", "its host still holds the backchannel", after_s=30.0)
         if assigned.host and (await store.get(assigned.host)).assigned.silent == "yes":
             return Wait("HostSilent", "its host does not report; it may still run there", 30.0, status="unknown")
-        image = await store.get((await store.links(resource.id))["image"])
-        if image.observed is None or image.observed.state != "available":
+        around = await _around(resource, store)
+        if around.image is not None and not _is_available(around.image):
+            image = around.image
             return Wait("ImageNotReady", f"{image} is not available; see `pileus describe image {image.name}`", 10.0)
+        if resource.desired.vm and around.vm is None:
+            return Wait("VmMissing", "its VM is gone; delete the node", 60.0)
+        footprint = footprint_of(around.package)
+        wish = NodeWish(
+            power=resource.desired.power,
+            is_current=around.image is None or around.vm is None or is_made_of(footprint, around.vm.assigned),
+            is_off=around.vm is not None and _is_off(around.vm),
+        )
 
         async def apply(tx: Transaction) -> None:
-            vm = await _ensure_vm(tx, resource, image)
-            await tx.update(
-                resource,
-                assigned=replace(
-                    assigned,
-                    vm=vm.id,
-                    host=vm.host,
-                    hash=document_hash(resource.desired.document),
-                    channel=resource.desired.channel,
-                ),
-            )
+            vm = await _keep_vm(tx, resource, around, footprint, wish)
+            await tx.update(resource, assigned=_decided(resource, around, footprint, vm))
             await tx.enqueue(resource.owner)  # what its role says of itself is for its owner
 
+        if not wish.is_current:
+            return Wait("Replacing", f"its VM is made anew, of {around.package}", 5.0, apply)
         return Done(apply)
 
+    async def release(self, tx: Transaction, resource: Resource) -> None:
+        """Let a VM that was there before the node be without a backchannel again."""
+        if not resource.desired.vm:
+            return
+        vm = await tx.find_id(resource.assigned.vm)
+        if vm is not None:
+            await tx.update(vm, assigned=replace(vm.assigned, channel=""))
 
-async def _ensure_vm(tx: Transaction, node: Resource, image: Resource) -> Resource:
+
+async def _around(node: Resource, store: Store) -> Around:
+    links = await store.links(node.id)
+    package = await store.get(links["package"])
+    image = await store.get(package.assigned.image) if package.assigned.image and not node.desired.vm else None
+    if node.desired.vm:
+        found = await store.list(Filter(kind="compute.vm", ids=(links["vm"],)))
+    else:
+        found = await store.list(Filter(kind="compute.vm", owner=node.id))
+    return Around(package, image, found[0] if found else None, links)
+
+
+def _is_available(image: Resource) -> bool:
+    return image.observed is not None and image.observed.state == "available"
+
+
+def _is_off(vm: Resource) -> bool:
+    observed: VmObserved | None = vm.observed
+    return vm.desired.power == "stopped" and (
+        not vm.host or (observed is not None and observed.power in ("stopped", "absent"))
+    )
+
+
+def _decided(node: Resource, around: Around, footprint: Footprint, vm: Resource) -> NodeAssigned:
+    """Return the node's decisions, with its quarantine: it begins by what its host says, and ends when it is readmitted."""
+    desired: NodeDesired = node.desired
+    assigned: NodeAssigned = node.assigned
+    observed: NodeObserved | None = node.observed
+    quarantined = assigned.quarantined
+    if observed is not None and observed.state == "quarantined" and observed.problem is not None:
+        quarantined = quarantined or observed.problem.message
+    if desired.readmit_serial > assigned.readmit_serial:
+        quarantined = ""
+    return replace(
+        assigned,
+        package=around.package.id,
+        footprint=footprint,
+        vm=vm.id,
+        host=vm.host,
+        hash=document_hash(desired.document),
+        quarantined=quarantined,
+        readmit_serial=desired.readmit_serial,
+    )
+
+
+async def _keep_vm(tx: Transaction, node: Resource, around: Around, footprint: Footprint, wish: NodeWish) -> Resource:
     """Return the node's VM, made now or changed to what the node wishes."""
+    if node.desired.vm:
+        assert around.vm is not None  # a node without it waits
+        vm = await tx.get(around.vm.id)
+        return await tx.update(vm, assigned=replace(vm.assigned, channel=footprint.channel))
+    if around.vm is None:
+        assert around.image is not None  # a package without image is for VMs that are there already
+        return await _make_vm(tx, node, around, around.image, footprint)
+    vm = await tx.get(around.vm.id)
+    if not wish.is_current and wish.is_off and around.image is not None:
+        vm = await _remake(tx, vm, around.image, footprint)
+    desired = replace(vm.desired, nics=node.desired.nics, power=next_power(wish))
+    return await tx.update(vm, desired=desired)
+
+
+async def _remake(tx: Transaction, vm: Resource, image: Resource, footprint: Footprint) -> Resource:
+    """Let a VM that is stopped have the disk and the size of another package; its controller makes the disk."""
+    await tx.link(vm.id, {**await tx.links(vm.id), "image": image.id})
+    size: dict[str, Any] = {"vcpus": footprint.vcpus, "memory_mib": footprint.memory_mib}
+    desired = replace(vm.desired, image=image.id, **size)
+    return await tx.update(vm, desired=desired, assigned=replace(vm.assigned, **size))
+
+
+async def _make_vm(tx: Transaction, node: Resource, around: Around, image: Resource, footprint: Footprint) -> Resource:
     desired: NodeDesired = node.desired
     assigned: NodeAssigned = node.assigned
     disk_gib = max(1, -(-image.observed.virtual_size_bytes // 2**30))
+    size: dict[str, Any] = {"vcpus": footprint.vcpus, "memory_mib": footprint.memory_mib, "disk_gib": disk_gib}
     wished = VmDesired(
         image=image.id,
-        vcpus=desired.vcpus,
-        memory_mib=desired.memory_mib,
-        disk_gib=disk_gib,
         nics=desired.nics,
+        power=desired.power,
         restart="always",
         shutdown_timeout_s=0,
-        appliance=VmAppliance(channel=desired.channel, role=desired.role, apart_from=desired.apart_from),
-        vdc=desired.vdc,
+        appliance=VmAppliance(
+            channel=footprint.channel,
+            role=footprint.role,
+            apart_from=await _apart_from(tx, desired),
+            part_of="account" if node.owner == node.account_id else "cloud",
+        ),
+        vdc=assigned.vdc,
+        **size,
     )
-    for known in await tx.children(node.id):
-        if known.kind == "compute.vm":
-            return await tx.update(known, desired=replace(known.desired, nics=desired.nics))
     vm = Resource(
         id="",
         kind="compute.vm",
@@ -75,11 +169,26 @@ async def _ensure_vm(tx: Transaction, node: Resource, image: Resource) -> Resour
         assigned=VmAssigned(
             zone=assigned.zone,
             vdc=assigned.vdc,
-            vcpus=desired.vcpus,
-            memory_mib=desired.memory_mib,
-            disk_gib=disk_gib,
             image=image.id,
             append=image.desired.append if image.observed.kernel_sha256 else "",
+            **size,
         ),
     )
-    return await tx.ensure_child(node, vm, {"image": image.id, "vdc": assigned.vdc})
+    networks = {field: id for field, id in around.links.items() if field.startswith("nics.")}
+    made = await tx.ensure_child(node, vm, {"image": image.id, "vdc": assigned.vdc, **networks})
+    for network in set(networks.values()):
+        await _hand_on(tx, node, made, network)
+    return made
+
+
+async def _hand_on(tx: Transaction, node: Resource, vm: Resource, network: str) -> None:
+    """Let the VM hold the addresses that the node claimed when it was asked for."""
+    space = address_space(network)
+    for value in await tx.claims(space, node.id):
+        await tx.release(node.id, space, value)
+        await tx.claim(space, value, vm.id, int(value))
+
+
+async def _apart_from(tx: Transaction, desired: NodeDesired) -> str:
+    other = await tx.find_id(desired.apart_from)
+    return str(other.assigned.vm) if other is not None else ""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest.base import Guest, NodeFact
+from pileus.drivers.host.guest.qga_allowed import Allowed
 from pileus.fleet.node.types import NodeAssigned, NodeDesired, NodeObserved
 from pileus.kernel.fields import Problem
 from pileus.kernel.half import Half, Peers
@@ -28,9 +31,9 @@ class Seen(Struct, frozen=True):
     running: bool
 
 
-def plan(deleting: bool, wanted_hash: str, seen: Seen) -> Step | None:
+def plan(wanted: Literal["held", "released"], wanted_hash: str, seen: Seen) -> Step | None:
     """Return the next step: hold the channel, then bring the document; nothing is sent to a silent node."""
-    if deleting:
+    if wanted == "released":
         return Step(verb="detach") if seen.node is not None else None
     if not seen.running:
         return None
@@ -58,7 +61,9 @@ class NodeHalf(Half[Seen, Step]):
 
     def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
         """Return the next step of the node."""
-        return plan(resource.deleting, resource.assigned.hash, fact)
+        assigned: NodeAssigned = resource.assigned
+        released = resource.deleting or assigned.quarantined
+        return plan("released" if released else "held", assigned.hash, fact)
 
     async def do(self, step: Step, resource: Resource, peers: Peers) -> None:
         """Do one step with the guest driver."""
@@ -66,7 +71,9 @@ class NodeHalf(Half[Seen, Step]):
         desired: NodeDesired = resource.desired
         match step.verb:
             case "attach":
-                await self._guest.attach(assigned.vm, desired.channel, _first_port(assigned.vm, peers))
+                form = assigned.footprint.channel
+                port = _first_port(assigned.vm, peers) if form == "nic" else ""
+                await self._guest.attach(assigned.vm, form, port, _allowed(assigned))
             case "configure":
                 await self._guest.configure(assigned.vm, desired.document)
             case "detach":
@@ -79,7 +86,8 @@ class NodeHalf(Half[Seen, Step]):
             is_silent = fact is not None and fact.running and not resource.deleting
             return NodeObserved(state="silent" if is_silent else "absent", problem=problem)
         if node.refused and problem is None:
-            problem = Problem(reason="Refused", message=node.refused)
+            reason = "Quarantined" if node.state == "quarantined" else "Refused"
+            problem = Problem(reason=reason, message=node.refused)
         return NodeObserved(
             state=node.state if fact is not None and fact.running else "absent",
             hash=node.hash,
@@ -92,6 +100,14 @@ class NodeHalf(Half[Seen, Step]):
     async def inventory(self) -> Collection[str]:
         """Return nothing: a channel is of its VM, whose removal ends it."""
         return ()
+
+
+def _allowed(assigned: NodeAssigned) -> Allowed | None:
+    """Return what may be done in a foreign guest."""
+    guest_agent = assigned.footprint.guest_agent
+    if guest_agent is None:
+        return None
+    return msgspec.convert(msgspec.to_builtins(guest_agent), Allowed)
 
 
 def _first_port(vm: str, peers: Peers) -> str:

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from pileus.compute.vm.types import VmNic
+from pileus.fleet.package.types import ChannelForm, PackageGuestAgent
 from pileus.kernel.condition import Condition, ready, unready
-from pileus.kernel.fields import ImageRef, ManagerRef, PackageRef, Problem, VmRef
+from pileus.kernel.fields import ManagerRef, PackageRef, Problem, VdcRef, VmRef
 from pileus.kernel.kind import Column, Kind, Resource
 
 Document = dict[str, dict[str, Any]]
@@ -23,40 +24,50 @@ class NodeBefore(Struct, frozen=True, kw_only=True):
 
 
 class NodeDesired(Struct, frozen=True, kw_only=True):
-    """The VM and the document, written by a user or manager, or by the controller of the node's owner (a router)."""
+    """The wish: of a user or manager, or of the controller of the node's owner (a router)."""
 
-    manager: Annotated[ManagerRef, Meta(description="The manager that runs the node.")] = ""
+    manager: Annotated[ManagerRef, Meta(description="The manager that runs the node.")]
     package: Annotated[PackageRef, Meta(description="What it is made of; empty: the manager's newest.")] = ""
     vm: Annotated[
         VmRef, Meta(description="A VM of the account that becomes the node; empty: one is made of the package.")
     ] = ""
-    power: Annotated[Literal["running", "stopped"], Meta(description="What the node's VM shall be.")] = "running"
+    nics: Annotated[
+        tuple[VmNic, ...], Meta(max_length=8, description="NICs, in the order the appliance sees them.")
+    ] = ()
+    document: Annotated[Document, Meta(description="Its configuration: section, key, entry.")] = {}
     properties: Annotated[dict[str, str], Meta(description="Values of the package's OVF properties.")] = {}
+    power: Annotated[Literal["running", "stopped"], Meta(description="What the node's VM shall be.")] = "running"
     readmit_serial: Annotated[int, Meta(ge=0, description="Raising it lets a quarantined node speak again.")] = 0
+    apart_from: Annotated[
+        str, Meta(description="Id of a node whose host it avoids when it can.", extra={"internal": True})
+    ] = ""
+    vdc: Annotated[VdcRef, Meta(description="The account's vdc; left out: the only one.")] = ""
 
-    image: Annotated[ImageRef, Meta(description="Image of the appliance.")]
-    role: Annotated[str, Meta(description="What the appliance is, such as router.")]
-    vdc: str
-    nics: Annotated[tuple[VmNic, ...], Meta(description="NICs, in the order the appliance sees them.")] = ()
-    channel: Annotated[Literal["serial", "nic"], Meta(description="Form of the backchannel.")] = "serial"
+
+class Footprint(Struct, frozen=True, kw_only=True):
+    """What a node's VM is, from its package."""
+
+    image: str = ""
+    role: str = ""
+    channel: ChannelForm = "serial"
     vcpus: int = 1
     memory_mib: int = 192
-    apart_from: Annotated[str, Meta(description="Node whose host it avoids when it can.")] = ""
-    document: Annotated[Document, Meta(description="Section, key, entry.")] = {}
+    guest_agent: PackageGuestAgent | None = None
 
 
 class NodeAssigned(Struct, frozen=True, kw_only=True):
-    """Its VM, where that is, and the hash of the wished document."""
+    """Its VM, where that is, what it is made of, and the hash of the wished document."""
 
     zone: str
     vdc: str
-    vm: str = ""
-    host: str = ""
-    hash: str = ""
-    channel: str = "serial"
     manager: str = ""
     """Id of its manager."""
     package: str = ""
+    """Id of its package."""
+    footprint: Footprint = Footprint()
+    vm: str = ""
+    host: str = ""
+    hash: str = ""
     sequence: int = 0
     """Number of the newest request that it was given."""
     quarantined: str = ""
@@ -97,6 +108,10 @@ def in_force(resource: Resource) -> bool:
 def _ready(resource: Resource) -> Condition:
     assigned: NodeAssigned | None = resource.assigned
     observed: NodeObserved | None = resource.observed
+    if assigned is not None and assigned.quarantined:
+        return unready("Quarantined", assigned.quarantined)
+    if resource.desired.power == "stopped":
+        return ready("Stopped", "its VM is stopped, as wished")
     if assigned is None or not assigned.host:
         return unready("Starting", "its VM has no host yet")
     if observed is None or observed.state == "absent":
@@ -110,17 +125,19 @@ def _ready(resource: Resource) -> Condition:
 
 KIND = Kind(
     name="fleet.node",
-    summary="An appliance VM that is configured over the backchannel.",
+    summary="An appliance VM that a manager configures, and asks things of, over the backchannel.",
     desired=NodeDesired,
     assigned=NodeAssigned,
     observed=NodeObserved,
     ready=_ready,
     host_bound=True,
-    created_by="kernel",
-    private=frozenset({"desired"}),
+    immutable=frozenset({"manager", "vm", "vdc"}),
+    private=frozenset({"desired.document", "assigned.before"}),
     columns=(
+        Column("MANAGER", "desired.manager"),
+        Column("PACKAGE", "desired.package"),
         Column("STATE", "observed.state"),
-        Column("OWNER", "owner", ref="gateway.router"),
+        Column("OWNER", "owner", wide=True, ref="gateway.router"),
         Column("HASH", "observed.hash", wide=True),
         Column("VM", "assigned.vm", wide=True, ref="compute.vm"),
         Column("HOST", "host", wide=True, ref="infra.host"),

@@ -8,7 +8,9 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pileus.compute.vm.types import VmNic
+from pileus.compute.vm.types import VmNic, is_of_cloud
+from pileus.fleet.manager.types import ROUTERS
+from pileus.fleet.node.plan import footprint_of
 from pileus.fleet.node.types import NodeAssigned, NodeDesired, NodeObserved, answers, in_force
 from pileus.gateway.router.document import (
     Pair,
@@ -21,6 +23,7 @@ from pileus.gateway.router.document import (
     with_links,
     with_pair,
 )
+from pileus.gateway.router.package import ensure_router_package
 from pileus.gateway.router.plan import SLOTS, Activity, Member, Membership, activity, membership, slots
 from pileus.gateway.router.types import RouterAssigned, RouterObserved
 from pileus.gateway.router.view import load_view
@@ -37,7 +40,6 @@ from pileus.network.network.types import NetworkObserved
 from pileus.node.document import Document, document_hash
 from pileus.storage.image.types import ImageObserved
 
-ROLE = "router"
 PAIR_ADDRESSES = {"a": "169.254.255.1", "b": "169.254.255.2"}
 """Of the two nodes of a pair on the guest link (link-local, RFC 3927): they never leave the account's VLAN."""
 PAIR_PREFIX = 30
@@ -125,7 +127,7 @@ async def _world(router: Resource, store: Store) -> World:
         router=router,
         zone=zone,
         networks=[each for each in networks if each.assigned.router != "none" and not each.deleting],
-        vms=[vm for vm in vms if vm.desired.appliance is None],
+        vms=[vm for vm in vms if not is_of_cloud(vm)],
         nodes=nodes,
         in_force=frozenset(slot for slot, node in nodes.items() if _is_in_force(node)),
         ports=ports,
@@ -202,7 +204,7 @@ async def _note_blocked(tx: Transaction, world: World, capacity: int) -> None:
 async def _refuse_wanted(tx: Transaction, world: World) -> None:
     """Raises: Waiting when a VM came to want the router since the world was read."""
     here = Filter(kind="compute.vm", account_id=world.router.account_id, zone=world.zone.id)
-    if any(_wants(vm, world.networks) for vm in await tx.matching(here, limit=100_000) if vm.desired.appliance is None):
+    if any(_wants(vm, world.networks) for vm in await tx.matching(here, limit=100_000) if not is_of_cloud(vm)):
         raise Waiting("Starting", "a VM needs it again", 0.0)
 
 
@@ -212,7 +214,7 @@ def _members(world: World) -> dict[str, Member]:
     for slot, node in world.nodes.items():
         found[slot] = Member(
             slot=slot,
-            is_current=image is None or node.desired.image == image.id,
+            is_current=image is None or node.assigned.footprint.image == image.id,
             in_force=slot in world.in_force and _part(node) != "fault",
             carries=_carries(node, world),
             deleting=node.deleting,
@@ -287,15 +289,23 @@ def _node_name(world: World, slot: str) -> str:
 async def _make_node(tx: Transaction, world: World, slot: str, shared: Document) -> None:
     assert world.image is not None  # nodes are made of it
     assigned: RouterAssigned = world.router.assigned
-    empty = NodeDesired(image=world.image.id, role=ROLE, vdc=assigned.vdc)
+    package = await ensure_router_package(tx, world.image)
+    links = await tx.links(package.id)
+    empty = NodeDesired(manager=ROUTERS, package=package.name, vdc=assigned.vdc)
     node = Resource(
         id="",
         kind="fleet.node",
         name=_node_name(world, slot),
         desired=_wished(empty, world, slot, Membership(), shared),
-        assigned=NodeAssigned(zone=assigned.zone, vdc=assigned.vdc),
+        assigned=NodeAssigned(
+            zone=assigned.zone,
+            vdc=assigned.vdc,
+            manager=links["manager"],
+            package=package.id,
+            footprint=footprint_of(package),
+        ),
     )
-    await tx.ensure_child(world.router, node, {"image": world.image.id})
+    await tx.ensure_child(world.router, node, {"manager": links["manager"], "package": package.id})
 
 
 def _wished(desired: NodeDesired, world: World, slot: str, change: Membership, shared: Document) -> NodeDesired:
@@ -317,7 +327,7 @@ def _wished(desired: NodeDesired, world: World, slot: str, change: Membership, s
     return replace(
         desired,
         nics=nics,
-        apart_from=other.assigned.vm if other is not None else desired.apart_from,
+        apart_from=other.id if other is not None else desired.apart_from,
         document=whole,
     )
 

@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
+from pileus.drivers.host.guest.qga_allowed import Allowed
+
 
 class SeedNic(Struct, frozen=True, kw_only=True):
     """One NIC as the guest shall set it up: addresses with prefix length, such as ``10.1.1.10/24``."""
@@ -17,8 +19,9 @@ class SeedNic(Struct, frozen=True, kw_only=True):
     dns: tuple[str, ...] = ()
 
 
-ChannelForm = Literal["serial", "nic"]
-"""``serial``: a virtio-serial port. ``nic``: frames that the switch puts into the VM's first NIC and takes out there."""
+ChannelForm = Literal["serial", "nic", "qga"]
+"""``serial``: a virtio-serial port. ``nic``: frames that the switch puts into the VM's first NIC and takes out there.
+``qga``: QEMU's guest agent in a foreign guest."""
 
 Document = dict[str, dict[str, Any]]
 """A node's configuration: section -> key -> entry, JSON."""
@@ -136,10 +139,11 @@ class Guest(Protocol):
     async def remove(self, machine: str) -> None:
         """Remove seed and logs of the machine."""
 
-    async def attach(self, machine: str, form: ChannelForm, port: str = "") -> None:
+    async def attach(self, machine: str, form: ChannelForm, port: str = "", allowed: Allowed | None = None) -> None:
         """Hold the machine's backchannel from now on: connect, prove each other, and again after every end.
 
-        ``port``: the switch port of the machine's first NIC, for the form ``nic``.
+        ``port``: the switch port of the machine's first NIC, for the form ``nic``. ``allowed``: what may be done in a
+        guest of the form ``qga``.
         """
 
     async def detach(self, machine: str) -> None:

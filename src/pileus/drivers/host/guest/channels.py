@@ -14,10 +14,15 @@ from pileus.drivers.host.guest.backchannel import Backchannel
 from pileus.drivers.host.guest.base import ChannelForm, NodeFact
 from pileus.drivers.host.guest.carriers import Dial, Exchange, dial_port, dial_socket
 from pileus.drivers.host.guest.flood import Limits
+from pileus.drivers.host.guest.qga_allowed import Allowed
+from pileus.drivers.host.guest.qga_channel import AgentChannel
 from pileus.drivers.host.guest.untrusted import readable
 from pileus.drivers.host.paths import HostPaths
 from pileus.node.conversation import ChannelStream
 from pileus.node.wire import KEY_BYTES
+
+Wanted = tuple[ChannelForm, str, Allowed | None]
+Channel = Backchannel | AgentChannel
 
 
 class Channels:
@@ -28,17 +33,16 @@ class Channels:
         self._paths = paths
         self._exchange = exchange
         self._limits = limits
-        self._held: dict[str, tuple[tuple[ChannelForm, str], Backchannel, asyncio.Task[None]]] = {}
+        self._held: dict[str, tuple[Wanted, Channel, asyncio.Task[None]]] = {}
 
-    async def attach(self, machine: str, form: ChannelForm, port: str) -> None:
-        """Hold the machine's backchannel. Raises DriverError (NoKey, BadChannel)."""
-        if machine in self._held and self._held[machine][0] == (form, port):
+    async def attach(self, machine: str, form: ChannelForm, port: str, allowed: Allowed | None) -> None:
+        """Hold the machine's backchannel. Raises DriverError (NoKey, BadChannel, BadPackage)."""
+        wanted = (form, port, allowed)
+        if machine in self._held and self._held[machine][0] == wanted:
             return
-        key = await asyncio.to_thread(_read_key, self._paths.channel_key(machine), machine)
-        dial = self._dial(machine, form, port)
+        channel = await self._make(machine, form, port, allowed)
         await self.detach(machine)
-        channel = Backchannel(machine, key, dial, lambda: self._tell(machine), self._limits)
-        self._held[machine] = ((form, port), channel, asyncio.create_task(channel.run()))
+        self._held[machine] = (wanted, channel, asyncio.create_task(channel.run()))
 
     async def detach(self, machine: str) -> None:
         """Let go."""
@@ -48,7 +52,7 @@ class Channels:
             with suppress(asyncio.CancelledError):
                 await held[2]
 
-    def get(self, machine: str) -> Backchannel:
+    def get(self, machine: str) -> Channel:
         """Return the machine's channel. Raises DriverError (NodeSilent)."""
         if machine not in self._held:
             raise DriverError("NodeSilent", f"the backchannel of machine {machine} is not attached")
@@ -66,6 +70,16 @@ class Channels:
     def _tell(self, machine: str) -> None:
         for listener in self.listeners:
             listener(machine)
+
+    async def _make(self, machine: str, form: ChannelForm, port: str, allowed: Allowed | None) -> Channel:
+        def changed() -> None:
+            self._tell(machine)
+
+        if form == "qga":
+            socket = self._paths.channel_socket(machine)
+            return AgentChannel(machine, socket, allowed or Allowed(), changed, self._limits)
+        key = await asyncio.to_thread(_read_key, self._paths.channel_key(machine), machine)
+        return Backchannel(machine, key, self._dial(machine, form, port), changed, self._limits)
 
     def _dial(self, machine: str, form: ChannelForm, port: str) -> Dial:
         if form == "serial":

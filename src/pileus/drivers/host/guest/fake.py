@@ -26,6 +26,7 @@ from pileus.drivers.host.guest.base import (
     Stream,
 )
 from pileus.drivers.host.guest.fake_node import FakeNode, echo
+from pileus.drivers.host.guest.qga_allowed import Allowed
 from pileus.drivers.host.guest.seed import seed_files
 from pileus.node.document import document_hash
 
@@ -144,7 +145,7 @@ class FakeGuest:
         self._attached: set[str] = set()
         self._listeners: list[Callable[[str], None]] = []
 
-    async def attach(self, machine: str, form: ChannelForm, port: str = "") -> None:
+    async def attach(self, machine: str, form: ChannelForm, port: str = "", allowed: Allowed | None = None) -> None:
         """Hold the machine's backchannel."""
         self._attached.add(machine)
         self._tell(machine)

@@ -27,6 +27,7 @@ from pileus.drivers.host.guest.channels import Channels, TcpStream, kept_key
 from pileus.drivers.host.guest.console import SocketConsole, open_console
 from pileus.drivers.host.guest.flood import Limits
 from pileus.drivers.host.guest.iso import make_iso
+from pileus.drivers.host.guest.qga_allowed import Allowed
 from pileus.drivers.host.guest.seed import seed_files
 from pileus.drivers.host.paths import HostPaths
 from pileus.node.seed import SEED_FILE, seed_text
@@ -99,10 +100,10 @@ class GuestChannel:
             await self._close_console(machine)
             await asyncio.to_thread(self._remove, machine)
 
-    async def attach(self, machine: str, form: ChannelForm, port: str = "") -> None:
+    async def attach(self, machine: str, form: ChannelForm, port: str = "", allowed: Allowed | None = None) -> None:
         """Hold the machine's backchannel from now on. Raises DriverError (NoKey: its seed had no channel)."""
         _check(machine)
-        await self._channels.attach(machine, form, port)
+        await self._channels.attach(machine, form, port, allowed)
 
     async def detach(self, machine: str) -> None:
         """Let go of the machine's backchannel."""

@@ -1,0 +1,217 @@
+"""Admission of a node: whose it is, what it is made of, where it is connected, and what it costs of the quota."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+
+from pileus.compute.vm.types import VmNic, node_space
+from pileus.fleet.consent.types import Allowed, ConsentDesired
+from pileus.fleet.manager.types import ManagerDesired
+from pileus.fleet.node.plan import footprint_of
+from pileus.fleet.node.types import NodeAssigned, NodeDesired
+from pileus.fleet.package.types import PackageAssigned, PackageObserved
+from pileus.kernel.access import Principal
+from pileus.kernel.admission import Admission, Change, only
+from pileus.kernel.errors import Conflict, Denied, Invalid, QuotaExceeded
+from pileus.kernel.kind import Resource
+from pileus.kernel.quota import charge
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.transaction import AlreadyClaimed, Exhausted, Transaction
+from pileus.network.network.plan import offset, parse_address, parse_range
+from pileus.network.network.types import address_space
+from pileus.storage.image.types import refuse_unready
+
+NEEDS: dict[str, Allowed] = {
+    "document": "configure", "package": "configure", "properties": "configure", "power": "power",
+    "readmit_serial": "power",
+}  # fmt: skip
+"""What a manager needs of an account's consent to change a field of a node."""
+
+
+class NodeAdmission(Admission):
+    """Everything that can be refused is refused here, before anything exists."""
+
+    async def admit(self, tx: Transaction, change: Change) -> Resource:
+        """Return the node with its package and place decided. Raises: Denied, Invalid, Conflict, QuotaExceeded."""
+        if change.old is not None:
+            return await _changed(tx, change, change.old)
+        new = change.new
+        manager = await tx.get(change.links["manager"])
+        consent = await consent_of(tx, new.account_id, manager)
+        require(change.principal, manager, consent, "create")
+        await _count(tx, new, manager, consent)
+        package = await _package(tx, change, manager)
+        vdc = await tx.get(change.links.get("vdc") or (await only(tx, "tenancy.vdc", new.account_id, "vdc")).id)
+        change.links["vdc"] = vdc.id
+        if new.desired.vm:
+            await _take_vm(tx, change, package)
+        else:
+            await _check_nics(tx, change, package, vdc)
+            await _charge(tx, new, package, vdc)
+        assigned = NodeAssigned(
+            zone=vdc.zone, vdc=vdc.id, manager=manager.id, package=package.id, footprint=footprint_of(package)
+        )
+        return replace(new, assigned=assigned)
+
+    async def may_delete(self, tx: Transaction, resource: Resource, principal: Principal) -> None:
+        """Raises: Denied for a manager that the account does not let."""
+        if principal.manager_id:
+            manager = await tx.get(principal.manager_id)
+            require(principal, manager, await consent_of(tx, resource.account_id, manager), "power")
+
+
+async def consent_of(tx: Transaction, account_id: str, manager: Resource) -> ConsentDesired | None:
+    """Return what the account lets the manager do; its own manager may do everything. Raises: Denied without consent."""
+    if manager.account_id == account_id:
+        return None
+    held = await tx.holder(f"consent/{account_id}", manager.id)
+    found = await tx.find_id(held) if held else None
+    if found is None or found.deleting:
+        raise Denied(
+            f"the account has not consented to {manager}; "
+            f"`pileus create consent {manager.name} --manager {manager.name}` does",
+            code="no-consent",
+        )
+    desired: ConsentDesired = found.desired
+    return desired
+
+
+def require(principal: Principal, manager: Resource, consent: ConsentDesired | None, what: Allowed) -> None:
+    """Raises: Denied for another manager, one that is disabled, and for what the consent does not allow the manager."""
+    desired: ManagerDesired = manager.desired
+    if desired.state == "disabled":
+        raise Denied(f"{manager} is disabled", code="disabled")
+    if not principal.manager_id:
+        return
+    if principal.manager_id != manager.id:
+        raise Denied(f"the nodes of {manager} are not yours", code="not-yours")
+    if consent is not None and what not in consent.allows:
+        raise Denied(f"the account's consent does not allow {what}; its owner can add that", code="no-consent")
+
+
+async def _count(tx: Transaction, node: Resource, manager: Resource, consent: ConsentDesired | None) -> None:
+    """Take one of the nodes that the consent allows. Raises: QuotaExceeded."""
+    if consent is None:
+        return
+    try:
+        await tx.claim_number(f"nodes/{node.account_id}/{manager.id}", 1, consent.nodes_max, node.id)
+    except Exhausted:
+        raise QuotaExceeded(
+            f"the account lets {manager} have {consent.nodes_max} nodes, and it has them; "
+            "delete one, or raise nodes_max of the consent"
+        ) from None
+
+
+async def _package(tx: Transaction, change: Change, manager: Resource) -> Resource:
+    """Return what the node is made of: the package named, else the manager's newest. Raises: Invalid, Conflict."""
+    if "package" in change.links:
+        package = await tx.get(change.links["package"])
+    else:
+        filter = Filter(kind="fleet.package", account_id=manager.account_id)
+        own = [each for each in await tx.matching(filter) if each.assigned.manager == manager.id and not each.deleting]
+        if not own:
+            raise Invalid(f"{manager} has no package yet; see `pileus get package`", field="desired.package")
+        package = own[-1]
+        change.links["package"] = package.id
+    assigned: PackageAssigned = package.assigned
+    if assigned.manager != manager.id:
+        raise Invalid(f"{package} is not of {manager}", field="desired.package")
+    observed: PackageObserved | None = package.observed
+    if observed is not None and observed.state == "refused":
+        raise Conflict(f"{package} cannot be used: {observed.message}", code="package-refused", field="desired.package")
+    if assigned.image:
+        refuse_unready(await tx.get(assigned.image))
+    elif not change.new.desired.vm:
+        raise Invalid(
+            f"{package} has no image: it is for VMs that are there already, say which with --vm", field="desired.vm"
+        )
+    return package
+
+
+async def _take_vm(tx: Transaction, change: Change, package: Resource) -> None:
+    """Make a VM of the account this node's. Raises: Invalid, Conflict (in-use)."""
+    vm = await tx.get(change.links["vm"])
+    if vm.owner != vm.account_id:
+        raise Invalid(f"{vm} is an appliance already", field="desired.vm")
+    if change.new.desired.nics:
+        raise Invalid("a VM that is there already has its NICs; leave nics out", field="desired.nics")
+    if package.desired.channel != "qga":
+        raise Invalid(
+            f"{package} has channel {package.desired.channel}, whose key is made with a VM; only channel qga can reach "
+            "a VM that is there already",
+            field="desired.package",
+        )
+    try:
+        await tx.claim(node_space(), vm.id, change.new.id)
+    except AlreadyClaimed as error:
+        holder = await tx.get(error.holder)
+        raise Conflict(f"{vm} is {holder} already", code="in-use", field="desired.vm") from None
+
+
+async def _check_nics(tx: Transaction, change: Change, package: Resource, vdc: Resource) -> None:
+    """Raises: Invalid for NICs that the package does not want, Conflict for an address that is in use."""
+    desired: NodeDesired = change.new.desired
+    wanted = package.assigned.nics
+    if len(desired.nics) != wanted:
+        raise Invalid(f"{package} has {wanted} NICs, {len(desired.nics)} were given", field="desired.nics")
+    for position, nic in enumerate(desired.nics):
+        field = f"desired.nics[{position}]"
+        if nic.attachment != "network" or nic.addresses or nic.stations:
+            raise Invalid(f"{field}: attachment, addresses and stations are for routers", field=field)
+        network = await tx.get(change.links[f"nics.{position}.network"])
+        if network.zone != vdc.zone:
+            raise Invalid(f"{network} is in another zone than the node", field=f"{field}.network")
+        await _claim_addresses(tx, change.new, network, nic, field)
+
+
+async def _claim_addresses(tx: Transaction, node: Resource, network: Resource, nic: VmNic, field: str) -> None:
+    """Hold the addresses asked for until the VM is made, which gets them. Raises: Invalid, Conflict (address-in-use)."""
+    range_ = parse_range(network.desired.range)
+    for text in (nic.address, *nic.extra_addresses):
+        if not text:
+            continue
+        number = offset(parse_address(text, range_, f"{field}.address"), range_)
+        try:
+            await tx.claim(address_space(network.id), str(number), node.id, number)
+        except AlreadyClaimed:
+            raise Conflict(
+                f"{text} of {network} is in use; choose another", code="address-in-use", field=field
+            ) from None
+
+
+async def _charge(tx: Transaction, node: Resource, package: Resource, vdc: Resource) -> None:
+    """Charge the account for the node's VM. Raises: QuotaExceeded."""
+    assigned: PackageAssigned = package.assigned
+    image = await tx.get(assigned.image)
+    disk_gib = max(1, -(-image.observed.virtual_size_bytes // 2**30))
+    amounts = {
+        "vms": 1, "vcpus": assigned.vcpus, "memory_mib": assigned.memory_mib, "volumes": 1, "disk_gib": disk_gib,
+    }  # fmt: skip
+    await charge(tx, vdc, node.id, amounts)
+
+
+async def _changed(tx: Transaction, change: Change, old: Resource) -> Resource:
+    """Return the node as it shall be from now on. Raises: as ``admit``."""
+    if old.owner != old.account_id:
+        raise Denied(f"{old} belongs to {await tx.get(old.owner)} and changes with that, not by hand")
+    new = change.new
+    desired: NodeDesired = new.desired
+    manager = await tx.get(change.links["manager"])
+    consent = await consent_of(tx, old.account_id, manager) if change.principal.manager_id else None
+    for field, what in NEEDS.items():
+        if getattr(desired, field) != getattr(old.desired, field):
+            require(change.principal, manager, consent, what)
+    if desired.nics != old.desired.nics:
+        raise Invalid("the NICs of a node cannot be changed; make another node", code="immutable", field="desired.nics")
+    if desired.readmit_serial < old.desired.readmit_serial:
+        raise Invalid("readmit_serial may only be raised", field="desired.readmit_serial")
+    package = await _package(tx, change, manager)
+    if not desired.vm:
+        if package.assigned.nics != len(desired.nics):
+            raise Invalid(
+                f"{package} has {package.assigned.nics} NICs, the node {len(desired.nics)}", field="desired.package"
+            )
+        await _charge(tx, new, package, await tx.get(old.vdc))
+    return replace(new, assigned=msgspec.structs.replace(new.assigned, package=package.id))

@@ -1,0 +1,44 @@
+"""What a node's VM shall be: pure decisions from its package and its wish."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from pileus.compute.vm.types import VmAssigned
+from pileus.fleet.node.types import Footprint
+from pileus.fleet.package.types import PackageAssigned, PackageDesired
+from pileus.kernel.kind import Resource
+
+
+class NodeWish(Struct, frozen=True, kw_only=True):
+    """What its power follows from. ``is_current``: the VM's disk is of the node's package. ``is_off``: it is stopped."""
+
+    power: Literal["running", "stopped"]
+    is_current: bool
+    is_off: bool
+
+
+def next_power(wish: NodeWish) -> Literal["running", "stopped"]:
+    """Return what the VM shall be now: it is stopped as long as its disk is of another package."""
+    return wish.power if wish.is_current else "stopped"
+
+
+def is_made_of(footprint: Footprint, vm: VmAssigned) -> bool:
+    """Tell whether the VM has the disk and the size of the footprint."""
+    return (vm.image, vm.vcpus, vm.memory_mib) == (footprint.image, footprint.vcpus, footprint.memory_mib)
+
+
+def footprint_of(package: Resource) -> Footprint:
+    """Return what a node's VM is, made of this package."""
+    desired: PackageDesired = package.desired
+    assigned: PackageAssigned = package.assigned
+    return Footprint(
+        image=assigned.image,
+        role=desired.role,
+        channel=desired.channel,
+        vcpus=assigned.vcpus,
+        memory_mib=assigned.memory_mib,
+        guest_agent=desired.guest_agent,
+    )

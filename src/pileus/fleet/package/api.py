@@ -1,0 +1,90 @@
+"""Admission of a package: whose it is, what its descriptor says of a node's size, who signed it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+
+from pileus.fleet.package.footprint import Footing, read_package
+from pileus.fleet.package.types import PackageAssigned, PackageDesired, PackageGuestAgent
+from pileus.kernel.admission import Admission, Change
+from pileus.kernel.errors import Conflict, Invalid
+from pileus.kernel.kind import Resource
+from pileus.kernel.transaction import AlreadyClaimed, Transaction
+
+
+class PackageAdmission(Admission):
+    """A package says once and for all what its nodes are. ``check`` raises Invalid for a bad ``guest_agent``."""
+
+    def __init__(self, check: Callable[[PackageGuestAgent], None]) -> None:
+        self._check = check
+
+    async def admit(self, tx: Transaction, change: Change) -> Resource:
+        """Return the package with its footprint. Raises: Invalid, Conflict (version-exists)."""
+        if change.old is not None:
+            return change.new  # all that it says is immutable; only its labels change
+        new = change.new
+        desired: PackageDesired = new.desired
+        manager = await tx.get(change.links["manager"])
+        if manager.account_id != new.account_id:
+            where = f"account {manager.account}" if manager.account else "the cluster"
+            raise Invalid(f"{manager} is of {where}; its packages are made there", field="desired.manager")
+        _check_form(desired)
+        if desired.guest_agent is not None:
+            self._check(desired.guest_agent)
+        await _claim_version(tx, new, manager)
+        footing = await _footing(tx, change)
+        return replace(
+            new,
+            assigned=PackageAssigned(
+                manager=manager.id,
+                image=change.links.get("image", ""),
+                vcpus=footing.vcpus,
+                memory_mib=footing.memory_mib,
+                nics=footing.nics,
+                signed_by=footing.signed_by,
+                product=footing.product,
+                vendor=footing.vendor,
+            ),
+        )
+
+
+def _check_form(desired: PackageDesired) -> None:
+    """Raises: Invalid when the form of the backchannel and what is said about it do not fit."""
+    if (desired.channel == "qga") != (desired.guest_agent is not None):
+        said = "says nothing of what may be done there" if desired.channel == "qga" else "is for the form qga only"
+        raise Invalid(
+            f"desired.guest_agent: a package with channel {desired.channel} {said}", field="desired.guest_agent"
+        )
+    if desired.channel == "qga" and desired.role:
+        raise Invalid("desired.role: a guest without pileus-node plays no role", field="desired.role")
+
+
+async def _claim_version(tx: Transaction, package: Resource, manager: Resource) -> None:
+    version = package.desired.version
+    try:
+        await tx.claim(f"version/{manager.id}", version, package.id)
+    except AlreadyClaimed as error:
+        holder = await tx.get(error.holder)
+        raise Conflict(
+            f"version {version} of {manager} is {holder} already; a version never changes, give this one another",
+            code="version-exists",
+            field="desired.version",
+        ) from None
+
+
+async def _footing(tx: Transaction, change: Change) -> Footing:
+    """Return what a node of it needs: what is said outright goes before what the descriptor says. Raises: Invalid."""
+    desired: PackageDesired = change.new.desired
+    read = read_package(desired) if desired.descriptor else Footing()
+    if desired.manifest and not desired.descriptor:
+        raise Invalid("desired.manifest: there is no descriptor for it", field="desired.manifest")
+    vcpus, memory_mib = desired.vcpus or read.vcpus, desired.memory_mib or read.memory_mib
+    if "image" in change.links and not (vcpus and memory_mib):
+        raise Invalid("say vcpus and memory_mib, or give the OVF descriptor that does", field="desired.vcpus")
+    nics = desired.nics if desired.nics >= 0 else read.nics
+    if desired.channel == "nic" and nics == 0:
+        raise Invalid("desired.nics: the form nic reaches the node through its first NIC", field="desired.nics")
+    return msgspec.structs.replace(read, vcpus=vcpus, memory_mib=memory_mib, nics=nics)
