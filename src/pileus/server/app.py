@@ -19,6 +19,7 @@ from pileus.server.edge import Edge
 from pileus.server.entrance import Entrance
 from pileus.server.openapi import openapi
 from pileus.server.parts import Parts
+from pileus.server.payloads import Payloads
 from pileus.server.query import answer_json
 from pileus.server.resources import Resources
 
@@ -30,6 +31,7 @@ FEATURES = (
     "idempotency-key",
     "join-token",
     "merge-patch",
+    "request-payload",
     "upload",
     "usage",
     "watch",
@@ -45,6 +47,7 @@ def build(parts: Parts) -> Edge:
 
 def _routes(parts: Parts) -> list[BaseRoute]:
     meta, resources, content, entrance = Meta(parts), Resources(parts), Content(parts), Entrance(parts)
+    payloads = Payloads(parts)
     return [
         # First what is asked most: routes are tried in this order.
         _route(
@@ -65,6 +68,7 @@ def _routes(parts: Parts) -> list[BaseRoute]:
         Route("/agent/v1/join", entrance.join, methods=["POST"]),
         Route("/agent/v1/renew", entrance.renew, methods=["POST"]),
         Route("/agent/v1/image/{image}/{part}", entrance.image),
+        Route("/agent/v1/content/{ident}/{part}", entrance.content),
         WebSocketRoute("/v1/compute.vm/{ident}/console", content.console),
         WebSocketRoute("/v1/compute.vm/{ident}/connect", content.connect),
         Route("/v1/compute.vm/{ident}/log", content.log),
@@ -74,6 +78,8 @@ def _routes(parts: Parts) -> list[BaseRoute]:
         Route("/v1/{kind}/{ident}/counters", resources.counters),
         Route("/v1/{kind}/{ident}/usage", resources.usage),
         Route("/v1/storage.image/{ident}/{part}", content.upload, methods=["PUT"]),
+        _route("/v1/fleet.request/{ident}/payload", GET=payloads.payload, PUT=payloads.upload),
+        Route("/v1/fleet.request/{ident}/answer", payloads.answer),
     ]
 
 

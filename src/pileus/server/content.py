@@ -56,7 +56,7 @@ class Content:
         except (NotFound, FileNotFoundError) as error:
             self._parts.images.remove(image.id)
             raise NotFound(f"{image} was deleted during the upload") from error
-        await self._parts.store.write(lambda tx: _note(tx, asked, "upload", image))
+        await self._parts.store.write(lambda tx: note(tx, asked, "upload", image))
         await self._parts.uploaded(image, part, received.sha256, received.size_bytes)
         answer = await self._parts.surface.get(asked, IMAGE, image.id)
         return Response(answer.body.encode(), media_type="application/json")
@@ -85,7 +85,7 @@ class Content:
         with self._parts.streams.one_of(principal.user_id):
             console = await self._parts.agents.console(host, vm.id)
             try:
-                await self._parts.store.write(lambda tx: _note(tx, asked, "console", vm))
+                await self._parts.store.write(lambda tx: note(tx, asked, "console", vm))
                 await websocket.accept()
                 await streams.first_of(
                     streams.pump_console(websocket, console),
@@ -109,7 +109,7 @@ class Content:
         with self._parts.streams.one_of(principal.user_id):
             connection = await self._connect(vm, place, port)
             try:
-                await self._parts.store.write(lambda tx: _note(tx, asked, "connect", vm))
+                await self._parts.store.write(lambda tx: note(tx, asked, "connect", vm))
                 await websocket.accept()
                 await streams.first_of(
                     tunnel.serve(websocket, connection),
@@ -169,7 +169,8 @@ async def _rest(first: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[byte
         yield part
 
 
-async def _note(tx: Transaction, asked: Call, verb: str, resource: Resource) -> None:
+async def note(tx: Transaction, asked: Call, verb: str, resource: Resource) -> None:
+    """Append to the audit log what was done with a resource by another way than its wish."""
     await tx.audit(
         {
             "actor": asked.principal.actor,

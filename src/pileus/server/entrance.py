@@ -95,6 +95,20 @@ class Entrance:
             raise NotFound(f"this host needs no {part!r} of such an image")
         return ImageFile(path, media_type="application/octet-stream")
 
+    async def content(self, request: Request) -> Response:
+        """``GET /agent/v1/content/{ident}/{part}``: what is kept of a resource of the host's slice."""
+        host = await self._host(request)
+        try:
+            resource = await self._parts.store.get(ident(request))
+        except NotFound:
+            resource = None
+        body = None
+        if resource is not None and resource.host == host.id:
+            body = await self._parts.store.content(resource.id, request.path_params["part"])
+        if body is None:
+            raise NotFound("this host has no such resource, or there is no such part of it")
+        return Response(body, media_type="application/octet-stream")
+
     async def _host(self, connection: HTTPConnection) -> Resource:
         return await self._parts.joining.host(connection.scope.get(CERTIFICATE))
 

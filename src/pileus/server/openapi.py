@@ -116,6 +116,7 @@ def _own_paths(by_type: dict[Any, Json]) -> Json:
         "/v1/audit": {"get": _plain("audit", {"type": "object"})},
         **_vm_paths(text, socket),
         "/v1/storage.image/{ident}/{part}": {"parameters": [_ident_of("image"), part], "put": upload},
+        **_request_paths(binary),
         "/v1/infra.host/{ident}/join-token": {
             "parameters": [_ident_of("host")],
             "post": _plain("join-token", by_type[JoinToken], "201"),
@@ -132,9 +133,38 @@ def _own_paths(by_type: dict[Any, Json]) -> Json:
             }
             | agent,
         },
+        "/agent/v1/content/{ident}/{part}": {
+            "parameters": [_ident_of("request"), _word("part", "payload")],
+            "get": {"operationId": "content", "responses": _file(binary)} | agent,
+        },
         "/schema": {"get": _plain("schema", {"type": "object"}) | anyone},
         "/healthz": {"get": _plain("health", {"type": "object"}) | anyone},
     }
+
+
+def _request_paths(binary: Json) -> Json:
+    """Return what a request to a node has besides: its payload and the node's answer."""
+    upload = _plain("upload-payload", _named("fleet.request")) | {"requestBody": {"required": True, "content": binary}}
+    upload["parameters"] = [_header("X-Content-SHA256", "What the payload's SHA-256 must be, in hex.")]
+    return {
+        "/v1/fleet.request/{ident}/payload": {
+            "parameters": [_ident_of("request")],
+            "get": {"operationId": "payload", "responses": _file(binary)},
+            "put": upload,
+        },
+        "/v1/fleet.request/{ident}/answer": {
+            "parameters": [_ident_of("request")],
+            "get": {"operationId": "answer", "responses": _file(binary)},
+        },
+    }
+
+
+def _file(binary: Json) -> Json:
+    return {"200": {"description": "The bytes.", "content": binary}, "default": _error()}
+
+
+def _word(name: str, *values: str) -> Json:
+    return {"name": name, "in": "path", "required": True, "schema": {"enum": list(values)}}
 
 
 CONNECT = (

@@ -31,7 +31,7 @@ from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
-from pileus.kernel.transaction import Transaction
+from pileus.kernel.transaction import WAITING, Transaction
 from pileus.kernel.waking import wake_ids
 
 RECHECK_S = 30.0
@@ -138,6 +138,7 @@ async def _settle(tx: Transaction, request: Resource, observed: RequestObserved)
         request,
         observed=told,
         observed_generation=request.generation,
+        conditions=tuple(each for each in request.conditions if each.type != WAITING),  # so that the end is an event
         assigned=replace(assigned, host="", settled_at=tx.now),
         host="",
     )
