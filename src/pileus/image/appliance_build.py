@@ -6,9 +6,13 @@ no DHCP client in it; what it becomes it is told over the backchannel.
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+
+import msgspec
 
 import pileus
 from pileus.image.build import COMMON_FILES, Recipe
@@ -19,10 +23,17 @@ from pileus.image.programs import LIBRARIES, add_binaries, find
 from pileus.image.tools import run
 from pileus.image.tree import Tree
 from pileus.image.types import BuildError
+from pileus.node.program import FOLDER
 
 ROOT_BYTES = 192 << 20
 """Size of the root partition; what appliances write is their document and a few leases."""
 
+EXTENDED_ROOT_BYTES = 512 << 20
+"""With more programs in it."""
+
+ROLES = str(FOLDER).lstrip("/")
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _PACKAGES = (
     *("busybox-static", "python3-minimal", "python3.11-minimal", "libpython3.11-stdlib", "iproute2", "nftables"),
     *("conntrack", "conntrackd", "dnsmasq-base", "haproxy", "keepalived", "wireguard-tools", "tcpdump"),
@@ -53,9 +64,9 @@ _NO_MODULES = {
 _NO_EXTENSIONS = ("_test", "_sqlite3", "_curses", "_dbm", "_codecs_", "_xx", "xx", "nis", "ossaudiodev", "readline")
 
 
-def root_tree(unpacked: Path, kernel: Kernel) -> Tree:
+def root_tree(unpacked: Path, kernel: Kernel, modules: tuple[str, ...] = ()) -> Tree:
     """Return the appliance's root: no key, no account that could log in, nothing that asks the network for anything."""
-    tree = closed_root(unpacked, kernel, _FILES, modules=_MODULES, without=("ip", "tc"))
+    tree = closed_root(unpacked, kernel, _FILES, modules=(*_MODULES, *modules), without=("ip", "tc"))
     for folder in ("var/lib/pileus", "var/lib/misc"):
         tree.folder(folder)
     add_binaries(tree, unpacked, (*_BINARIES, *_extensions(unpacked)))
@@ -107,6 +118,28 @@ def _extensions(unpacked: Path) -> Iterator[str]:
     for file in sorted((unpacked / _PYTHON / "lib-dynload").glob("*.so")):
         if not file.name.startswith(_NO_EXTENSIONS):
             yield str(file.relative_to(unpacked))
+
+
+def appliance_with(
+    name: str, programs: Mapping[str, bytes], packages: Sequence[str] = (), modules: Sequence[str] = ()
+) -> Recipe:
+    """Return the recipe of an appliance that has more roles: name -> program, as ``pileus.node.program`` starts it.
+
+    ``packages``: what those need of Debian; their libraries come with them, other packages are named too.
+    Raises: BuildError (BadName).
+    """
+    for word in (name, *programs):
+        if _NAME.fullmatch(word) is None:
+            raise BuildError("BadName", f"{word!r} is no name: lower-case letters, digits and -, a letter first")
+    return msgspec.structs.replace(
+        APPLIANCE,
+        name=name,
+        root=msgspec.structs.replace(APPLIANCE.root, size_bytes=EXTENDED_ROOT_BYTES),
+        root_tree=partial(root_tree, modules=tuple(modules)),
+        whole=tuple(sorted(packages)),
+        modules=tuple(modules),
+        files=tuple((f"{ROLES}/{role}", programs[role]) for role in sorted(programs)),
+    )
 
 
 APPLIANCE = Recipe(

@@ -25,6 +25,7 @@ from pileus.image.programs import find
 from pileus.image.tools import missing_packages
 from pileus.image.tree import Tree
 from pileus.image.types import BuildError, BuiltImage
+from pileus.image.whole import add_whole
 
 BUILD_TOOLS = {
     "apt-get": "apt",
@@ -74,6 +75,15 @@ class Recipe(Struct, frozen=True, kw_only=True):
     sources: tuple[Path, ...] = ()
     """Folders, beside the builder's own, whose content goes into the image."""
 
+    whole: tuple[str, ...] = ()
+    """Debian packages of which everything goes into the image, but for what people read."""
+
+    modules: tuple[str, ...] = ()
+    """Kernel modules that ``root_tree`` adds beside those of its revision."""
+
+    files: tuple[tuple[str, bytes], ...] = ()
+    """Programs that are put over all that: path in the image, content."""
+
 
 def build(recipe: Recipe, output: Path, progress: Callable[[str], None], cache: Path | None = None) -> BuiltImage:
     """Build the image into the folder ``output`` (its files appear when all is done) and return what it is.
@@ -83,7 +93,8 @@ def build(recipe: Recipe, output: Path, progress: Callable[[str], None], cache: 
     """
     _check_machine(recipe.name)
     progress("asking apt for packages")
-    names = [current_kernel(_KERNEL_META), *recipe.programs, *library_packages(recipe.programs)]
+    wanted = (*recipe.programs, *recipe.whole)
+    names = [current_kernel(_KERNEL_META), *wanted, *library_packages(wanted)]
     packages = candidates(list(dict.fromkeys(names)))
     files = fetch(packages, cache or default_cache(), progress)
     output.mkdir(parents=True, exist_ok=True)
@@ -91,6 +102,8 @@ def build(recipe: Recipe, output: Path, progress: Callable[[str], None], cache: 
         scratch = Path(folder)
         progress("unpacking")
         unpack(files, scratch / "unpacked")
+        (scratch / "whole").mkdir()
+        unpack([file for one, file in zip(packages, files, strict=True) if one.name in recipe.whole], scratch / "whole")
         built = _assemble(recipe, scratch, packages, progress)
         for name in (*built.sha256, "image.json"):
             (scratch / name).replace(output / name)
@@ -102,6 +115,9 @@ def build(recipe: Recipe, output: Path, progress: Callable[[str], None], cache: 
 def inputs(recipe: Recipe) -> str:
     """Return a digest of the builder, the image's files and the sources that go into it."""
     digest = hashlib.sha256(f"{recipe.name} {recipe.revision}\0".encode())
+    for path, content in recipe.files:
+        digest.update(f"{path}\0{len(content)}\0".encode() + content)
+    digest.update(" ".join((*recipe.whole, *recipe.modules)).encode())
     for folder in (Path(__file__).parent, *recipe.sources):
         for file in sorted(folder.rglob("*")):
             if file.is_file() and "__pycache__" not in file.parts:
@@ -124,7 +140,11 @@ def _assemble(recipe: Recipe, scratch: Path, packages: list[Package], progress: 
     initrd = cpio(initrd_tree(unpacked, kernel))
     (scratch / "initrd").write_bytes(initrd)
     progress("writing the root file system")
-    entries = list(recipe.root_tree(unpacked, kernel))
+    tree = recipe.root_tree(unpacked, kernel)
+    add_whole(tree, scratch / "whole", unpacked)
+    for path, content in recipe.files:
+        tree.file(path, content, 0o755)
+    entries = list(tree)
     for part in ("boot", "root"):
         (scratch / part).mkdir()
     write_ext4(entries, scratch / "root.img", recipe.root, scratch / "root")

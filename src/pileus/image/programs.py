@@ -42,10 +42,18 @@ def add_binaries(tree: Tree, unpacked: Path, paths: Iterable[str]) -> None:
         content = find(unpacked, path).read_bytes()
         tree.file(path, content, 0o755)
         wanted += needed_libraries(content)
+    add_libraries(tree, unpacked, wanted)
+    tree.link("lib64", LIBRARIES)
+
+
+def add_libraries(tree: Tree, unpacked: Path, names: Iterable[str]) -> None:
+    """Add the libraries, and those that they need, unless the tree has one of that name somewhere."""
+    there = {entry.path.rsplit("/", 1)[-1] for entry in tree}
+    wanted = list(names)
     while wanted:
         library = wanted.pop()
-        if f"{LIBRARIES}/{library}" not in tree:
+        if library not in there:
+            there.add(library)
             content = find(unpacked, f"{LIBRARIES}/{library}").read_bytes()
             tree.file(f"{LIBRARIES}/{library}", content, 0o755)
             wanted += needed_libraries(content)
-    tree.link("lib64", LIBRARIES)

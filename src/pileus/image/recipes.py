@@ -19,15 +19,20 @@ STANDARD = (TINY.name, APPLIANCE.name)
 """The images that every cluster has; the others are built when somebody asks for them."""
 
 
-def current_image(name: str, folder: Path | None = None) -> BuiltImage | None:
-    """Return the image in the cache (or in ``folder``), None when it is missing or was built from other sources."""
+def current_image(name: str, folder: Path | None = None, recipe: Recipe | None = None) -> BuiltImage | None:
+    """Return the image in the cache (or in ``folder``), None when it is missing or was built from other sources.
+
+    ``recipe``: of an image that is none of ``RECIPES``.
+    """
     found = built_image(name, folder)
-    return found if found is not None and found.inputs == inputs(RECIPES[name]) else None
+    return found if found is not None and found.inputs == inputs(recipe or RECIPES[name]) else None
 
 
-def ensure_image(name: str, progress: Callable[[str], None], folder: Path | None = None) -> BuiltImage:
+def ensure_image(
+    name: str, progress: Callable[[str], None], folder: Path | None = None, recipe: Recipe | None = None
+) -> BuiltImage:
     """Return the image from the cache (or ``folder``), built now unless it is current. Raises: BuildError."""
-    found = current_image(name, folder)
+    found = current_image(name, folder, recipe)
     if found is not None:
         return found
     target = folder or cache_folder(name)
@@ -35,5 +40,5 @@ def ensure_image(name: str, progress: Callable[[str], None], folder: Path | None
     with (target / ".lock").open("w") as lock:
         # Another one may be building it right now; then this finds it built.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = current_image(name, folder)
-        return found if found is not None else build(RECIPES[name], target, progress)
+        found = current_image(name, folder, recipe)
+        return found if found is not None else build(recipe or RECIPES[name], target, progress)

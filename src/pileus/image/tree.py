@@ -37,6 +37,12 @@ class Tree:
         """Add or replace a symbolic link."""
         self._add(Entry(path=path, kind="link", mode=0o777, content=target.encode()))
 
+    def passes_link(self, path: str) -> bool:
+        """Tell whether a folder above ``path`` is a symbolic link here."""
+        parts = path.split("/")
+        above = (self._entries.get("/".join(parts[:depth])) for depth in range(1, len(parts)))
+        return any(entry is not None and entry.kind == "link" for entry in above)
+
     def __contains__(self, path: str) -> bool:
         return path in self._entries
 

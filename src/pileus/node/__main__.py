@@ -43,7 +43,9 @@ def make_role(name: str) -> Role:
         return Router()
     if name == "":
         return Idle()
-    raise ValueError(f"this image has no role {name!r}")
+    from pileus.node.program import ProgramRole, find
+
+    return ProgramRole(find(name))
 
 
 async def serve(seed: Seed, document: Path, port: Path | None, selector: PromptSelector) -> None:

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from pileus.cli.commands.image import command as image_command
 from pileus.image import build, recipes, tools
+from pileus.image.appliance_build import appliance_with
 from pileus.image.cpio import cpio
 from pileus.image.elf import module_facts, needed_libraries
 from pileus.image.ext4 import Ext4, write_ext4
@@ -23,6 +26,7 @@ from pileus.image.recipes import RECIPES, current_image
 from pileus.image.tiny_build import TINY
 from pileus.image.tree import Tree
 from pileus.image.types import BuildError, BuiltImage
+from pileus.image.whole import add_whole
 from pileus.kernel.errors import Bug
 
 SHAPE = Ext4(size_bytes=16 << 20, label="root", uuid="70696c65-7573-4074-a96e-790000000001")
@@ -231,3 +235,65 @@ def test_two_that_want_an_image_at_once_build_it_once(tmp_path: Path, monkeypatc
         images = list(pool.map(lambda _: recipes.ensure_image("tiny", print, tmp_path), range(4)))
     assert built == ["tiny"]
     assert images == [images[0]] * 4
+
+
+def test_an_appliance_with_programs_of_ones_own_is_another_image() -> None:
+    first = appliance_with("firewall", {"firewall": b"#!/bin/sh\n"}, ["ethtool"], ["nfsd"])
+    again = appliance_with("firewall", {"firewall": b"#!/bin/sh\n"}, ["ethtool"], ["nfsd"])
+    others = [
+        appliance_with("firewall", {"firewall": b"#!/bin/sh\n# new\n"}, ["ethtool"], ["nfsd"]),
+        appliance_with("firewall", {"firewall": b"#!/bin/sh\n"}, [], ["nfsd"]),
+        appliance_with("firewall", {"firewall": b"#!/bin/sh\n"}, ["ethtool"]),
+        appliance_with("other", {"firewall": b"#!/bin/sh\n"}, ["ethtool"], ["nfsd"]),
+    ]
+    assert build.inputs(first) == build.inputs(again)
+    assert len({build.inputs(one) for one in (first, RECIPES["appliance"], *others)}) == 6
+    assert first.files == (("usr/lib/pileus/roles/firewall", b"#!/bin/sh\n"),)
+
+
+@pytest.mark.parametrize("name", ["", "../x", "A", "a b", "a/b"])
+def test_a_role_has_a_plain_name(name: str) -> None:
+    with pytest.raises(BuildError):
+        appliance_with("firewall", {name: b""})
+    with pytest.raises(BuildError):
+        appliance_with(name, {})
+
+
+def test_packages_go_in_as_they_are_but_for_what_people_read(tmp_path: Path) -> None:
+    folder = tmp_path / "whole"
+    for name, text in {"usr/sbin/tool": "x", "usr/share/doc/tool/README": "x", "var/run/tool": "x"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "var/lib/tool").mkdir(parents=True)
+    (folder / "usr/sbin/tool").chmod(0o4755)
+    (folder / "usr/sbin/other").symlink_to("tool")
+    tree = Tree()
+    tree.link("var/run", "/run")
+    tree.folder("var/lib", 0o700)
+    add_whole(tree, folder, tmp_path)
+    assert [(entry.path, entry.kind, entry.mode) for entry in tree if not entry.path.startswith("usr/share")] == [
+        ("usr", "folder", 0o755),
+        ("usr/sbin", "folder", 0o755),
+        ("usr/sbin/other", "link", 0o777),
+        ("usr/sbin/tool", "file", 0o755),
+        ("var", "folder", 0o755),
+        ("var/lib", "folder", 0o700),
+        ("var/lib/tool", "folder", 0o755),
+        ("var/run", "link", 0o777),
+    ]
+    assert "usr/share/doc/tool/README" not in tree
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tiny", "--program", "a=x", "--name", "b"],
+        ["appliance", "--package", "ethtool"],
+        ["appliance", "--package", "ethtool", "--name", "tiny"],
+        ["appliance", "--program", "firewall", "--name", "b"],
+        ["appliance", "--program", "firewall=/no/such", "--name", "b"],
+    ],
+)
+def test_what_makes_no_appliance_of_ones_own_is_said(words: list[str]) -> None:
+    result = CliRunner().invoke(image_command, ["build", *words])
+    assert result.exit_code == 2, result.output
