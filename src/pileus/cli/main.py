@@ -51,6 +51,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "agent": ("agent", "command", "Run a host's agent."),
         "lab": ("lab", "command", "Run a data centre in a box."),
         "image": ("image", "command", "Build images."),
+        "ovf": ("ovf", "command", "Look at and check OVF packages."),
         "join-token": ("join_token", "command", "Make a one-time token with which a host's agent joins."),
     },
     "You": {

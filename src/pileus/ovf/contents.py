@@ -146,7 +146,9 @@ class Content:
             faults.error(
                 "names-host-files", "this VMDK is a text that names files of a host; export it as streamOptimized"
             )
-        if head.format not in ("unknown", said) and said not in ("unknown", "raw"):
+        if head.format == "unknown" and said in ("vmdk", "qcow2", "vdi", "vhdx"):
+            faults.error("format-differs", f"it is no {said}, as the descriptor says")
+        elif head.format not in ("unknown", said) and said != "unknown":
             faults.warn("format-differs", f"it is {head.format}, not {said} as the descriptor says")
         capacity, limit = self.capacity_bytes, self._terms.limits.capacity_bytes
         if head.capacity_bytes is not None and head.capacity_bytes > limit:
