@@ -17,44 +17,34 @@ DESCRIPTOR_CHARACTERS_MAX = 262_144
 Path = Annotated[str, Meta(max_length=500, pattern=r"^/[^\x00-\x1f]*$(?!\n)")]
 
 
-class PackageFile(Struct, frozen=True, kw_only=True):
-    """A file that requests may write whole."""
-
-    path: Path
-    mode: Annotated[str, Meta(pattern=r"^0[0-7]{3}$(?!\n)", description="Octal.")] = "0600"
+ValueKind = Literal["word", "number", "address"]
+"""``word``: letters, digits and ``._-``. ``number``: up to 18 digits. ``address``: an IP address or network."""
 
 
 class PackageCommand(Struct, frozen=True, kw_only=True):
-    """A program that requests may run, without a shell.
+    """A program that requests may run, without a shell: ``{name}`` in an argument is a value of the request.
 
-    ``{name:kind}`` in an argument is a value of the request; kinds are ``word``, ``number`` and ``address``. A
-    ``repeatable`` one does no harm when it runs twice: only these run again after a guest that died in the middle.
+    A ``repeatable`` one does no harm when it runs twice: only these run again after a guest that died in the middle.
     """
 
     name: Word
     path: Path
     arguments: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
+    values: Annotated[dict[str, ValueKind], Meta(description="What each value of a request must be.")] = {}
     timeout_s: Annotated[int, Meta(ge=1, le=3600)] = 60
     repeatable: bool = False
-
-
-class PackageConfiguration(Struct, frozen=True, kw_only=True):
-    """Where a node's document goes, as JSON, and the repeatable command that is run after each change."""
-
-    path: Path
-    apply: Word
-    mode: Annotated[str, Meta(pattern=r"^0[0-7]{3}$(?!\n)", description="Octal.")] = "0600"
 
 
 class PackageGuestAgent(Struct, frozen=True, kw_only=True):
     """What may be done in a foreign appliance through its QEMU guest agent, and nothing else."""
 
-    commands: Annotated[tuple[PackageCommand, ...], Meta(max_length=64)] = ()
-    files: Annotated[tuple[PackageFile, ...], Meta(max_length=64)] = ()
-    configuration: PackageConfiguration | None = None
-    state: Annotated[
-        Path, Meta(description="Folder in the guest, kept over reboots, for the notes of what was done.")
-    ] = "/var/lib/pileus-fleet"
+    commands: Annotated[tuple[PackageCommand, ...], Meta(max_length=64, description="What requests may run.")] = ()
+    files: Annotated[tuple[Path, ...], Meta(max_length=64, description="What requests may write whole.")] = ()
+    document: Annotated[str, Meta(max_length=500, description="File that has the node's document, as JSON.")] = ""
+    apply: Annotated[str, Meta(description="Repeatable command that is run when the document changed.")] = ""
+    state: Annotated[str, Meta(description="Folder in the guest, kept over reboots, for notes of what was done.")] = (
+        "/var/lib/pileus-fleet"
+    )
 
 
 class PackageDesired(Struct, frozen=True, kw_only=True):
