@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import threading
 from pathlib import Path
 
 from pileus.node.duty import Duty
+from pileus.node.nics import set_up
 from pileus.node.places import open_frames, open_port
 from pileus.node.role import Role
 from pileus.node.seed import Seed, load_seed
@@ -50,6 +52,9 @@ def make_role(name: str) -> Role:
 
 async def serve(seed: Seed, document: Path, port: Path | None, selector: PromptSelector) -> None:
     """Run the role and its backchannel until the end."""
+    if seed.nics:
+        # Not waited for: the host is answered also by a node whose NICs are missing.
+        threading.Thread(target=set_up, args=(seed.nics,), name="nics", daemon=True).start()
     duty = Duty(make_role(seed.role), document)
     resumed = asyncio.ensure_future(duty.resume())
     await asyncio.wait([resumed], timeout=RESUME_TIMEOUT_S)

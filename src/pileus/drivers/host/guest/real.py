@@ -30,6 +30,7 @@ from pileus.drivers.host.guest.iso import make_iso
 from pileus.drivers.host.guest.qga_allowed import Allowed
 from pileus.drivers.host.guest.seed import seed_files
 from pileus.drivers.host.paths import HostPaths
+from pileus.node.nics import Nic
 from pileus.node.seed import SEED_FILE, seed_text
 from pileus.node.seed import Seed as ChannelSeed
 
@@ -144,7 +145,8 @@ class GuestChannel:
     def _channel_file(self, machine: str, seed: Seed) -> dict[str, bytes]:
         key = kept_key(self._paths.channel_key(machine))
         mac = seed.nics[0].mac if seed.nics else ""
-        return {SEED_FILE: seed_text(ChannelSeed(machine, key, seed.channel, seed.role, mac))}
+        nics = tuple(Nic(nic.mac, nic.addresses, nic.gateway or "", nic.dns) for nic in seed.nics)
+        return {SEED_FILE: seed_text(ChannelSeed(machine, key, seed.channel, seed.role, mac, nics))}
 
     def _rotate(self, limit_bytes: int) -> None:
         for folder in self._paths.machine("x").parent.glob("*"):
