@@ -10,6 +10,7 @@ from typing import BinaryIO, NoReturn, Protocol
 
 from pileus.ovf.faults import Faults, refusal, shown
 from pileus.ovf.limits import Limits
+from pileus.ovf.names import is_ignored
 from pileus.ovf.tar import CHUNK_BYTES, members_of_file
 
 
@@ -76,7 +77,8 @@ class Folder:
     def names(self) -> tuple[str, ...]:
         """Return the names of the plain files in it, sorted."""
         with os.scandir(self._folder) as entries:
-            return tuple(sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False)))
+            files = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+        return tuple(sorted(name for name in files if not is_ignored(name)))
 
     def size_of(self, name: str) -> int | None:
         """Return a file's length in bytes."""
