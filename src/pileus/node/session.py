@@ -116,6 +116,8 @@ class Session:
         self._message_bytes_max = message_bytes_max
         self.opens = 0
         """How many sessions there were: a stream's number means something in one of them."""
+        self.offence = ""
+        """What the other end, proved as it is, said that it never should; who minds it empties it."""
         self._noise = 0
         self._reset()
 
@@ -361,6 +363,7 @@ class Session:
         return [Accepted(stream) if kind == OPENED else Finished(stream)]
 
     def _lose(self, reason: str) -> list[Event]:
+        self.offence = reason
         self.wire.lose(reason)
         self._reset()
         return [Signal.LOST]

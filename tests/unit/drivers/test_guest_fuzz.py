@@ -62,7 +62,7 @@ class Attack:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.drain = Drain()
-        limits = Limits(noise_burst_bytes=1 << 40, traffic_burst_bytes=1 << 40)
+        limits = Limits(noise_burst_bytes=1 << 40, traffic_burst_bytes=1 << 40, offences_max=1 << 40)
         self.channel = Backchannel("0197-vm", KEY, self._dial, lambda: None, limits)
         self.node = Session("node", KEY)
         self.task = asyncio.ensure_future(self.channel.run())

@@ -16,7 +16,7 @@ import msgspec
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest.base import PAYLOAD_BYTES_MAX, Document, GuestAnswer, GuestRequest, NodeFact
 from pileus.drivers.host.guest.carriers import Carrier, Dial
-from pileus.drivers.host.guest.flood import HOSTILE_NOISE_BYTES, MESSAGE_NOISE_BYTES, Flood, Limits
+from pileus.drivers.host.guest.flood import HOSTILE_NOISE_BYTES, MESSAGE_NOISE_BYTES, Flood, Limits, Offences
 from pileus.drivers.host.guest.untrusted import MESSAGE_BYTES_MAX, Hostile, Message, Report, read_message, readable
 from pileus.node.conversation import ChannelStream, Conversation, Nowhere
 from pileus.node.document import difference, document_hash
@@ -53,6 +53,7 @@ class Backchannel:
         self._changed = changed
         self._conversation = Conversation(Session("host", key, MESSAGE_BYTES_MAX), self)
         self._flood = Flood(limits)
+        self._offences = Offences(limits)
         self._loop = asyncio.get_running_loop()
         self._carrier: Carrier | None = None
         self._gone = asyncio.Event()
@@ -61,6 +62,8 @@ class Backchannel:
         self._requests = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[tuple[Message, bytes]]] = {}
+        self._late: set[int] = set()
+        """What was asked in this session and not awaited to its end."""
         self._pings: dict[int, asyncio.Future[None]] = {}
         self._document: Document | None = None
         """What the node acknowledged last."""
@@ -71,9 +74,9 @@ class Backchannel:
         self._flooded = False
 
     async def run(self) -> None:
-        """Hold the channel until cancelled."""
+        """Hold the channel until cancelled, or until its node is quarantined."""
         try:
-            while True:
+            while not self._is_quarantined():
                 self._gone.clear()
                 self._hinted.clear()
                 with suppress(DriverError):
@@ -84,7 +87,7 @@ class Backchannel:
                     self._flooded = False
                     log.warning("machine %s sends too much; its backchannel rests", self._machine)
                     await asyncio.sleep(self._flood.hang_up_s())
-                else:
+                elif not self._is_quarantined():
                     await _wait(self._hinted, CONNECT_PAUSE_S)
         finally:
             self._let_go()
@@ -121,6 +124,7 @@ class Backchannel:
             if message.failed:
                 raise DriverError("NodeSilent", f"the node of machine {self._machine}: {readable(message.failed)}")
             if message.answer is None:
+                self._on_hostile("it answered a request with something else")
                 raise self._silent()
             return GuestAnswer(state=message.answer.state, answer=answer)
 
@@ -181,8 +185,8 @@ class Backchannel:
             return
         if pause_s is None:
             self._flooded = True
-            self._let_go()
-            self._gone.set()
+            self._hang_up()
+            self._offend("it sends more than it may")
         elif pause_s > 0:
             self._carrier.pause(pause_s)
 
@@ -206,14 +210,16 @@ class Backchannel:
         try:
             message, rest = read_message(body)
         except Hostile as hostile:
-            log.debug("machine %s sent %s", self._machine, hostile)
-            self._noise += HOSTILE_NOISE_BYTES
-            self._conversation.drop(str(hostile))
+            self._on_hostile(f"it sent {hostile}")
             return
         self._heard_at = self._loop.time()
         asked = self._answers.pop(message.id, None) if message.id is not None else None
         if asked is None:
             self._noise += MESSAGE_NOISE_BYTES + len(body)
+            if message.id is not None and message.id not in self._late:
+                self._on_hostile("it answered what it was not asked")
+                return
+            self._late.discard(message.id or 0)
         if message.report is not None:
             self._note_report(message.report)
         if asked is not None and not asked.done():
@@ -223,7 +229,9 @@ class Backchannel:
         """The node answers a ping."""
         self._heard_at = self._loop.time()
         answer = self._pings.pop(number, None)
-        if answer is None:
+        if not number:
+            self._on_hostile("it answered a ping that it did not get")
+        elif answer is None:
             self._noise += MESSAGE_NOISE_BYTES
         elif not answer.done():
             answer.set_result(None)
@@ -252,6 +260,26 @@ class Backchannel:
             return False
         return True
 
+    def _on_hostile(self, words: str) -> None:
+        self._noise += HOSTILE_NOISE_BYTES
+        self._conversation.drop(words)
+        self._offend(words)
+
+    def _offend(self, words: str) -> None:
+        """Mind what the node did; too often, and it is heard no more."""
+        log.info("machine %s: %s", self._machine, words)
+        if self._offences.note(self._loop.time()) and not self._is_quarantined():
+            log.warning("the node of machine %s is quarantined: %s", self._machine, words)
+            self._note(NodeFact(machine=self._machine, state="quarantined", refused=f"again and again: {words}"))
+            self._hang_up()
+
+    def _is_quarantined(self) -> bool:
+        return self.fact.state == "quarantined"
+
+    def _hang_up(self) -> None:
+        self._let_go()
+        self._gone.set()
+
     def _call_soon(self) -> None:
         """Call, but not more often than every ``CALL_PAUSE_S``; a node greets until it is called."""
         if self._loop.time() >= self._called_at + CALL_PAUSE_S:
@@ -277,13 +305,17 @@ class Backchannel:
             carrier.close()
 
     def _on_lost(self) -> None:
+        session = self._conversation.session
         waiting: list[asyncio.Future[Any]] = [*self._answers.values(), *self._pings.values()]
-        self._answers, self._pings = {}, {}
+        self._answers, self._pings, self._late = {}, {}, set()
         for answer in waiting:
             if not answer.done():
                 answer.set_exception(self._silent())
         self._document = None
         self._note(NodeFact(machine=self._machine, state="silent"))
+        offence, session.offence = session.offence, ""
+        if offence:
+            self._offend(f"it sent {offence}")
 
     async def _send_document(self, document: Document, wanted: str) -> Message:
         request: dict[str, Any] = {"verb": "configure", "hash": wanted}
@@ -309,13 +341,16 @@ class Backchannel:
         except ValueError as exc:
             raise DriverError("NodeRefused", "the document is too long for a node") from exc
         finally:
-            self._answers.pop(number, None)
+            if self._answers.pop(number, None) is not None:
+                self._late.add(number)
 
     def _acknowledge(self, document: Document) -> None:
         # A copy, because the caller may go on changing its own.
         self._document = msgspec.json.decode(msgspec.json.encode(document))
 
     def _silent(self) -> DriverError:
+        if self._is_quarantined():
+            return DriverError("NodeSilent", f"the node of machine {self._machine} is quarantined: {self.fact.refused}")
         return DriverError("NodeSilent", f"the node of machine {self._machine} does not answer; does the machine run?")
 
     def _note_report(self, report: Report) -> None:
@@ -327,7 +362,7 @@ class Backchannel:
         )  # fmt: skip
 
     def _note(self, fact: NodeFact) -> None:
-        if fact != self.fact:
+        if fact != self.fact and not self._is_quarantined():
             self.fact = fact
             self._changed()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from msgspec import Struct
 
 
@@ -9,7 +11,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     """What one node may cost. Traffic is what it may send; noise is what it has no business to send.
 
     ``noise_burst_bytes``: what a dead agent left unread, and more. ``strikes``: pauses in a row until the host hangs up,
-    for ``hang_up_s_min`` and each time longer.
+    for ``hang_up_s_min`` and each time longer. A node that offends more than ``offences_max`` times within ``offences_s``
+    is heard no more.
     """
 
     traffic_bytes_per_s: int = 16 << 20
@@ -21,6 +24,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     strikes: int = 10
     hang_up_s_min: float = 5.0
     hang_up_s_max: float = 300.0
+    offences_max: int = 5
+    offences_s: float = 600.0
 
 
 MESSAGE_NOISE_BYTES = 4096
@@ -52,6 +57,21 @@ class Flood:
     def hang_up_s(self) -> float:
         """Return for how long to stay away after hanging up."""
         return min(self.limits.hang_up_s_max, self.limits.hang_up_s_min * 2.0 ** min(20, self.hang_ups - 1))
+
+
+class Offences:
+    """What one node did that no node should: floods until the host hung up, hostile messages, false answers."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._at: deque[float] = deque()
+
+    def note(self, now: float) -> bool:
+        """Note one and return whether that is too many."""
+        self._at.append(now)
+        while self._at[0] <= now - self._limits.offences_s:
+            self._at.popleft()
+        return len(self._at) > self._limits.offences_max
 
 
 class _Bucket:
