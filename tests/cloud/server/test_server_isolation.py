@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,7 @@ from tests.cloud.server.server_world import world as made_world
 
 from pileus.kernel.kind import Kind
 from pileus.kernel.shape import fields
+from pileus.kernel.store.lists import Filter
 from pileus.registry import KINDS
 from pileus.server.openapi import FILTERS, openapi
 from pileus.server.wiring import admissions
@@ -26,6 +28,9 @@ pytestmark = pytest.mark.anyio
 MINE, THEIRS = "acme", "umbrella"
 UNIQUE = "only-theirs"
 """A name that only the other tenant's objects have."""
+CENTRAL = "central"
+"""A manager of the cloud that both tenants consented to, and its package."""
+PACKAGE: dict[str, Any] = {"version": "1", "image": "tiny", "vcpus": 1, "memory_mib": 64, "nics": 0}
 WISHES: dict[str, dict[str, Any]] = {
     "tenancy.user": {"role": "reader"},
     "tenancy.role": {"rules": []},
@@ -41,8 +46,14 @@ WISHES: dict[str, dict[str, Any]] = {
     "gateway.firewall": {"vdc": "main"},
     "gateway.vpn": {"mode": "remote-access", "range": "10.7.0.0/24", "vdc": "main"},
     "gateway.link": {"network": "near", "peer_network": "far"},
+    "fleet.manager": {},
+    "fleet.consent": {"manager": CENTRAL},
+    "fleet.package": {"manager": UNIQUE, "version": "1", "vcpus": 1, "memory_mib": 64, "nics": 0},
+    "fleet.node": {"manager": CENTRAL, "package": CENTRAL, "vdc": "main"},
+    "fleet.request": {"node": UNIQUE, "payload": "x"},
+    "fleet.rollout": {"manager": UNIQUE},
 }
-"""What the smallest wish of each kind that an account may have says."""
+"""What the smallest wish of each kind that an account may have says; UNIQUE: the account's own of that kind."""
 ZONE = {"router": "single", "public_range": "203.0.113.0/24"}
 NEAR = {"vdc": "main", "range": "10.6.0.0/24", "last": "10.6.0.99"}
 FAR = {"vdc": "far", "range": "10.6.0.0/24", "gateway": "10.6.0.254", "first": "10.6.0.100", "last": "10.6.0.199"}
@@ -90,6 +101,10 @@ async def tenants(tmp_path: Path) -> AsyncIterator[Tenants]:
         image = await world.operator("POST", "/v1/storage.image", {"name": "tiny", "desired": {}})
         tiny = await world.store.get(image.json["id"])
         await world.store.write(lambda tx: tx.update(tiny, observed=ImageObserved(state="available")))
+        central: dict[str, Any] = {"fleet.manager": {}, "fleet.package": {"manager": CENTRAL, **PACKAGE}}
+        for kind, wish in central.items():
+            made = await world.operator("POST", f"/v1/{kind}", {"name": CENTRAL, "desired": wish})
+            assert made.status == 201, made.body
         keys = {account: await world.account(account) for account in (MINE, THEIRS)}
         result = Tenants(world, world.caller(keys[MINE]))
         made = await world.operator("POST", "/v1/infra.zone", {"name": "far", "desired": ZONE})
@@ -97,7 +112,8 @@ async def tenants(tmp_path: Path) -> AsyncIterator[Tenants]:
         for account, name in ((MINE, "only-mine"), (THEIRS, UNIQUE)):
             caller = world.caller(keys[account])
             for kind, own, wish in (*NEEDED, *((kind, name, wish) for kind, wish in WISHES.items())):
-                body = {"name": own, "desired": wish | ({"user": name} if "user" in wish else {})}
+                desired = {word: name if value == UNIQUE else value for word, value in wish.items()}
+                body = {"name": own, "desired": desired}
                 sender = caller if kind != "tenancy.vdc" else world.operator
                 made = await sender("POST", f"/v1/{kind}?account={account}", body)
                 assert made.status == 201, (kind, made.body)
@@ -112,6 +128,125 @@ async def tenants(tmp_path: Path) -> AsyncIterator[Tenants]:
             result.ids[account, "network.port"] = made_port.id
             result.ids[account, "tenancy.account"] = owner.account_id
         yield result
+
+
+class Managed(Tenants):
+    """A manager that one tenant consented to, in a cluster where nearly everything is not its own."""
+
+    def __init__(self, world: World, mine: Caller) -> None:
+        super().__init__(world, mine)
+        self.own: set[str] = set()
+        self.hidden: list[tuple[str, str, str, bool]] = []
+        """Kind, id and name of what is not its own, and whether it is the consenting account's or the cloud's own."""
+
+    def words(self, kind: str) -> set[str]:
+        """Return ids and names of this kind that are not its own; no name that is part of other words."""
+        return {word for other, id, name, _ in self.hidden if other == kind for word in (id, name) if len(word) > 2}
+
+
+@pytest.fixture
+async def managed(tenants: Tenants) -> Managed:
+    """A second and a third manager of the cloud; my account consents to both, theirs to the third."""
+    world = tenants.world
+    callers: dict[str, Caller] = {}
+    for manager in ("first", "second"):
+        await _made(world.operator, "fleet.manager", manager)
+        key = await _made(world.operator, "tenancy.key", f"{manager}-key", manager=manager)
+        callers[manager] = world.caller(key["secret"])
+    result = Managed(world, callers["first"])
+    for account, manager in ((MINE, "first"), (MINE, "second"), (THEIRS, "second")):
+        await _made(world.operator, "fleet.consent", f"to-{manager}", account, manager=manager)
+    for manager, caller in callers.items():
+        async with asyncio.timeout(5):
+            while not (await caller("GET", "/v1/whoami")).json["consents"]:  # noqa: ASYNC110 - its keys follow soon
+                await asyncio.sleep(0)
+        image = await _made(caller, "storage.image", f"{manager}-image")
+        row = await world.store.get(image["id"])
+        await world.store.write(
+            lambda tx, row=row: tx.update(row, observed=ImageObserved(state="available"))  # type: ignore[misc]
+        )
+        wish = PACKAGE | {"manager": manager, "image": f"{manager}-image"}
+        await _made(caller, "fleet.package", f"{manager}-package", **wish)
+        await _made(caller, "fleet.rollout", f"{manager}-rollout", manager=manager)
+        for account in (MINE, THEIRS) if manager == "second" else (MINE,):
+            node = f"{manager}-node"
+            await _made(caller, "fleet.node", node, account, manager=manager, package=f"{manager}-package", vdc="main")
+            await _made(caller, "fleet.request", f"{manager}-request", account, node=node, payload="x")
+    first = (await world.operator("GET", "/v1/fleet.manager/first")).json["id"]
+    for kind in KINDS:
+        for row in await world.store.list(Filter(kind=kind.name)):
+            if row.manager == first:
+                result.own.add(row.id)
+            else:
+                result.hidden.append((kind.name, row.id, row.name, row.account in ("", MINE)))
+    return result
+
+
+async def _made(caller: Caller, kind: str, name: str, account: str = "", **desired: Any) -> Any:
+    made = await caller("POST", f"/v1/{kind}", {"name": name, "account": account, "desired": desired})
+    assert made.status == 201, (kind, name, made.body)
+    return made.json
+
+
+async def test_every_route_answers_a_manager_as_if_there_were_only_its_own(managed: Managed) -> None:
+    for method, path, kind in item_routes():
+        for word in managed.words(kind):
+            for scope in ("", f"?account={MINE}"):
+                answer = await managed.same(method, path + scope, word, body_for(kind, method))
+                assert answer.status in (400, 401, 403, 404), (method, path, word, answer.body)
+    print(f"routes compared: {managed.compared}")
+    assert managed.compared > 1000
+
+
+async def test_every_filter_answers_a_manager_as_if_there_were_only_its_own(managed: Managed) -> None:
+    hidden = {id for _, id, _, _ in managed.hidden}
+    readable = {kind.name for kind in KINDS if (await managed.mine("GET", f"/v1/{kind.name}")).status == 200}
+    assert readable == {"storage.image"} | {kind.name for kind in KINDS if kind.name.startswith("fleet.")}
+    account = await managed.world.operator("GET", f"/v1/tenancy.account/{THEIRS}")
+    words = {word for kind in ("infra.host", "infra.zone", "tenancy.vdc", "fleet.manager", "fleet.node")
+             for word in managed.words(kind)} | {account.json["id"], THEIRS, "nobody"}  # fmt: skip
+    for kind in sorted(readable):
+        for name, _ in FILTERS:
+            if name in ("label", "limit", "watch", "since", "ready", "all_accounts", "owned", "after"):
+                continue
+            for word in words:
+                answer = await managed.same("GET", f"/v1/{kind}?{name}={{}}", word)
+                if answer.status == 200:
+                    assert not hidden & {item["id"] for item in answer.json["items"]}
+    print(f"filters compared: {managed.compared}")
+    assert managed.compared > 500
+
+
+async def test_every_list_shows_a_manager_its_own_and_nothing_else(managed: Managed) -> None:
+    hidden, seen = [id for _, id, _, _ in managed.hidden], ""
+    for kind in KINDS:
+        for query in ("", "?all_accounts=1", "?limit=1000", f"?account={MINE}", "?owned=1"):
+            seen += (await managed.mine("GET", f"/v1/{kind.name}{query}")).body.decode()
+    for path in ("/v1/event?limit=1000", f"/v1/event?limit=1000&account={MINE}", "/v1/event?all_accounts=1"):
+        seen += (await managed.mine("GET", path)).body.decode()
+    told = {field for field in ("vm", "owner", "vdc", "zone", "account_id")}
+    for item in re.findall(r'"([a-z_]+)":"([0-9a-f-]{36})"', seen):
+        assert item[0] in told or item[1] not in hidden, item
+    assert all(id in seen for id in managed.own)
+
+
+async def test_no_reference_of_a_manager_reaches_what_is_another_managers_or_accounts(managed: Managed) -> None:
+    wishes = {"storage.image": {}, "fleet.package": {"manager": "first", **PACKAGE, "image": "first-image"},
+              "fleet.node": {"manager": "first", "package": "first-package"},
+              "fleet.request": {"node": "first-node", "payload": "x"}, "fleet.rollout": {"manager": "first"}}  # fmt: skip
+    for kind, wish in wishes.items():
+        scope = f"?account={MINE}" if KINDS[kind].scope == "account" else ""
+        for path, target in references(KINDS[kind].desired):
+            for other, id, name, near in managed.hidden:
+                is_managed = (await managed.world.store.get(id)).manager != ""
+                if other != target or (near and not is_managed):
+                    continue  # what the account and everybody may name, a manager may name there, too
+                for word in (id, name) if name == UNIQUE else (id,):
+                    body = {"name": "fresh", "desired": wish | nested(path, "{}")}
+                    answer = await managed.same("POST", f"/v1/{kind}{scope}", word, body)
+                    assert answer.status >= 400, (kind, path, word, answer.body)
+    print(f"references compared: {managed.compared}")
+    assert managed.compared >= 20
 
 
 async def test_every_route_answers_another_tenants_id_as_a_missing_one(tenants: Tenants) -> None:
@@ -145,14 +280,15 @@ async def test_every_reference_in_a_wish_answers_another_tenants_id_as_a_missing
         for path, target in references(kind.desired):
             id = tenants.ids.get((THEIRS, target))
             for word in (id, UNIQUE) if id else ():
-                wish = WISHES.get(kind.name, {}) | nested(path, "{}")
+                own = {at: "only-mine" if value == UNIQUE else value for at, value in WISHES.get(kind.name, {}).items()}
+                wish = own | nested(path, "{}")
                 body = {"name": "fresh", "desired": wish}
                 answers = [await tenants.same("POST", f"/v1/{kind.name}", word, body)]
-                own = tenants.ids.get((MINE, kind.name))
-                if own:
-                    answers.append(await tenants.same("PUT", f"/v1/{kind.name}/{own}", word, {"desired": wish}))
+                mine = tenants.ids.get((MINE, kind.name))
+                if mine:
+                    answers.append(await tenants.same("PUT", f"/v1/{kind.name}/{mine}", word, {"desired": wish}))
                     patch = {"desired": nested(path, "{}")}
-                    answers.append(await tenants.same("PATCH", f"/v1/{kind.name}/{own}", word, patch))
+                    answers.append(await tenants.same("PATCH", f"/v1/{kind.name}/{mine}", word, patch))
                 for answer in answers:
                     assert answer.status >= 400, (kind.name, path, answer.body)
     print(f"references compared: {tenants.compared}")

@@ -87,8 +87,12 @@ def test_statements_are_kept_for_a_bounded_number_of_shapes(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["CHILDREN", "CHANGED", "CHANGED_SEEN", "CHANGES", "GONE", "LINKED_BY", "WORK_DUE", "ON_HOST"]
-)
+    "name",
+    [
+        "CHILDREN", "CHANGED", "CHANGED_SEEN", "CHANGED_MANAGED", "CHANGES", "GONE", "GONE_MANAGED", "LINKED_BY", "WORK_DUE",
+        "ON_HOST", "STANDING", "STANDING_GONE", "EVENTS_MANAGED_AFTER", "EVENTS_MANAGED_BEFORE",
+    ],
+)  # fmt: skip
 def test_what_the_loop_and_the_watches_read_is_never_a_whole_table(tmp_path: Path, name: str) -> None:
     steps = asyncio.run(plan(tmp_path, getattr(sql, name)))
     assert not any(step.startswith("SCAN") for step in steps), steps
