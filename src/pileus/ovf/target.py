@@ -1,4 +1,4 @@
-"""Disks being written, in any order and by several threads at once: a sparse raw file, or qcow2 with its tables.
+"""Disks being written, in any order: a sparse raw file, or qcow2 with its tables.
 
 Both take only what is not zero, and are no disk before ``finish``: until then a qcow2 file has no header.
 
@@ -12,7 +12,6 @@ import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from sys import byteorder
-from threading import Lock
 from typing import Protocol
 
 CLUSTER_BITS = 16
@@ -75,7 +74,6 @@ class Qcow2Target:
     def __init__(self, file: int, capacity_bytes: int) -> None:
         self._file = file
         self._capacity_bytes = capacity_bytes
-        self._lock = Lock()
         tables = -(-capacity_bytes // (CLUSTER_BYTES * ENTRIES))
         self._tables = array("Q", bytes(8 * tables))
         self._next = 1 + clusters(8 * tables)
@@ -102,16 +100,15 @@ class Qcow2Target:
         Tables live in the file, so that memory stays flat however large the disk is.
         """
         table, entry = divmod(number, ENTRIES)
-        with self._lock:
-            if not self._tables[table]:
-                self._tables[table] = self._allocate()
-                os.ftruncate(self._file, self._next * CLUSTER_BYTES)
-            at = self._tables[table] + entry * 8
-            place = int.from_bytes(os.pread(self._file, 8, at), "big") & ~COPIED
-            if not place:
-                place = self._allocate()
-                write_fully(self._file, [(place | COPIED).to_bytes(8, "big")], at)
-            return place
+        if not self._tables[table]:
+            self._tables[table] = self._allocate()
+            os.ftruncate(self._file, self._next * CLUSTER_BYTES)
+        at = self._tables[table] + entry * 8
+        place = int.from_bytes(os.pread(self._file, 8, at), "big") & ~COPIED
+        if not place:
+            place = self._allocate()
+            write_fully(self._file, [(place | COPIED).to_bytes(8, "big")], at)
+        return place
 
     def _allocate(self) -> int:
         self._next += 1
