@@ -78,6 +78,7 @@ def _routes(parts: Parts) -> list[BaseRoute]:
         Route("/v1/{kind}/{ident}/counters", resources.counters),
         Route("/v1/{kind}/{ident}/usage", resources.usage),
         Route("/v1/storage.image/{ident}/{part}", content.upload, methods=["PUT"]),
+        Route("/v1/fleet.node/{ident}/document", content.document),
         _route("/v1/fleet.request/{ident}/payload", GET=payloads.payload, PUT=payloads.upload),
         Route("/v1/fleet.request/{ident}/answer", payloads.answer),
     ]

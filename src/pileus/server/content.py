@@ -18,10 +18,10 @@ from pileus.server import bodies, reach, streams, tunnel
 from pileus.server.images import UPLOADS
 from pileus.server.links import Connection
 from pileus.server.parts import Parts
-from pileus.server.query import COMMON, Query, call, ident
+from pileus.server.query import COMMON, Query, answer_json, call, ident
 from pileus.storage.image.types import ImageDesired, ImageObserved
 
-IMAGE, VM = "storage.image", "compute.vm"
+IMAGE, VM, NODE = "storage.image", "compute.vm", "fleet.node"
 TAIL_BYTES, TAIL_BYTES_MAX = 65_536, 16_777_216
 HOST_ANSWERS_S = 10.0
 PORT_MAX = 65_535
@@ -60,6 +60,14 @@ class Content:
         await self._parts.uploaded(image, part, received.sha256, received.size_bytes)
         answer = await self._parts.surface.get(asked, IMAGE, image.id)
         return Response(answer.body.encode(), media_type="application/json")
+
+    async def document(self, request: Request) -> Response:
+        """``GET /v1/fleet.node/{ident}/document``: what the node shall run, which may hold secrets of its manager's."""
+        principal = await self._parts.principal(request)
+        node = await self._parts.surface.row(call(request, Query(request, COMMON)), NODE, ident(request))
+        if not principal.operator and not principal.manager_id:
+            raise Denied(f"the document of {node} is for its manager and the cloud's operators only")
+        return Response(answer_json(node.desired.document), media_type="application/json")
 
     async def log(self, request: Request) -> Response:
         """``GET /v1/compute.vm/{ident}/log``: the end of what the VM wrote to its console."""

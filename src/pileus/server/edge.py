@@ -74,7 +74,7 @@ class Edge:
             code=known.code if known else "",
             ms=round(took_s * 1000, 2),
             bytes=answer.bytes,
-            user=principal.user if principal else "",
+            user=principal.actor if principal else "",
             account=principal.account if principal else "",
             address=client[0] if client else "",
         )

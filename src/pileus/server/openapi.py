@@ -116,6 +116,10 @@ def _own_paths(by_type: dict[Any, Json]) -> Json:
         "/v1/audit": {"get": _plain("audit", {"type": "object"})},
         **_vm_paths(text, socket),
         "/v1/storage.image/{ident}/{part}": {"parameters": [_ident_of("image"), part], "put": upload},
+        "/v1/fleet.node/{ident}/document": {
+            "parameters": [_ident_of("node")],
+            "get": _plain("document", {"type": "object"}),
+        },
         **_request_paths(binary),
         "/v1/infra.host/{ident}/join-token": {
             "parameters": [_ident_of("host")],

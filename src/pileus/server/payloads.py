@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from pileus.fleet.request.api import upload
 from pileus.fleet.request.controller import answer_of
-from pileus.fleet.request.types import ANSWER, PAYLOAD, RequestAssigned, RequestDesired, is_settled
+from pileus.fleet.request.types import ANSWER, PAYLOAD, RequestDesired, is_settled
 from pileus.kernel.errors import Conflict, Invalid, NotFound
 from pileus.kernel.kind import Resource
 from pileus.kernel.transaction import Transaction
@@ -80,8 +80,7 @@ class Payloads:
     async def answer(self, request: Request) -> Response:
         """``GET /v1/fleet.request/{ident}/answer``: what the node answered, byte for byte."""
         found = await self._found(request)
-        assigned: RequestAssigned = found.assigned
-        if not is_settled(found) or not assigned.settled_at:
+        if not is_settled(found):
             raise Conflict(f"{found} is not settled yet", code="not-settled")
         body = await self._parts.store.content(found.id, ANSWER)
         return _bytes(answer_of(found.observed) if body is None else body)

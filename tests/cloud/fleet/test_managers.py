@@ -354,6 +354,22 @@ async def test_parts_of_a_section_that_are_private_are_in_no_answer(fleet: Fleet
     assert (await fleet.world.store.get(package.id)).desired.descriptor == secret
 
 
+async def test_a_document_is_read_by_its_manager_and_operators_only(fleet: Fleet) -> None:
+    id, document = fleet.ids["fleet.node", "acme-1"], {"rules": {"ssh": {"password": "this-is-in-no-answer"}}}
+    caller, path = fleet.callers[CENTRAL], f"/v1/fleet.node/{id}"
+    written = await caller("PATCH", path, {"desired": {"document": document}})
+    assert written.status == 200
+    assert "document" not in written.json["desired"]
+    for reader in (caller, fleet.operator):
+        assert (await reader("GET", f"{path}/document")).json == document
+        assert b"this-is-in-no-answer" not in (await reader("GET", path)).body
+    assert (await fleet.callers[ACME]("GET", f"{path}/document")).status == 403
+    for other in (UMBRELLA, SECOND, OWN):
+        assert (await fleet.callers[other]("GET", f"{path}/document")).status == 404
+    await fleet.withdraw(ACME, CENTRAL)
+    assert (await caller("GET", f"{path}/document")).status == 404
+
+
 async def shown_nothing(caller: Caller, id: str, secret: str) -> bool:
     """Tell whether get, list and watch have the package without its secret."""
     told = [(await caller("GET", f"/v1/fleet.package/{id}")).body, (await caller("GET", "/v1/fleet.package")).body]
