@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import shutil
-import tempfile
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pileus.drivers.host.errors import DriverError
-from pileus.drivers.host.guest.base import ChannelForm, Document, NodeFact, Seed
-from pileus.drivers.host.guest.real import GuestChannel
+from pileus.drivers.host.guest.base import Document, Seed
 from pileus.drivers.host.ovs.base import PortSpec
-from pileus.drivers.host.ovs.real import OpenVSwitch
-from pileus.drivers.host.paths import HostPaths
-from pileus.drivers.host.qemu.base import BackingFile, DirectBoot, DiskAttachment, MachineSpec, NicAttachment
-from pileus.drivers.host.qemu.real import QemuHypervisor
-from pileus.image.recipes import ensure_image
-from pileus.image.types import BuildError, BuiltImage
+from pileus.drivers.host.qemu.base import NicAttachment
 from pileus.node.document import document_hash
 
-pytestmark = pytest.mark.anyio
+if TYPE_CHECKING:
+    from tests.vm.appliance_rack import Rack, a_rack, ready
+else:
+    from appliance_rack import Rack, a_rack, ready
 
-LIMIT_S = 120
-"""Boots take 3 s on an idle machine; this is for one where much else runs."""
+pytestmark = pytest.mark.anyio
 
 MAC = "52:54:00:77:00:01"
 DOCUMENT: Document = {
@@ -43,93 +36,10 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-class Rack:
-    """A host with real drivers and appliances on it; agents come and go."""
-
-    def __init__(self, folder: Path, image: BuiltImage) -> None:
-        self.paths = HostPaths(state=folder / "state", run=folder / "run")
-        self.paths.state.mkdir()
-        self.image = image
-        self.switch = OpenVSwitch(self.paths)
-        self.machines: set[str] = set()
-        self.has_switch = False
-
-    async def agent(self) -> None:
-        """Be a new agent."""
-        self.hypervisor = QemuHypervisor(self.paths, self.switch.open_tap, "tcg")
-        self.guest = GuestChannel(self.paths, self.switch.exchange)
-        self.hypervisor.on_change(self.guest.hint)
-        await self.hypervisor.open()
-
-    async def end_agent(self) -> None:
-        """End the agent; machines go on."""
-        for machine in await self.guest.nodes():
-            await self.guest.detach(machine)
-        await self.hypervisor.close()
-
-    async def start(self, machine: str, form: ChannelForm, nics: tuple[NicAttachment, ...] = ()) -> None:
-        """Start an appliance."""
-        disk = self.paths.state / f"{machine}.qcow2"
-        if not disk.exists():
-            make = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(self.image.disk), str(disk)]
-            done = await asyncio.create_subprocess_exec(*make)
-            assert await done.wait() == 0
-        seed = Seed(instance_id=machine, hostname="router-1", channel=form, role="router")
-        self.machines.add(machine)
-        await self.hypervisor.start(
-            MachineSpec(
-                id=machine, name=machine, vcpus=1, memory_mib=192,
-                disks=(DiskAttachment(id=f"{machine}-root", path=str(disk), format="qcow2", backing=(
-                    BackingFile(path=str(self.image.disk), format="qcow2"),)),),
-                nics=nics, seed=await self.guest.write_seed(machine, seed),
-                boot=DirectBoot(
-                    kernel=str(self.image.kernel), initrd=str(self.image.initrd), append=self.image.append
-                ),
-                channel="serial" if form == "serial" else "",
-            )
-        )  # fmt: skip
-
-    async def until(self, machine: str, wanted: Callable[[NodeFact], bool]) -> NodeFact:
-        """Return the machine's fact as soon as it is as ``wanted``."""
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                while not wanted(fact := (await self.guest.nodes())[machine]):  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
-                return fact
-        except TimeoutError:
-            said = (await self.guest.log(machine, 3000)).decode(errors="replace")
-            raise AssertionError(f"{(await self.guest.nodes())[machine]} {said}") from None
-
-    async def tear_down(self) -> None:
-        await self.end_agent()
-        await self.agent()
-        for machine in self.machines:
-            await self.hypervisor.remove(machine)
-            await self.guest.remove(machine)
-        await self.hypervisor.close()
-        if self.has_switch:
-            await self.switch.remove()
-
-
 @pytest.fixture
 async def rack() -> AsyncIterator[Rack]:
-    if os.geteuid() != 0 or shutil.which("qemu-system-x86_64") is None or shutil.which("xorriso") is None:
-        pytest.skip("appliances need root, qemu-system-x86 and xorriso")
-    try:
-        image = ensure_image("appliance", print)
-    except BuildError as error:
-        pytest.skip(f"the image appliance cannot be built here: {error}")
-    # Not pytest's folder: socket paths have a limit of 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="pileus-b-"))
-    made = Rack(folder, image)
-    await made.agent()
-    yield made
-    await made.tear_down()
-    shutil.rmtree(folder)
-
-
-def ready(fact: NodeFact) -> bool:
-    return fact.state == "ready"
+    async with a_rack() as made:
+        yield made
 
 
 async def test_an_appliance_without_any_nic_takes_its_configuration_and_keeps_it(rack: Rack) -> None:
