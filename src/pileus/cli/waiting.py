@@ -59,8 +59,8 @@ def is_ready(resource: Json) -> bool:
 
 
 def is_refused(resource: Json) -> bool:
-    """Tell whether the resource stays unready until its owner does something: what was uploaded is no good."""
-    return (resource["observed"] or {}).get("state") == "refused"
+    """Tell whether the resource stays unready whatever is waited for: an upload that is no good, a request that ended."""
+    return (resource["observed"] or {}).get("state") in ("refused", "expired", "withdrawn", "unknown")
 
 
 READY = Goal(text="ready", met=is_ready)
@@ -197,7 +197,8 @@ class _Wait:
         return f"{noun(self._kind, resource)}: {why(resource)}"
 
     def _refused(self, resource: Json) -> Failure:
-        return Failure(f"{noun(self._kind, resource)} is refused: {why(resource)}", exit_code=REFUSED)
+        state = resource["observed"]["state"]
+        return Failure(f"{noun(self._kind, resource)} is {state}: {why(resource)}", exit_code=REFUSED)
 
     def _refuse_late(self) -> None:
         if time.monotonic() < self._until:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pileus.cli import table
 from pileus.cli.client import parse_events, refusal
-from pileus.cli.commands.logs import _shown, added, last_lines
+from pileus.cli.commands.logs import added, last_lines, shown
 from pileus.cli.failure import BUG, NOT_FOUND, NOT_SIGNED_IN, REFUSED, UNREACHABLE
 from pileus.cli.output import Output, OutputWord, render, to_yaml
 from pileus.cli.paths import find, parse
@@ -246,7 +246,7 @@ def test_a_log_that_began_anew_is_printed_whole() -> None:
 
 def test_a_guest_cannot_steer_the_terminal_through_its_log() -> None:
     text = b"a\x1b[31mred\x1b[0m\x1b]0;title\x07b\x1b(B\tc\r\nover\rwrite\x08\x00\x1bc\n"
-    assert _shown(text) == b"ared" + b"b\tc\r\noverwrite\n"
+    assert shown(text) == b"ared" + b"b\tc\r\noverwrite\n"
 
 
 def test_no_colours_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,10 @@ def _command(kind: Kind) -> click.Command:
         from pileus.cli.commands.upload import create_image, upload_options
 
         return _build(kind, create_image, upload_options)
+    if kind.name == "fleet.request":
+        from pileus.cli.commands.request import create_request, payload_option
+
+        return _build(kind, create_request, payload_option)
     return _build(kind, create, lambda function: function)
 
 
@@ -37,7 +41,7 @@ def _build(kind: Kind, run: Callable[..., None], more: Callable[[Any], Any]) -> 
     )
     @account_option
     @more
-    @click.argument("name")
+    @click.argument("name", required=not kind.name_prefix, default="" if kind.name_prefix else None)
     @click.pass_obj
     def callback(session: Session, /, **options: Any) -> None:
         run(session, kind, **options)

@@ -1,4 +1,4 @@
-"""``pileus logs vm NAME``: what the guest wrote to its serial console. Guests are not trusted: see ``_shown``."""
+"""``pileus logs vm NAME``: what the guest wrote to its serial console. Guests are not trusted: see ``shown``."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def added(before: bytes, now: bytes) -> bytes:
     return now
 
 
-def _shown(text: bytes) -> bytes:
+def shown(text: bytes) -> bytes:
     """Return ``text`` without what could steer the terminal that it is shown on."""
     return _CONTROLS.sub(b"", _ESCAPES.sub(b"", text))
 
 
 def _write(text: bytes, *, clean: bool) -> None:
-    sys.stdout.buffer.write(_shown(text) if clean else text)
+    sys.stdout.buffer.write(shown(text) if clean else text)
     sys.stdout.buffer.flush()

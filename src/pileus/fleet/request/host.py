@@ -113,7 +113,7 @@ class RequestHalf(Half[Seen, Step]):
         """Return how it ended, or that it is queued."""
         end = self._ends.get(resource.id)
         if end is not None:
-            return _observed(end)
+            return observed_of(end)
         if is_settled(resource):
             known: RequestObserved = resource.observed
             return known
@@ -153,7 +153,8 @@ def _with(asked: GuestRequest, payload: bytes) -> GuestRequest:
     return GuestRequest(id=asked.id, sequence=asked.sequence, deadline=asked.deadline, payload=payload)
 
 
-def _observed(end: GuestAnswer) -> RequestObserved:
+def observed_of(end: GuestAnswer) -> RequestObserved:
+    """Return how it ended as the server is told."""
     try:
         text = end.answer.decode()
     except UnicodeDecodeError:

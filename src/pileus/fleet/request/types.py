@@ -42,9 +42,7 @@ class RequestDesired(Struct, frozen=True, kw_only=True):
     """What is asked of which node. Deleting a request that was not begun withdraws it."""
 
     node: Annotated[NodeRef, Meta(description="The node that shall do it.")]
-    payload: Annotated[
-        str, Meta(max_length=INLINE_BYTES_MAX, description="Text for the node's role.", extra={"file": True})
-    ] = ""
+    payload: Annotated[str, Meta(max_length=INLINE_BYTES_MAX, description="Text for the node's role.")] = ""
     upload: Annotated[
         Literal["no", "yes"],
         Meta(description="yes: the payload is uploaded, up to 16 MiB, and the request waits for it."),
