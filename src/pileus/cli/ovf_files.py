@@ -14,9 +14,11 @@ from pileus.cli.failure import Failure
 from pileus.cli.progress import clean
 
 if TYPE_CHECKING:
-    from pileus.ovf.certificate import Trust
+    from cryptography.x509 import Certificate
+
     from pileus.ovf.faults import Fault
     from pileus.ovf.package import Package
+    from pileus.ovf.signature import Trust
 
 REFUSED = 1
 """The exit code of a refused package."""
@@ -57,9 +59,15 @@ def say(faults: Iterable[Fault]) -> None:
         click.echo(clean(f"{place}{mild}{fault.message} ({fault.code})"), err=True)
 
 
-def _trust(files: Iterable[Path]) -> Trust | None:
+def _trust(files: Iterable[Path]) -> Trust:
     from pileus.kernel.clock import system_clock
-    from pileus.ovf.certificate import Trust, read_roots
+    from pileus.ovf.signature import Trust
 
-    roots = [root for file in files for root in read_roots(file.read_bytes(), file.name)]
-    return Trust(at=datetime.fromtimestamp(system_clock(), UTC), roots=tuple(roots))
+    return Trust(at=datetime.fromtimestamp(system_clock(), UTC), roots=tuple(_roots(files)))
+
+
+def _roots(files: Iterable[Path]) -> Iterator[Certificate]:
+    for file in files:
+        from pileus.ovf.certificate import read_roots
+
+        yield from read_roots(file.read_bytes(), file.name)

@@ -14,11 +14,11 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import ExtensionOID
-from msgspec import Struct
 
 from pileus.ovf.digests import ALGORITHMS
 from pileus.ovf.faults import Faults, refusal, shown
 from pileus.ovf.manifest import Manifest, digest_line
+from pileus.ovf.signature import Signature, Trust
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
 _CERTIFICATES_MAX = 16
@@ -29,27 +29,6 @@ _HASHES: dict[str, hashes.HashAlgorithm] = {
     "SHA256": hashes.SHA256(),
     "SHA512": hashes.SHA512(),
 }
-
-
-class Trust(Struct, frozen=True, kw_only=True):
-    """Whose signatures are believed, and when."""
-
-    at: datetime
-    """Certificates must be valid then; with a time zone."""
-    roots: tuple[x509.Certificate, ...] = ()
-
-
-class Signature(Struct, frozen=True, kw_only=True):
-    """What a certificate file proves."""
-
-    state: Literal["trusted", "unknown-signer", "invalid"]
-    subject: str = ""
-    issuer: str = ""
-    not_before: str = ""
-    not_after: str = ""
-    sha256: str = ""
-    """Of the signer's certificate (DER), in hexadecimal digits."""
-    algorithm: str = ""
 
 
 def read_roots(pem: bytes, file: str = "") -> tuple[x509.Certificate, ...]:

@@ -7,7 +7,7 @@ from typing import Literal, NoReturn
 from msgspec import Struct
 
 FAULTS_MAX = 200
-"""More than anybody reads; a hostile package must not fill memory with complaints."""
+"""Errors, and oddities too: more than anybody reads; a hostile package must not fill memory with complaints."""
 
 _SHOWN_MAX = 120
 
@@ -93,7 +93,10 @@ class Faults:
     def _add(self, fault: Fault) -> None:
         if fault in self._found:
             return
-        if len(self._found) >= FAULTS_MAX:
+        alike = sum((one.severity == "error") == (fault.severity == "error") for one in self._found)
+        if alike >= FAULTS_MAX and fault.severity != "error":
+            return
+        if alike >= FAULTS_MAX:
             self.stop("too-many-faults", f"more than {FAULTS_MAX} things are wrong; mend these first")
         self._found.append(fault)
 

@@ -7,7 +7,7 @@ from urllib.parse import unquote_to_bytes
 
 from pileus.ovf.limits import DEFAULT, Limits
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(//|\\\\)|(https?|ftps?|file|data|nfs|smb|ovf):", re.IGNORECASE)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(https?|ftps?|file|data|nfs|smb|ovf):", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pileus.ovf.certificate import Signature, Trust, check_signature
 from pileus.ovf.contents import Content, Terms, compare
 from pileus.ovf.descriptor import read_descriptor
 from pileus.ovf.digests import ALGORITHMS, Digests
@@ -18,6 +17,7 @@ from pileus.ovf.limits import DEFAULT, Limits
 from pileus.ovf.manifest import Manifest, read_manifest
 from pileus.ovf.model import Envelope
 from pileus.ovf.properties import capacity_bytes
+from pileus.ovf.signature import Signature, Trust
 from pileus.ovf.sources import Found, Stream, from_store, missing, names_of
 from pileus.ovf.stores import Archive, Folder, Store
 from pileus.ovf.tar import Member, Readable, members
@@ -156,6 +156,8 @@ class Package:
             return
         compare(self.manifest, self.descriptor, self._descriptor_digests, self.signed, self.faults)
         if self._certificate is not None:
+            from pileus.ovf.certificate import check_signature
+
             self.signature = check_signature(*self._certificate, self.manifest, self._trust, self.faults)
 
     def _judge_listed(self, manifest: Manifest, present: Iterable[str]) -> None:

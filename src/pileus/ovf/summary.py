@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from pileus.ovf.certificate import Signature
 from pileus.ovf.faults import Fault, Faults
 from pileus.ovf.machines import Choice, chosen_configuration, machines
 from pileus.ovf.model import Configuration, Disk, File, Machine, Network, Product
 from pileus.ovf.package import Package
 from pileus.ovf.properties import capacity_bytes, default_of, is_needed, properties
+from pileus.ovf.signature import Signature
 
 _HIDDEN = "(hidden)"
 

@@ -21,9 +21,10 @@ from tests.unit.ovf.packages import (
     with_manifest,
 )
 
-from pileus.ovf.certificate import Trust, read_roots
+from pileus.ovf.certificate import read_roots
 from pileus.ovf.faults import OvfFault
 from pileus.ovf.package import Package, open_package, open_stream
+from pileus.ovf.signature import Trust
 from pileus.ovf.validation import validate
 
 ROOT = Signer("root", 0, ca=True)

@@ -9,6 +9,8 @@ import click
 VERBS = {
     "inspect": ("ovf_inspect", "Show what a package has: VMs, disks, networks, properties, signature."),
     "validate": ("ovf_validate", "Check all of a package: structure, digests, signature."),
+    "convert": ("ovf_convert", "Take a package apart: its disks as qcow2 or raw, its VMs as JSON."),
+    "sign": ("ovf_sign", "Sign a package with a key and a certificate."),
 }
 """Verb → its module in pileus.cli.commands, which has ``command``, and its summary."""
 
@@ -36,4 +38,4 @@ class Verbs(click.Group):
 
 @click.group("ovf", cls=Verbs)
 def command() -> None:
-    """Look at and check OVF packages and OVA archives; no cloud is needed."""
+    """Look at, check, convert and sign OVF packages and OVA archives; no cloud is needed."""
