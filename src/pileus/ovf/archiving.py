@@ -19,7 +19,7 @@ CHUNK_BYTES = 1024**2
 Write = Callable[[bytes], object]
 
 
-class Part(Struct, frozen=True, kw_only=True):
+class Entry(Struct, frozen=True, kw_only=True):
     """A file of the package to be: its chunks, together ``size_bytes``, are asked for once."""
 
     name: str
@@ -27,14 +27,14 @@ class Part(Struct, frozen=True, kw_only=True):
     chunks: Callable[[], Iterable[bytes]]
 
 
-def text_part(name: str, content: bytes) -> Part:
-    """Return a part that is in memory."""
-    return Part(name=name, size_bytes=len(content), chunks=lambda: (content,))
+def text_entry(name: str, content: bytes) -> Entry:
+    """Return an entry that is in memory."""
+    return Entry(name=name, size_bytes=len(content), chunks=lambda: (content,))
 
 
-def file_part(name: str, path: Path) -> Part:
-    """Return a part that is a file as long as it is now. Raises: OSError."""
-    return Part(name=name, size_bytes=path.stat().st_size, chunks=lambda: file_chunks(path))
+def file_entry(name: str, path: Path) -> Entry:
+    """Return an entry that is a file as long as it is now. Raises: OSError."""
+    return Entry(name=name, size_bytes=path.stat().st_size, chunks=lambda: file_chunks(path))
 
 
 def file_chunks(path: Path) -> Iterator[bytes]:
@@ -49,40 +49,40 @@ def manifest_text(digests: Mapping[str, str]) -> bytes:
     return "".join(f"SHA256({name})= {digest}\n" for name, digest in digests.items()).encode()
 
 
-def write_archive(write: Write, parts: Iterable[Part]) -> None:
-    """Hand an archive of the parts, in their order, to ``write``.
+def write_archive(write: Write, entries: Iterable[Entry]) -> None:
+    """Hand an archive of the entries, in their order, to ``write``.
 
-    Raises: ValueError when a part is not as long as it said; whatever chunks and ``write`` raise.
+    Raises: ValueError when an entry is not as long as it said; whatever chunks and ``write`` raise.
     """
     total = 0
-    for part in parts:
-        header = _header(part)
+    for entry in entries:
+        header = _header(entry)
         write(header)
-        for chunk in _whole(part):
+        for chunk in _whole(entry):
             write(chunk)
-        padding = -part.size_bytes % tarfile.BLOCKSIZE
+        padding = -entry.size_bytes % tarfile.BLOCKSIZE
         if padding:
             write(bytes(padding))
-        total += len(header) + part.size_bytes + padding
+        total += len(header) + entry.size_bytes + padding
     end = 2 * tarfile.BLOCKSIZE
     write(bytes(end + -(total + end) % RECORD_BYTES))
 
 
-def write_folder(folder: Path, parts: Iterable[Part]) -> None:
-    """Write the parts into an existing folder; a name may have slashes. Raises: OSError, ValueError."""
-    for part in parts:
-        path = folder / part.name
+def write_folder(folder: Path, entries: Iterable[Entry]) -> None:
+    """Write the entries into an existing folder; a name may have slashes. Raises: OSError, ValueError."""
+    for entry in entries:
+        path = folder / entry.name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
-            for chunk in _whole(part):
+            for chunk in _whole(entry):
                 file.write(chunk)
 
 
-def _header(part: Part) -> bytes:
-    """Return the member's header: nobody's file, without a time, so that the same parts give the same archive."""
-    member = tarfile.TarInfo(part.name)
-    member.size = part.size_bytes
-    if part.size_bytes <= USTAR_BYTES_MAX:
+def _header(entry: Entry) -> bytes:
+    """Return the member's header: nobody's file, without a time, so that the same entries give the same archive."""
+    member = tarfile.TarInfo(entry.name)
+    member.size = entry.size_bytes
+    if entry.size_bytes <= USTAR_BYTES_MAX:
         try:
             return member.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
         except ValueError:
@@ -90,13 +90,13 @@ def _header(part: Part) -> bytes:
     return member.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")
 
 
-def _whole(part: Part) -> Iterator[bytes]:
+def _whole(entry: Entry) -> Iterator[bytes]:
     """Yield the chunks. Raises: ValueError when they are more or less than was said."""
     found = 0
-    for chunk in part.chunks():
+    for chunk in entry.chunks():
         found += len(chunk)
-        if found > part.size_bytes:
+        if found > entry.size_bytes:
             break
         yield chunk
-    if found != part.size_bytes:
-        raise ValueError(f"{part.name} changed while it was packed: it has {found} bytes, not {part.size_bytes}")
+    if found != entry.size_bytes:
+        raise ValueError(f"{entry.name} changed while it was packed: it has {found} bytes, not {entry.size_bytes}")

@@ -18,7 +18,7 @@ from itertools import islice
 from sys import byteorder
 
 from pileus.ovf import vmdk
-from pileus.ovf.intake import refusal
+from pileus.ovf.faults import refusal
 
 WORKERS = 2
 BATCH_GRAINS = 16

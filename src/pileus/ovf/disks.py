@@ -17,8 +17,9 @@ from typing import Literal
 from msgspec import Struct
 
 from pileus.ovf import vmdk
+from pileus.ovf.faults import refusal
 from pileus.ovf.inflating import inflate
-from pileus.ovf.intake import Intake, refusal
+from pileus.ovf.intake import Intake
 from pileus.ovf.model import DiskFormat
 from pileus.ovf.target import Qcow2Target, RawTarget, Target, write_fully
 

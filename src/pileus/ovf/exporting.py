@@ -15,7 +15,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pileus.ovf.archiving import Part, file_part, manifest_text, text_part
+from pileus.ovf.archiving import Entry, file_entry, manifest_text, text_entry
 from pileus.ovf.deflating import Progress, deflate
 from pileus.ovf.describing import Appliance, describe
 from pileus.ovf.model import Disk, File, Machine
@@ -56,13 +56,13 @@ def pack_disk(raw: Path, vmdk: Path, *, name: str = "disk.vmdk", progress: Progr
     )  # fmt: skip
 
 
-def package(appliance: Appliance, packed: Mapping[str, PackedDisk], signer: Signer | None = None) -> list[Part]:
+def package(appliance: Appliance, packed: Mapping[str, PackedDisk], signer: Signer | None = None) -> list[Entry]:
     """Return the files of the package in their order. ``packed``: by the disk's id; a disk that is not there is blank.
 
     The appliance's own ``files`` and ``disks`` are not used: they come from its machines, whose drives are empty.
     """
     stem = file_stem(appliance.id)
-    files, disks, parts, digests = [], [], [], {}
+    files, disks, entries, digests = [], [], [], {}
     for number, (disk_id, capacity_bytes) in enumerate(_disks(appliance).items(), 1):
         found = packed.get(disk_id)
         if found is None:
@@ -74,15 +74,15 @@ def package(appliance: Appliance, packed: Mapping[str, PackedDisk], signer: Sign
             Disk(id=disk_id, file_id=f"file{number}", capacity_bytes=found.capacity_bytes,
                  populated_bytes=found.populated_bytes)
         )  # fmt: skip
-        parts.append(file_part(name, found.path))
+        entries.append(file_entry(name, found.path))
         digests[name] = found.sha256
     machines = tuple(_emptied(machine) for machine in appliance.machines)
     text = describe(replace(appliance, machines=machines, files=tuple(files), disks=tuple(disks)))
     manifest = manifest_text({f"{stem}.ovf": hashlib.sha256(text).hexdigest(), **digests})
-    front = [text_part(f"{stem}.ovf", text), text_part(f"{stem}.mf", manifest)]
+    front = [text_entry(f"{stem}.ovf", text), text_entry(f"{stem}.mf", manifest)]
     if signer is not None:
-        front.append(text_part(f"{stem}.cert", signer.sign(f"{stem}.mf", manifest)))
-    return [*front, *parts]
+        front.append(text_entry(f"{stem}.cert", signer.sign(f"{stem}.mf", manifest)))
+    return [*front, *entries]
 
 
 def _emptied(machine: Machine) -> Machine:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import islice
 
 from pileus.ovf import vmdk
-from pileus.ovf.intake import refusal
+from pileus.ovf.faults import refusal
 from pileus.ovf.target import Piece, Target
 
 BATCH_GRAINS = 16

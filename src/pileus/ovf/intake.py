@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pileus.ovf.faults import Fault, OvfFault
-
-
-def refusal(code: str, message: str) -> OvfFault:
-    """Return the one fault that ends the reading of a disk; whoever knows the disk's file adds it."""
-    return OvfFault(Fault(code=code, message=message))
+from pileus.ovf.faults import OvfFault, refusal
 
 
 class Intake:

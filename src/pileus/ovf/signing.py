@@ -15,8 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from pileus.ovf.faults import OvfFault
-from pileus.ovf.intake import refusal
+from pileus.ovf.faults import OvfFault, refusal
 
 KEY_BITS_MIN = 2048
 
@@ -27,6 +26,11 @@ class Signer:
     def __init__(self, key: RSAPrivateKey, certificates: list[x509.Certificate]) -> None:
         self._key = key
         self._certificates = certificates
+
+    @property
+    def subject(self) -> str:
+        """Who the key's certificate says that signs."""
+        return self._certificates[0].subject.rfc4514_string()
 
     def sign(self, name: str, manifest: bytes) -> bytes:
         """Return the certificate file for the manifest of this name."""

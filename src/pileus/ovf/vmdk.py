@@ -17,8 +17,8 @@ from sys import byteorder
 
 from msgspec import Struct
 
-from pileus.ovf.faults import OvfFault
-from pileus.ovf.intake import Intake, refusal
+from pileus.ovf.faults import OvfFault, refusal
+from pileus.ovf.intake import Intake
 
 SECTOR_BYTES = 512
 MAGIC = b"KDMV"

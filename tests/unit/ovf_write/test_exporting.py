@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 from tests.unit.ovf_write.vmdks import MIB, qemu_img, sparse_disk
 
-from pileus.ovf.archiving import Part, manifest_text, text_part, write_archive, write_folder
+from pileus.ovf.archiving import Entry, manifest_text, text_entry, write_archive, write_folder
 from pileus.ovf.describing import Appliance, describe
 from pileus.ovf.descriptor import read_descriptor
 from pileus.ovf.exporting import PackedDisk, file_stem, pack_disk, package
@@ -74,15 +74,15 @@ def packed(tmp_path: Path, name: str = "root") -> PackedDisk:
 
 def test_a_machine_comes_back_from_its_descriptor(tmp_path: Path) -> None:
     appliance = Appliance(id="web", machines=(WEB,), products={"web": (PRODUCT,)}, eulas=("You & we <agree>.",))
-    parts = package(appliance, {"root": packed(tmp_path)})
-    envelope = read_back(b"".join(parts[0].chunks()))
+    entries = package(appliance, {"root": packed(tmp_path)})
+    envelope = read_back(b"".join(entries[0].chunks()))
     (system,) = envelope.systems()
     assert (system.id, system.name) == ("web", "Web & <more>")
     assert [(disk.id, disk.capacity_bytes, disk.file_id) for disk in envelope.disks] == [
         ("root", 70 * MIB, "file1"), ("blank", 1 << 30, ""), ("fast", 512 * MIB, ""),
     ]  # fmt: skip
     assert envelope.disks[0].stream_optimized
-    assert [(file.href, file.size_bytes) for file in envelope.files] == [(parts[2].name, parts[2].size_bytes)]
+    assert [(file.href, file.size_bytes) for file in envelope.files] == [(entries[2].name, entries[2].size_bytes)]
     assert {network.name for network in envelope.networks} == {"front", "back"}
     (hardware,) = system.hardware
     assert (hardware.firmware, hardware.transports) == ("uefi", ("iso",))
@@ -147,9 +147,9 @@ def test_an_archive_has_its_members_in_order_with_right_digests_and_the_same_dis
 
 
 def test_a_package_as_a_folder_has_the_same_files(tmp_path: Path) -> None:
-    parts = package(Appliance(id="x", machines=(WEB,)), {"root": packed(tmp_path)})
+    entries = package(Appliance(id="x", machines=(WEB,)), {"root": packed(tmp_path)})
     (tmp_path / "folder").mkdir()
-    write_folder(tmp_path / "folder", parts)
+    write_folder(tmp_path / "folder", entries)
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["x-disk1.vmdk", "x.mf", "x.ovf"]
 
 
@@ -167,14 +167,14 @@ def test_only_a_member_of_8_gib_or_more_has_a_header_of_gnu() -> None:
         yield bytes(rest)
 
     sizes = {"small": 5, "largest": 8 * 1024**3 - 1, "huge": 8 * 1024**3}
-    parts = [Part(name=name, size_bytes=size, chunks=partial(zeros, size)) for name, size in sizes.items()]
+    entries = [Entry(name=name, size_bytes=size, chunks=partial(zeros, size)) for name, size in sizes.items()]
     headers: dict[str, bytes] = {}
 
     def write(content: bytes) -> None:
         if len(content) == 512 and content[257:262] == b"ustar":
             headers[content[:100].rstrip(b"\0").decode()] = content
 
-    write_archive(write, parts)
+    write_archive(write, entries)
     assert {name: header[257:265] for name, header in headers.items()} == {
         "small": b"ustar\x0000", "largest": b"ustar\x0000", "huge": b"ustar  \x00",
     }  # fmt: skip
@@ -185,13 +185,13 @@ def test_only_a_member_of_8_gib_or_more_has_a_header_of_gnu() -> None:
 @pytest.mark.parametrize("found", [b"", b"1234", b"123456"])
 def test_a_part_that_changed_its_length_is_an_error(found: bytes) -> None:
     with pytest.raises(ValueError, match="changed while it was packed"):
-        write_archive(lambda content: None, [Part(name="x", size_bytes=5, chunks=lambda: [found])])
+        write_archive(lambda content: None, [Entry(name="x", size_bytes=5, chunks=lambda: [found])])
 
 
 def test_long_names_and_foreign_letters_are_carried() -> None:
     names = ["é" * 100, "a/" * 80 + "x", "ü.ovf"]
     archive = io.BytesIO()
-    write_archive(archive.write, [text_part(name, name.encode()) for name in names])
+    write_archive(archive.write, [text_entry(name, name.encode()) for name in names])
     archive.seek(0)
     with tarfile.open(fileobj=archive) as opened:
         assert opened.getnames() == names
