@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+import functools
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -70,21 +71,25 @@ class Reader(Protocol):
         """Return the resource with this name, if there is one."""
 
 
-async def look_up(reader: Reader, kind: Kind, account_id: str, word: str) -> Resource | None:
+async def look_up(
+    reader: Reader, kind: Kind, account_id: str, word: str, is_known: Callable[[Resource], bool]
+) -> Resource | None:
     """Return the resource that ``word`` (id or name) means to somebody in this account, or None.
 
-    An account sees its own objects and the cluster's public ones; the cluster (no account) sees its own by name, and
-    everything by id.
+    An account has its own objects and the cluster's public ones; the cluster (no account) its own by name, and everything
+    by id. Of those only what the caller may know (``is_known``) is there.
     """
     if is_id(word):
-        return await _by_id(reader, kind, account_id, word)
+        found = await _by_id(reader, kind, account_id, word)
+        return found if found is not None and is_known(found) else None
     if account_id:
         own = await reader.find(kind.name, account_id, word)
-        if own is not None:
+        if own is not None and is_known(own):
             return own
     if kind.scope == "account" or (account_id and kind.readable_by == "operator"):
         return None
-    return await reader.find(kind.name, "", word)
+    common = await reader.find(kind.name, "", word)
+    return common if common is not None and is_known(common) else None
 
 
 async def _by_id(reader: Reader, kind: Kind, account_id: str, id: str) -> Resource | None:
@@ -108,9 +113,9 @@ async def resolve(tx: Transaction, principal: Principal, new: Resource, known: C
     desired, account_id, account = new.desired, new.account_id, new.account
     for path, kind_name, word in references(desired):
         kind = tx.registry[kind_name]
-        target = await look_up(tx, kind, account_id, word)
-        allowed = target is not None and (nameable(principal, kind, account_id, target) or target.id in known)
-        if target is None or target.deleting or not allowed:
+        may_name = functools.partial(_may_name, principal, kind, account_id, known)
+        target = await look_up(tx, kind, account_id, word, may_name)
+        if target is None or target.deleting:
             where = f" in account {account}" if account else ""
             raise Invalid(
                 f"there is no {kind.short} {word!r}{where}{list_hint(kind, operator=not account_id)}",
@@ -119,6 +124,10 @@ async def resolve(tx: Transaction, principal: Principal, new: Resource, known: C
             )
         links[path] = target.id
     return links
+
+
+def _may_name(principal: Principal, kind: Kind, account_id: str, known: Container[str], target: Resource) -> bool:
+    return nameable(principal, kind, account_id, target) or target.id in known
 
 
 def list_hint(kind: Kind, *, operator: bool) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import functools
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from pileus.kernel import records
-from pileus.kernel.access import Principal, sees, visible
+from pileus.kernel.access import Principal, nameable, sees, visible
 from pileus.kernel.admission import list_hint, look_up
 from pileus.kernel.errors import Denied, Invalid, NotFound
 from pileus.kernel.hub import Hub
@@ -99,8 +100,8 @@ class Reading:
         definition = self._registry[kind]
         call.principal.require(verb, kind)
         scope = await self.scope(call, self._store)
-        found = await look_up(self._store, definition, scope.id, ident)
-        if found is None or not visible(call.principal, definition, found):
+        found = await look_up(self._store, definition, scope.id, ident, sight(call.principal, definition))
+        if found is None:
             raise missing(definition, ident, scope, operator=call.principal.operator)
         return found
 
@@ -247,11 +248,13 @@ class Reading:
             return Scope(principal.account_id, principal.account)
         account = None
         if principal.operator or principal.manager_id:
-            account = await look_up(reader, self._registry["tenancy.account"], "", call.account)
-        if not principal.operator and (account is None or account.id not in principal.consents):
-            raise NotFound(f"there is no account {call.account!r}")
+            accounts = self._registry["tenancy.account"]
+            account = await look_up(
+                reader, accounts, "", call.account, functools.partial(nameable, principal, accounts, "")
+            )
         if account is None:
-            raise NotFound(f"there is no account {call.account!r}; `pileus get account` lists them")
+            hint = "; `pileus get account` lists them" if principal.operator else ""
+            raise NotFound(f"there is no account {call.account!r}{hint}")
         return Scope(account.id, account.name)
 
     def _readable(self, principal: Principal) -> str:
@@ -294,10 +297,15 @@ class Reading:
 
     async def _place(self, principal: Principal, kind_name: str, scope: Scope, word: str) -> str:
         kind = self._registry[kind_name]
-        found = await look_up(self._store, kind, scope.id, word)
-        if found is None or not visible(principal, kind, found):
+        found = await look_up(self._store, kind, scope.id, word, sight(principal, kind))
+        if found is None:
             raise missing(kind, word, scope, operator=principal.operator)
         return found.id
+
+
+def sight(principal: Principal, kind: Kind) -> Callable[[Resource], bool]:
+    """Return what tells of an object of this kind whether the caller may know of it."""
+    return functools.partial(visible, principal, kind)
 
 
 def missing(kind: Kind, ident: str, scope: Scope, *, operator: bool = True) -> NotFound:

@@ -16,12 +16,12 @@ from msgspec import Struct
 from pileus.kernel import records
 from pileus.kernel.access import Principal, visible
 from pileus.kernel.admission import Admission, Change, look_up, make, resolve
-from pileus.kernel.errors import Conflict, Denied, Invalid, Rejected
+from pileus.kernel.errors import Conflict, Denied, Invalid, NotFound, Rejected
 from pileus.kernel.hub import Hub
 from pileus.kernel.ids import is_id
 from pileus.kernel.kind import Kind, Registry, Resource, is_name
 from pileus.kernel.merge import merge_patch
-from pileus.kernel.reading import Answer, Call, Reading, Scope, missing
+from pileus.kernel.reading import Answer, Call, Reading, Scope, missing, sight
 from pileus.kernel.shape import decode, invalid, references
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.store import Store
@@ -39,6 +39,15 @@ class Body(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     account: str = ""
     labels: dict[str, str] | None = None
     revision: int | None = None
+
+
+class _Owned(Struct, frozen=True):
+    """What a stored answer says of whose object it is about."""
+
+    account_id: str
+
+
+_OWNED = msgspec.json.Decoder(_Owned)
 
 
 class Written(Struct, frozen=True):
@@ -201,6 +210,8 @@ class Surface(Reading):
             raise Conflict(
                 "this Idempotency-Key was used for another request; use a fresh one", code="idempotency-key-used"
             )
+        if not call.principal.operator and not call.principal.acts_in(_OWNED.decode(rows[0][2]).account_id):
+            raise NotFound("what this Idempotency-Key made is out of sight: the account withdrew its consent")
         return Answer(rows[0][1], rows[0][2])
 
     async def _account_of(self, tx: Transaction, call: Call, kind: Kind, wish: Body) -> Scope:
@@ -255,8 +266,8 @@ class Surface(Reading):
     async def _own(self, tx: Transaction, call: Call, kind: Kind, ident: str) -> Resource:
         """Return the resource that the caller means and may write. Raises: NotFound, Denied."""
         scope = await self.scope(call, tx)
-        found = await look_up(tx, kind, scope.id, ident)
-        if found is None or not visible(call.principal, kind, found):
+        found = await look_up(tx, kind, scope.id, ident, sight(call.principal, kind))
+        if found is None:
             raise missing(kind, ident, scope)
         tenant = not call.principal.operator and not call.principal.manager_id
         if tenant and found.account_id != scope.id:

@@ -151,6 +151,25 @@ async def test_an_idempotency_key_is_each_managers_own(fleet: Fleet) -> None:
     assert ids[0] == ids[2] != ids[1]
 
 
+async def test_an_answer_that_was_given_before_is_out_of_sight_with_the_consent(fleet: Fleet) -> None:
+    caller, headers = fleet.callers[CENTRAL], {"idempotency-key": "again"}
+    wish = {"name": "again", "desired": {"node": "acme-1", "payload": "x"}}
+    first, second = [await caller("POST", f"/v1/fleet.request?account={ACME}", wish, headers) for _ in range(2)]
+    assert first.json["id"] == second.json["id"]
+    await fleet.withdraw(ACME, CENTRAL)
+    third = await caller("POST", f"/v1/fleet.request?account={ACME}", wish, headers)
+    assert (third.status, first.json["id"] in third.body.decode()) == (404, False)
+
+
+async def test_a_name_of_the_account_does_not_hide_the_managers_own(fleet: Fleet) -> None:
+    house: dict[str, Any] = {"manager": OWN, "version": "2", "vcpus": 1, "memory_mib": 64, "nics": 0, "image": f"{OWN}-image"}
+    await fleet.make(fleet.callers[OWN], "fleet.package", f"{CENTRAL}-package", **house)
+    found = await fleet.callers[CENTRAL]("GET", f"/v1/fleet.package/{CENTRAL}-package?account={ACME}")
+    assert (found.status, found.json["account"]) == (200, "")
+    wish = {"name": "same", "account": ACME, "desired": {"manager": CENTRAL, "package": f"{CENTRAL}-package"}}
+    assert (await fleet.callers[CENTRAL]("POST", "/v1/fleet.node", wish)).status == 201
+
+
 async def test_a_withdrawn_consent_takes_everything_out_of_sight_at_once_and_nodes_run_on(fleet: Fleet) -> None:
     caller, node = fleet.callers[CENTRAL], fleet.ids["fleet.node", "acme-1"]
     async with caller.stream("/v1/fleet.node?watch=1") as stream:
