@@ -141,11 +141,11 @@ class GuestAgent:
         for start in range(0, len(content), CHUNK_BYTES):
             chunk = content[start : start + CHUNK_BYTES]
             text = base64.b64encode(chunk).decode()
-            said = await self._call("guest-file-write", {"handle": handle, "buf-b64": text}, _Count)
+            said = await self._on_file("guest-file-write", handle, {"buf-b64": text}, _Count)
             if said.count != len(chunk):
-                await self._call("guest-file-close", {"handle": handle}, dict[str, Any])
+                await self._on_file("guest-file-close", handle, {}, dict[str, Any])
                 raise AgentRefused("GenericError", f"machine {self._machine}: the guest took only a part of {path}")
-        await self._call("guest-file-close", {"handle": handle}, dict[str, Any])
+        await self._on_file("guest-file-close", handle, {}, dict[str, Any])
 
     async def read(self, path: str, limit: int) -> tuple[bytes, bool]:
         """Return the first ``limit`` bytes of the file, and whether that is all."""
@@ -153,11 +153,11 @@ class GuestAgent:
         content = bytearray()
         whole = False
         while not whole and len(content) <= limit:
-            said = await self._call("guest-file-read", {"handle": handle, "count": CHUNK_BYTES}, _Part)
+            said = await self._on_file("guest-file-read", handle, {"count": CHUNK_BYTES}, _Part)
             part = self._decoded(said.buf)
             content += part
             whole = said.eof or not part
-        await self._call("guest-file-close", {"handle": handle}, dict[str, Any])
+        await self._on_file("guest-file-close", handle, {}, dict[str, Any])
         return bytes(content[:limit]), len(content) <= limit
 
     async def run(self, argv: tuple[str, ...], timeout_s: float) -> ExecStatus:
@@ -167,7 +167,11 @@ class GuestAgent:
         pause_s = _POLL_S
         async with self._limit(timeout_s):
             while True:
-                status = await self._call("guest-exec-status", {"pid": pid}, ExecStatus)
+                try:
+                    status = await self._call("guest-exec-status", {"pid": pid}, ExecStatus)
+                except AgentRefused as refused:
+                    # An agent that started since, on the same port, knows nothing of it.
+                    raise self.silent() from refused
                 if status.exited:
                     return status
                 await asyncio.sleep(pause_s)
@@ -194,6 +198,18 @@ class GuestAgent:
         """Let go of the agent."""
         self.closed.set()
         self._writer.close()
+
+    async def _on_file(self, name: str, handle: int, arguments: dict[str, Any], kind: type[T]) -> T:
+        """As ``_call``, on an open file. An agent that started since does not know it, and counts as silent."""
+        try:
+            return await self._call(name, {"handle": handle} | arguments, kind)
+        except AgentRefused as refused:
+            try:
+                await self._call("guest-file-seek", {"handle": handle, "offset": 0, "whence": "cur"}, dict[str, Any])
+            except AgentRefused as unknown:
+                if unknown.agent_class != "CommandNotFound":
+                    raise self.silent() from refused
+            raise
 
     async def _call(self, name: str, arguments: dict[str, Any], kind: type[T], timeout_s: float = CALL_TIMEOUT_S) -> T:
         """Return the answer. Raises: AgentRefused, DriverError (NodeSilent, NodeHostile)."""
