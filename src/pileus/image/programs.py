@@ -31,6 +31,8 @@ def add_busybox(tree: Tree, unpacked: Path, without: Iterable[str] = ()) -> None
     for applet in run([busybox, "--list"]).decode().split():
         if applet not in _NO_APPLETS and applet not in without:
             tree.link(f"bin/{applet}", "busybox")
+    if "env" not in without:
+        tree.link("usr/bin/env", "../../bin/busybox")  # where first lines of scripts look for it
     for applet in _SBIN_APPLETS:
         tree.link(f"sbin/{applet}", "../bin/busybox")
 

@@ -134,7 +134,7 @@ def run(argv: list[str], text: bytes, folder: Path, timeout_s: float, limit: int
             env=_ENVIRONMENT, start_new_session=True,
         )  # fmt: skip
     except OSError as failed:
-        raise ProgramFailed(f"{argv[0]} cannot be started: {failed}") from failed
+        raise ProgramFailed(f"{argv[0]} cannot be started: {_why(argv[0], failed)}") from failed
     with child:
         try:
             return _attend(child, text, time.monotonic() + timeout_s, limit)
@@ -208,3 +208,10 @@ def _object(said: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ProgramFailed("its status is no JSON object")
     return found
+
+
+def _why(program: str, failed: OSError) -> str:
+    """Return why a program cannot be started; the kernel says of a missing interpreter that the program is missing."""
+    if isinstance(failed, FileNotFoundError) and os.path.exists(program):
+        return "the interpreter that its first line names is not in the image"
+    return failed.strerror or str(failed)

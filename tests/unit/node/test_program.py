@@ -125,3 +125,11 @@ def test_a_program_sees_nothing_of_the_nodes_environment(tmp_path: Path, monkeyp
 def test_a_role_that_the_image_does_not_have_is_none(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="no role"):
         find(name, tmp_path)
+
+
+def test_a_program_whose_interpreter_is_missing_says_that(tmp_path: Path) -> None:
+    program = tmp_path / "role"
+    program.write_text("#!/no/such/interpreter\n")
+    program.chmod(0o755)
+    with pytest.raises(ProgramFailed, match="the interpreter that its first line names is not in the image"):
+        run([str(program), "apply"], b"", tmp_path, 5.0, 1000)
