@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace as changed
 
 from pileus.fleet.consent.types import ConsentDesired
 from pileus.fleet.node.types import NodeAssigned
+from pileus.fleet.request.queue import give, take_place
 from pileus.fleet.request.types import (
     DEADLINE_DEFAULT_S,
     DEADLINE_MAX_S,
@@ -22,7 +25,6 @@ from pileus.fleet.request.types import (
     RequestObserved,
     is_settled,
     queue_space,
-    sequence_space,
 )
 from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change
@@ -70,9 +72,16 @@ class RequestAdmission(Admission):
         if desired.upload == "yes":
             await tx.claim(queue_space(node.id), new.id, new.id)
         else:
-            decided = changed(decided, sequence=await _take_place(tx, new.id, node.id))
+            decided = changed(decided, sequence=await take_place(tx, new.id, node.id))
         # Known as queued from the start: a host that says the same later writes nothing.
         return replace(new, assigned=decided, observed=RequestObserved(), observed_generation=1)
+
+    async def created(self, tx: Transaction, resource: Resource, principal: Principal) -> Mapping[str, Any]:
+        """Give it to its node's host if it is among the first."""
+        assigned: RequestAssigned = resource.assigned
+        if assigned.sequence:
+            await give(tx, assigned.node)
+        return {}
 
 
 async def _check_allowed(tx: Transaction, principal: Principal, node: Resource) -> None:
@@ -115,17 +124,6 @@ def _deadline(text: str, now: float) -> float:
     return deadline
 
 
-async def _take_place(tx: Transaction, request: str, node: str) -> int:
-    """Return the next sequence of the node, and put the request there."""
-    space = sequence_space(node)
-    last = max((int(value) for value in await tx.claims(space, node)), default=0)
-    sequence = max(last + 1, int(tx.now * 1000))
-    await tx.release(node, space)
-    await tx.claim(space, str(sequence), node, sequence)
-    await tx.claim(queue_space(node), str(sequence), request, sequence)
-    return sequence
-
-
 async def upload(tx: Transaction, request: str, body: bytes) -> None:
     """Take the payload of a request that waits for it, which gives it its place; the same again is no mistake.
 
@@ -152,6 +150,7 @@ async def upload(tx: Transaction, request: str, body: bytes) -> None:
         )
     await tx.put_content(resource, PAYLOAD, body)
     await tx.release(resource.id, queue_space(assigned.node), resource.id)
-    sequence = await _take_place(tx, resource.id, assigned.node)
+    sequence = await take_place(tx, resource.id, assigned.node)
     about = {"sequence": sequence, "payload_bytes": len(body), "payload_sha256": digest}
     await tx.update(resource, assigned=changed(assigned, **about))
+    await give(tx, assigned.node)

@@ -8,13 +8,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from pileus.compute.vm.types import VmAssigned
-from pileus.fleet.node.types import NodeAssigned
-from pileus.fleet.request.plan import Asked, End, Follow, NodeSeen, Place, decide
+from pileus.fleet.request.plan import Asked, End, Follow, decide
+from pileus.fleet.request.queue import give, put, see
 from pileus.fleet.request.types import (
     ANSWER,
     ANSWER_INLINE_BYTES,
-    GIVEN_MAX,
     KEPT_MAX,
     KEPT_S,
     PAYLOAD,
@@ -25,7 +23,6 @@ from pileus.fleet.request.types import (
     queue_space,
 )
 from pileus.infra.host.types import HostAssigned
-from pileus.kernel.errors import NotFound
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait
@@ -53,7 +50,7 @@ class RequestController(Controller):
             return _kept(resource, store.clock())
         if is_settled(resource):
             return Done(lambda tx: _settle(tx, resource, resource.observed))
-        node = await _see(store, assigned.node)
+        node = await see(store, assigned.node)
         is_late = store.clock() >= assigned.deadline
         asked = Asked(deleting=resource.deleting, is_late=is_late, given=assigned.disk)
         match decide(asked, node):
@@ -65,39 +62,14 @@ class RequestController(Controller):
             case _:
                 left_s = max(assigned.deadline - store.clock(), 0.0)
                 after_s = QUEUED_RECHECK_S if assigned.sequence else RECHECK_S
-                return Done(lambda tx: _give(tx, assigned.node), after_s=min(left_s + 0.1, after_s))
-
-
-async def _see(reader: Store | Transaction, id: str) -> NodeSeen:
-    """Return the node as its row, and its VM's, say it is."""
-    node = await _row(reader, id)
-    if node is None:
-        return NodeSeen(state="gone")
-    assigned: NodeAssigned = node.assigned
-    vm = await _row(reader, assigned.vm)
-    place = _place(vm) if vm is not None else Place()
-    if assigned.quarantined:
-        return NodeSeen(state="quarantined", place=place)
-    return NodeSeen(state="leaving" if node.deleting else "present", place=place)
-
-
-def _place(vm: Resource) -> Place:
-    decided: VmAssigned = vm.assigned
-    return Place(vm=vm.id, disk=decided.volumes[0] if decided.volumes else "", host=vm.host)
-
-
-async def _row(reader: Store | Transaction, id: str) -> Resource | None:
-    try:
-        return await reader.get(id)
-    except NotFound:
-        return None
+                return Done(lambda tx: give(tx, assigned.node), after_s=min(left_s + 0.1, after_s))
 
 
 async def _follow(request: Resource, follow: Follow, store: Store) -> Outcome:
     """Keep it where its node is."""
 
     async def apply(tx: Transaction) -> None:
-        await _put(tx, request, follow.place, withdrawn=follow.withdrawn)
+        await put(tx, request, follow.place, withdrawn=follow.withdrawn)
 
     if follow.place.host:
         decided: HostAssigned = (await store.get(follow.place.host)).assigned
@@ -107,27 +79,6 @@ async def _follow(request: Resource, follow: Follow, store: Store) -> Outcome:
     if request.deleting:
         return Wait("Withdrawing", "its node has not said yet whether it did it", RECHECK_S, apply)
     return Done(apply, after_s=RECHECK_S)
-
-
-async def _put(tx: Transaction, request: Resource, place: Place, *, withdrawn: bool = False) -> None:
-    assigned: RequestAssigned = request.assigned
-    word = "yes" if withdrawn else assigned.withdrawn
-    decided = replace(assigned, vm=place.vm, disk=place.disk, host=place.host, withdrawn=word)
-    if decided != assigned:
-        await tx.update(request, assigned=decided, host=place.host)
-
-
-async def _give(tx: Transaction, node_id: str) -> None:
-    """Give the first of a node's queue to its host, all in one write: a host never has one without those before it."""
-    node = await _see(tx, node_id)
-    if node.state != "present" or not node.place.host or not node.place.disk:
-        return
-    for id in await tx.queue(queue_space(node_id), GIVEN_MAX):
-        request = await tx.get(id)
-        if request.deleting or tx.now >= request.assigned.deadline or is_settled(request):
-            continue  # it ends without, or has ended already
-        if not request.assigned.disk:
-            await _put(tx, request, node.place)
 
 
 async def _settle(tx: Transaction, request: Resource, observed: RequestObserved) -> None:
@@ -144,7 +95,7 @@ async def _settle(tx: Transaction, request: Resource, observed: RequestObserved)
     )
     await tx.drop_content(request, PAYLOAD)
     await tx.release(request.id, queue_space(assigned.node))
-    await _give(tx, assigned.node)
+    await give(tx, assigned.node)
     kept = kept_space(assigned.node)
     await tx.claim(kept, request.id, request.id, int(tx.now * 1000))
     too_many = await tx.claimed(kept) - KEPT_MAX
