@@ -38,7 +38,7 @@ _FORMATS: tuple[tuple[str, DiskFormat], ...] = (
     ("qcow", "qcow2"),
     ("vhdx", "vhdx"),
     ("vhd", "vhd"),
-    ("microsoft.com/en-us/library/bb676673", "vhd"),
+    ("bb676673", "vhd"),
     ("vdi", "vdi"),
     ("raw", "raw"),
     ("iso", "iso"),
@@ -54,7 +54,7 @@ def read_descriptor(
     Raises: OvfFault, when nothing can be made of it.
     """
     root = parse(chunks, faults, limits)
-    if root.name != "Envelope" or root.namespace not in OVF:
+    if root.name != "Envelope" or not root.namespace or root.namespace not in OVF:
         faults.stop(
             "no-envelope",
             f"the root is {shown(root.name)} of {shown(root.namespace)}, not an OVF Envelope",

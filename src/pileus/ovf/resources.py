@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-_REFERENCE = re.compile(r"(?:ovf:)?/{0,2}(disk|file)/(.+)", re.IGNORECASE)
+_REFERENCE = re.compile(r"(?:[A-Za-z][A-Za-z0-9._-]*:)?/{0,2}(disk|file)/(.+)", re.IGNORECASE)
 
 
 def resource_of(text: str) -> tuple[Literal["disk", "file"], str] | None:

@@ -16,7 +16,9 @@ Word = TypeVar("Word", bound=str)
 OVF_1 = "http://schemas.dmtf.org/ovf/envelope/1"
 OVF_2 = "http://schemas.dmtf.org/ovf/envelope/2"
 OVF_BEFORE = ("http://www.vmware.com/schema/ovf/1/envelope", "http://schemas.dmtf.org/ovf/1/envelope")
-OVF = frozenset((OVF_1, OVF_2, *OVF_BEFORE))
+OVF = frozenset((OVF_1, OVF_2, *OVF_BEFORE, ""))
+"""Before the standard, elements below the envelope were in no namespace."""
+
 VMW = "http://www.vmware.com/schema/ovf"
 
 TRUE, FALSE = ("true", "1"), ("false", "0")
