@@ -63,6 +63,7 @@ _BODY = sa.select(
 ).where(_c.host == sa.bindparam("host"), _c.host != sa.literal_column("''"))  # fmt: skip
 SLICE = _BODY.order_by(_c.id)
 SLICE_CHANGED = _BODY.where(_c.revision > sa.bindparam("after")).order_by(_c.revision)
+OBSERVED = sa.select(_c.observed, _c.observed_generation).where(_c.id == sa.bindparam("id"))
 LEFT = sa.select(gone.c.id, gone.c.kind).where(
     gone.c.host == sa.bindparam("host"), gone.c.revision > sa.bindparam("after")
 )
@@ -264,16 +265,22 @@ class Agents:
     async def _report(self, session: Session, report: Report) -> None:
         facts = report.facts[:FACTS_MAX] if report.number > session.reported else ()
         session.reported = max(session.reported, report.number)
+        news = [fact for fact in facts if not await self._is_known(fact)]
 
         async def write(tx: Transaction) -> None:
             if not await self._has(tx, session.host_id):
                 raise Transient("the agent speaks with another server now")  # this was said before what it says there
-            for fact in facts:
+            for fact in news:
                 await self._write_fact(tx, session.host_id, fact)
 
-        if facts:
+        if news:
             await self._store.write(write)
         await session.channel.send(encode(Acknowledge(number=report.number)))
+
+    async def _is_known(self, fact: Fact) -> bool:
+        """Tell whether the row says the same already: an agent that comes back tells everything again."""
+        rows = await self._store.fetch(OBSERVED, id=fact.id)
+        return bool(rows) and rows[0][0] == fact.observed and rows[0][1] >= fact.generation
 
     async def _has(self, tx: Transaction, host_id: str) -> bool:
         """Tell whether the agent of the host came to this server last."""
