@@ -1,4 +1,4 @@
-"""A ping of a node and its answer, against bare echoes on two more virtio-serial ports of the same guest.
+"""A ping of a node, and a request to its role, against bare echoes on two more virtio-serial ports of the same guest.
 
 The guest is the appliance image with two programs more, which write back what they read: one does nothing but wait for
 that, as does its caller; one is on an event loop, as is its caller, and as every agent is. The bar is about the first.
@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.clouds import folder
 from benchmarks.report import Report, Result, percentile, ratio
 from pileus.drivers.host.guest.backchannel import Backchannel
-from pileus.drivers.host.guest.base import Document, Seed
+from pileus.drivers.host.guest.base import Document, GuestRequest, Seed
 from pileus.drivers.host.guest.carriers import dial_socket
 from pileus.drivers.host.guest.flood import Limits
 from pileus.drivers.host.guest.real import GuestChannel
@@ -103,6 +103,8 @@ async def _measure(report: Report, image: BuiltImage, where: Path, rounds: int) 
 
 async def _trips(report: Report, channel: Backchannel, where: Path, rounds: int) -> None:
     pings: list[float] = []
+    requests: list[float] = []
+    repeats: list[float] = []
     bare: list[float] = []
     loop: list[float] = []
     reader, writer = await asyncio.open_unix_connection(str(where / "loop"))
@@ -111,7 +113,10 @@ async def _trips(report: Report, channel: Backchannel, where: Path, rounds: int)
         port.connect(str(where / "bare"))
         await asyncio.to_thread(_echo, port)
         await _echo_on_loop(reader, writer)
-        for _ in range(rounds):
+        for turn in range(rounds):
+            for sequence in range(50 * turn + 1, 50 * turn + 51):
+                requests.append(await _request(channel, sequence))
+                repeats.append(await _request(channel, sequence))
             for _ in range(50):
                 before = time.perf_counter()
                 await channel.ping(10.0)
@@ -120,6 +125,24 @@ async def _trips(report: Report, channel: Backchannel, where: Path, rounds: int)
             loop += [await _echo_on_loop(reader, writer) for _ in range(50)]
     writer.close()
     bare_s, loop_s, ping_s = (percentile(some, 50) for some in (bare, loop, pings))
+    request_s, repeat_s = percentile(requests, 50), percentile(repeats, 50)
+    report.add(
+        Result(name="backchannel: request and answer, p50", value=1000 * request_s, unit="ms",
+               bar=round(BAR * 1000 * bare_s, 3), ratio=ratio(request_s, bare_s),
+               reference=f"bare echo: {1000 * bare_s:.2f} ms; bar: {BAR:g} times")
+    )  # fmt: skip
+    report.add(
+        Result(name="backchannel: request and answer, p99", value=1000 * percentile(requests, 99), unit="ms",
+               ratio=ratio(percentile(requests, 99), percentile(bare, 99)), reference="bare echo, p99")
+    )  # fmt: skip
+    report.add(
+        Result(name="backchannel: request without notes, p50", value=1000 * repeat_s, unit="ms",
+               ratio=ratio(repeat_s, bare_s), reference="bare echo; asked again, so answered from the ledger")
+    )  # fmt: skip
+    report.add(
+        Result(name="backchannel: request, notes on disk, p50", value=1000 * (request_s - repeat_s), unit="ms",
+               reference="the difference: two flushed writes, and the role's turn")
+    )  # fmt: skip
     report.add(
         Result(name="backchannel: ping and answer, p50", value=1000 * ping_s, unit="ms",
                bar=round(BAR * 1000 * bare_s, 3), ratio=ratio(ping_s, bare_s),
@@ -133,6 +156,14 @@ async def _trips(report: Report, channel: Backchannel, where: Path, rounds: int)
         Result(name="backchannel: ping and answer, p99", value=1000 * percentile(pings, 99), unit="ms",
                ratio=ratio(percentile(pings, 99), percentile(bare, 99)), reference="bare echo, p99")
     )  # fmt: skip
+
+
+async def _request(channel: Backchannel, sequence: int) -> float:
+    """Return the seconds until the request was done, or was said to be done already."""
+    asked = GuestRequest(id=f"r-{sequence}", sequence=sequence, deadline=time.time() + 60, payload=REQUEST)
+    before = time.perf_counter()
+    await channel.request(asked)
+    return time.perf_counter() - before
 
 
 def _echo(port: socket.socket) -> float:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pileus.node.document import Difference, Document, document_hash, merged
 from pileus.node.hostclock import HostClock, Moment
 from pileus.node.ledger import ANSWER_BYTES_MAX, End, Ledger, Request
 from pileus.node.role import Role, RoleRefused
+from pileus.node.turns import Mishap, Turns
 
 WORDS_MAX = 2000
 """Characters of a refusal."""
@@ -41,7 +41,8 @@ class Duty:
         self._clock = clock or HostClock()
         self._document: Document = {}
         self._turn = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="role")
+        self._turns = Turns("role")
+        self._waiting: list[list[Request]] = []
 
     async def resume(self) -> None:
         """Run what was kept, if anything was."""
@@ -67,13 +68,19 @@ class Duty:
         """Return what this very moment is, the host's time being ``host``."""
         return self._clock.moment(host)
 
-    async def request(self, request: Request, moment: Moment) -> End:
-        """Let the role do ``request`` once, and return how that ended; cancelled before its turn, it is not done.
+    def request(self, request: Request, moment: Moment, done: Callable[[End | BaseException | None], None]) -> None:
+        """Let the role do ``request`` once, in its turn; ``done`` is told how that ended.
 
-        Raises: OSError when it cannot be noted; nothing is lost then.
+        ``done`` gets an OSError when it cannot be noted: nothing is lost then; None when it was forgotten before its turn.
         """
-        async with self._turn:
-            return await asyncio.wrap_future(self._thread.submit(self._do, request, moment))
+        waiting = [request]
+        self._waiting = [*filter(None, self._waiting), waiting]
+        self._turns.post(lambda: self._do(waiting, moment), done)
+
+    def forget(self) -> None:
+        """Forget the requests whose turn has not come: who asked is gone, and will ask again."""
+        for waiting in self._waiting:
+            waiting.clear()
 
     async def look(self) -> None:
         """Let the role mend itself, and ask it how it is."""
@@ -84,7 +91,7 @@ class Duty:
 
     def close(self) -> None:
         """Call the role no more."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._turns.close()
 
     async def _run(self, document: Document, keep: bool) -> None:
         failure = await self._call(self._apply, document)
@@ -104,7 +111,11 @@ class Duty:
         status = await self._call(self._role.status)
         return status if isinstance(status, dict) else {"failed": _words(status)}
 
-    def _do(self, request: Request, moment: Moment) -> End:
+    def _do(self, waiting: list[Request], moment: Moment) -> End | None:
+        try:
+            request = waiting.pop()
+        except IndexError:
+            return None
         if self._ledger is None:
             self._ledger = Ledger(self._file.with_name("requests"))
         ledger = self._ledger
@@ -120,10 +131,10 @@ class Duty:
 
     def _ask(self, request: Request, again: bool) -> End:
         """Return how the role ended the request."""
-        with _Mishap() as mishap:
+        with Mishap(Exception) as mishap:
             answer = self._role.request(request.id, request.payload, again)
             return End(request.id, "applied", answer[:ANSWER_BYTES_MAX])
-        failure = mishap.failure
+        failure = mishap.result
         if isinstance(failure, RoleRefused):
             return End(request.id, "refused", failure.message[:WORDS_MAX].encode(errors="replace"))
         return End(request.id, "unknown", f"the role failed: {_words(failure)}".encode(errors="replace"))
@@ -154,23 +165,10 @@ class Duty:
         return document if isinstance(document, dict) else None
 
     async def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what ``work`` returned, or what it raised: a future keeps whatever it was."""
-        future = asyncio.wrap_future(self._thread.submit(work, *arguments))
-        await asyncio.wait([future])
-        return future.exception() or future.result()
-
-
-class _Mishap:
-    """Keeps what its block raises: a role that breaks is no reason for its node to."""
-
-    failure: Exception | None = None
-
-    def __enter__(self) -> _Mishap:
-        return self
-
-    def __exit__(self, kind: object, failure: BaseException | None, trace: object) -> bool:
-        self.failure = failure if isinstance(failure, Exception) else None
-        return self.failure is not None
+        """Return what ``work`` returned, or what it raised."""
+        done: asyncio.Queue[Any] = asyncio.Queue()
+        self._turns.post(lambda: work(*arguments), done.put_nowait)
+        return await done.get()
 
 
 def _words(failure: object) -> str:

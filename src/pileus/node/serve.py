@@ -21,7 +21,7 @@ from typing import Any
 from pileus import __version__
 from pileus.node.conversation import CLOSE_TIMEOUT_S, ChannelStream, Conversation, Nowhere
 from pileus.node.duty import Duty, Stale
-from pileus.node.ledger import Request
+from pileus.node.ledger import End, Request
 from pileus.node.session import Session
 from pileus.node.wire import Signal
 
@@ -47,7 +47,6 @@ class Server:
         self._boot = _boot_id()
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._requests: set[asyncio.Task[None]] = set()
         self._heard = 0
         self._heard_at = 0.0
         self._greet_at = 0.0
@@ -105,8 +104,7 @@ class Server:
             self._push()
         else:
             self._greet_at = self._loop.time() + GREET_S_MIN
-            for waiting in self._requests:
-                waiting.cancel()
+            self._duty.forget()
 
     def on_message(self, body: bytes) -> None:
         """The host asks for something."""
@@ -116,9 +114,7 @@ class Server:
         if asked["verb"] == "configure":
             self._spawn(self._configure(asked, opens))
         elif asked["verb"] == "request":
-            task = self._spawn(self._request(asked["id"], asked["request"], payload, opens))
-            self._requests.add(task)
-            task.add_done_callback(self._requests.discard)
+            self._on_request(asked["id"], asked["request"], payload)
 
     def on_pong(self, number: int) -> None:
         """Never called: the host is not pinged."""
@@ -140,19 +136,20 @@ class Server:
         else:
             self._send(b'{"id":%d,"report":%b}' % (request["id"], self._report()))
 
-    async def _request(self, id: int, asked: dict[str, Any], payload: bytes, opens: int) -> None:
-        moment = self._duty.moment(asked["now"])
+    def _on_request(self, id: int, asked: dict[str, Any], payload: bytes) -> None:
+        opens = self.conversation.session.opens
+
+        def answer(end: End | BaseException | None) -> None:
+            if self.conversation.session.opens != opens:
+                return
+            if isinstance(end, End):
+                self._send(b'{"id":%d,"answer":{"state":"%b"}}\n' % (id, end.state.encode()) + end.answer)
+            else:
+                words = f"the request cannot be noted: {end}"
+                self._send(json.dumps({"id": id, "failed": words}).encode())
+
         request = Request(asked["id"], asked["sequence"], asked["deadline"], asked["withdrawn"], payload)
-        del payload
-        try:
-            end = await self._duty.request(request, moment)
-            head = {"id": id, "answer": {"state": end.state}}
-            answer = end.answer
-        except OSError as failed:
-            head = {"id": id, "failed": f"the request cannot be noted: {failed}"}
-            answer = b""
-        if self.conversation.session.opens == opens:
-            self._send(json.dumps(head, separators=(",", ":")).encode() + b"\n" + answer)
+        self._duty.request(request, self._duty.moment(asked["now"]), answer)
 
     def _report(self) -> bytes:
         """Return the report as JSON; it is written anew only when something in it changed."""
@@ -179,11 +176,10 @@ class Server:
         if self.conversation.session.open:
             self.conversation.send(message)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
 
 async def connect(stream: ChannelStream, target: dict[str, Any]) -> None:

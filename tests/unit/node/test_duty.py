@@ -24,6 +24,10 @@ class Part:
         """Take the part."""
         self.document = document
 
+    def request(self, id: str, payload: bytes, again: bool) -> bytes:
+        """Nothing to do."""
+        return b""
+
     def tick(self) -> None:
         """Nothing to mend."""
 

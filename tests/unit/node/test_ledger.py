@@ -128,12 +128,12 @@ async def ask(folder: Path, role: Role, request: Request, cut: int = -1) -> End 
     """Return the answer of a node that began just now; None when it was cut off."""
     duty = Duty(role, folder / "document.json", Clock(role))
     duty._ledger = CutLedger(folder / "requests", cut)
-    try:
-        return await duty.request(request, Moment(0.0, 0.0))
-    except Cut:
-        return None
-    finally:
-        duty.close()
+    told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    duty.request(request, Moment(0.0, 0.0), told.set_result)
+    end = await told
+    duty.close()
+    assert isinstance(end, End | Cut)
+    return end if isinstance(end, End) else None
 
 
 ENDS: dict[str, State] = {"fine": "applied", "refused": "refused", "broken": "unknown"}
