@@ -48,10 +48,10 @@ WISHES: dict[str, dict[str, Any]] = {
     "gateway.link": {"network": "near", "peer_network": "far"},
     "fleet.manager": {},
     "fleet.consent": {"manager": CENTRAL},
-    "fleet.package": {"manager": UNIQUE, "version": "1", "vcpus": 1, "memory_mib": 64, "nics": 0},
-    "fleet.node": {"manager": CENTRAL, "package": CENTRAL, "vdc": "main"},
+    "fleet.package": {"manager": UNIQUE, **PACKAGE},
+    "fleet.node": {"manager": UNIQUE, "package": UNIQUE, "vdc": "main"},
     "fleet.request": {"node": UNIQUE, "payload": "x"},
-    "fleet.rollout": {"manager": UNIQUE},
+    "fleet.rollout": {"manager": UNIQUE, "document": {"rules": {"a": 1}}},
 }
 """What the smallest wish of each kind that an account may have says; UNIQUE: the account's own of that kind."""
 ZONE = {"router": "single", "public_range": "203.0.113.0/24"}
@@ -167,11 +167,11 @@ async def managed(tenants: Tenants) -> Managed:
         )
         wish = PACKAGE | {"manager": manager, "image": f"{manager}-image"}
         await _made(caller, "fleet.package", f"{manager}-package", **wish)
-        await _made(caller, "fleet.rollout", f"{manager}-rollout", manager=manager)
         for account in (MINE, THEIRS) if manager == "second" else (MINE,):
             node = f"{manager}-node"
             await _made(caller, "fleet.node", node, account, manager=manager, package=f"{manager}-package", vdc="main")
             await _made(caller, "fleet.request", f"{manager}-request", account, node=node, payload="x")
+        await _made(caller, "fleet.rollout", f"{manager}-rollout", manager=manager, document={"rules": {"a": 1}})
     first = (await world.operator("GET", "/v1/fleet.manager/first")).json["id"]
     for kind in KINDS:
         for row in await world.store.list(Filter(kind=kind.name)):
