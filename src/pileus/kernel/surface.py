@@ -84,10 +84,10 @@ class Surface(Reading):
         return await self._write(call, "create", definition, body, work)
 
     async def replace(self, call: Call, kind: str, ident: str, body: bytes) -> Answer:
-        """Replace the wish and the labels. Raises: Rejected."""
+        """Replace the wish and the labels; what no answer shows stays as it is unless it is said. Raises: Rejected."""
 
         def given(old: Resource) -> Body:
-            return _body(body)
+            return _with_private(_body(body), self._registry[kind], old)
 
         return await self._change(call, "update", self._registry[kind], ident, body, given)
 
@@ -292,6 +292,19 @@ def _body(text: bytes) -> Body:
         raise invalid(error, "request") from None
     except msgspec.DecodeError as error:
         raise Invalid(f"the request is not JSON: {error}", code="not-json") from None
+
+
+def _with_private(wish: Body, kind: Kind, old: Resource) -> Body:
+    """Return the wish with the private fields that it leaves out as they were: its writer could not read them."""
+    private = [path.partition(".")[2] for path in kind.private if path.startswith("desired.")]
+    if not private:
+        return wish
+    try:
+        said = msgspec.json.decode(wish.desired, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return wish  # whoever decodes it next says what is wrong
+    kept = {field: msgspec.to_builtins(getattr(old.desired, field)) for field in private if field not in said}
+    return msgspec.structs.replace(wish, desired=msgspec.Raw(msgspec.json.encode(kept | said)))
 
 
 def _labels(labels: Mapping[str, str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from tests.cloud.world import Cloud, cloud, leftovers
 from tests.virtual_time import run
@@ -81,6 +82,23 @@ def test_a_node_runs_in_the_accounts_network_and_has_its_document() -> None:
 
 async def _gone(world: Cloud, name: str) -> bool:
     return not await world.exists("fleet.node", name, ACCOUNT)
+
+
+def test_a_wish_that_is_edited_keeps_the_document_that_its_editor_does_not_see() -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            await furnish(world)
+            rules = {"rules": {"web": {"port": 80}}}
+            await add_node(world, document=rules)
+            shown = await world.get("fleet.node", "edge", ACCOUNT)
+            assert "document" not in shown["desired"]
+            shown["desired"]["power"] = "stopped"
+            body = msgspec.json.encode({"name": "edge", "desired": shown["desired"]})
+            await world.servers[0].surface.replace(world.call(ACCOUNT), "fleet.node", "edge", body)
+            node = await world.resource("fleet.node", "edge", ACCOUNT)
+            assert (node.desired.document, node.desired.power) == (rules, "stopped")
+
+    run(main)
 
 
 def test_a_new_package_gives_the_node_another_disk_and_leaves_it_its_address() -> None:
