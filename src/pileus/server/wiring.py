@@ -24,6 +24,8 @@ from pileus.fleet.package.controller import PackageController
 from pileus.fleet.package.types import PackageGuestAgent
 from pileus.fleet.request.api import RequestAdmission
 from pileus.fleet.request.controller import RequestController, wake_kept
+from pileus.fleet.rollout.api import RolloutAdmission
+from pileus.fleet.rollout.controller import RolloutController
 from pileus.gateway.address.api import AddressAdmission
 from pileus.gateway.address.controller import AddressController
 from pileus.gateway.balancer.api import BalancerAdmission
@@ -89,6 +91,7 @@ def controllers(store: Store, images: Files) -> dict[str, Controller]:
         "fleet.package": PackageController(),
         "fleet.node": NodeController(),
         "fleet.request": RequestController(),
+        "fleet.rollout": RolloutController(),
         "gateway.router": RouterController(store.clock),
         "gateway.address": AddressController(),
         "gateway.forward": ForwardController(),
@@ -116,6 +119,7 @@ def admissions() -> dict[str, Admission]:
         "fleet.manager": ManagerAdmission(),
         "fleet.consent": ConsentAdmission(),
         "fleet.request": RequestAdmission(),
+        "fleet.rollout": RolloutAdmission(),
         "fleet.package": PackageAdmission(check_guest_agent),
         "fleet.node": NodeAdmission(),
         "gateway.address": AddressAdmission(),

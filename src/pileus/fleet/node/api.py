@@ -9,7 +9,7 @@ import msgspec
 from pileus.compute.vm.types import VmNic, node_space
 from pileus.fleet.consent.types import Allowed, ConsentDesired
 from pileus.fleet.manager.types import ManagerDesired
-from pileus.fleet.node.plan import footprint_of
+from pileus.fleet.node.plan import costs, footprint_of
 from pileus.fleet.node.types import NodeAssigned, NodeDesired
 from pileus.fleet.package.types import PackageAssigned, PackageObserved
 from pileus.kernel.access import Principal
@@ -183,13 +183,7 @@ async def _claim_addresses(tx: Transaction, node: Resource, network: Resource, n
 
 async def _charge(tx: Transaction, node: Resource, package: Resource, vdc: Resource) -> None:
     """Charge the account for the node's VM. Raises: QuotaExceeded."""
-    assigned: PackageAssigned = package.assigned
-    image = await tx.get(assigned.image)
-    disk_gib = max(1, -(-image.observed.virtual_size_bytes // 2**30))
-    amounts = {
-        "vms": 1, "vcpus": assigned.vcpus, "memory_mib": assigned.memory_mib, "volumes": 1, "disk_gib": disk_gib,
-    }  # fmt: skip
-    await charge(tx, vdc, node.id, amounts)
+    await charge(tx, vdc, node.id, costs(package, await tx.get(package.assigned.image)))
 
 
 async def _changed(tx: Transaction, change: Change, old: Resource) -> Resource:

@@ -19,6 +19,9 @@ from pileus.kernel.transaction import Transaction
 from pileus.network.network.types import address_space
 from pileus.node.document import document_hash
 
+ROLLOUT_AFTER_S = 1.0
+"""How late a rollout looks at a node that it changed: it looks at all of them at once."""
+
 
 class Around(Struct, frozen=True):
     """What a decision about a node is made of besides itself."""
@@ -59,6 +62,8 @@ class NodeController(Controller):
             vm = await _keep_vm(tx, resource, around, footprint, wish)
             await tx.update(resource, assigned=_decided(resource, around, footprint, vm))
             await tx.enqueue(resource.owner)  # what its role says of itself is for its owner
+            if assigned.before is not None:
+                await tx.enqueue(assigned.before.rollout, ROLLOUT_AFTER_S)
 
         if not wish.is_current:
             return Wait("Replacing", f"its VM is made anew, of {around.package}", 5.0, apply)

@@ -42,3 +42,12 @@ def footprint_of(package: Resource) -> Footprint:
         memory_mib=assigned.memory_mib,
         guest_agent=desired.guest_agent,
     )
+
+
+def costs(package: Resource, image: Resource) -> dict[str, int]:
+    """Return what a node's VM takes of the account's quota."""
+    assigned: PackageAssigned = package.assigned
+    disk_gib = max(1, -(-image.observed.virtual_size_bytes // 2**30))
+    return {
+        "vms": 1, "vcpus": assigned.vcpus, "memory_mib": assigned.memory_mib, "volumes": 1, "disk_gib": disk_gib,
+    }  # fmt: skip

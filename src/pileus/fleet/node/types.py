@@ -16,11 +16,24 @@ Document = dict[str, dict[str, Any]]
 
 
 class NodeBefore(Struct, frozen=True, kw_only=True):
-    """What a rollout changed of the node, so that it can go back. ``package``: name; the document as it was."""
+    """What a rollout changed of the node, so that it can go back, and so that a change by somebody else is noticed."""
 
     rollout: str
     package: str
+    """Name of the package it had; ``package_id`` is the id."""
+    package_id: str = ""
     document: Document
+    """As it was."""
+    turned: Literal["forward", "back"] = "forward"
+    """Which of the two the rollout wrote last."""
+    generation: int = 0
+    """Of the node when it was written."""
+    hash: str = ""
+    """Of the document that was written."""
+    made_of: str = ""
+    """Id of the package that was written."""
+    boot_id: str = ""
+    """Of the boot that ends with the old disk; empty: the disk stays."""
 
 
 class NodeDesired(Struct, frozen=True, kw_only=True):
@@ -135,7 +148,7 @@ KIND = Kind(
     private=frozenset({"desired.document", "assigned.before"}),
     columns=(
         Column("MANAGER", "desired.manager"),
-        Column("PACKAGE", "desired.package"),
+        Column("PACKAGE", "assigned.package", ref="fleet.package"),
         Column("STATE", "observed.state"),
         Column("OWNER", "owner", wide=True, ref="gateway.router"),
         Column("HASH", "observed.hash", wide=True),

@@ -51,13 +51,21 @@ class RolloutAssigned(Struct, frozen=True, kw_only=True):
     """The nodes of each wave, decided at the start, and how far it is."""
 
     manager: str
+    package: str = ""
+    """Id of the new package."""
     waves: tuple[tuple[str, ...], ...] = ()
     wave: int = 0
     phase: Phase = "running"
+    turn: Literal["forward", "back"] = "forward"
+    cause: Literal["", "wish", "failure"] = ""
+    """Why it turned back."""
     attempt: int = 0
-    since: float = 0.0
+    healthy_since: float = 0.0
     """Unix seconds since when the wave is healthy; 0: it is not yet."""
-    message: str = ""
+
+
+State = Literal["waiting", "changing", "done", "failed", "rolling-back", "rolled-back", "skipped", "gone"]
+"""``skipped``: not changed, or left as it is, for the reason in ``message``. ``gone``: the node was deleted."""
 
 
 class RolloutResult(Struct, frozen=True, kw_only=True):
@@ -67,7 +75,11 @@ class RolloutResult(Struct, frozen=True, kw_only=True):
     name: str
     account: str
     wave: int
-    state: Literal["waiting", "changing", "done", "failed", "rolling-back", "rolled-back", "gone"]
+    state: State = "waiting"
+    since: float = 0.0
+    """Unix seconds since when."""
+    failure: str = ""
+    """Why it failed; kept when it is rolled back."""
     message: str = ""
 
 
@@ -79,22 +91,34 @@ class RolloutObserved(Struct, frozen=True, kw_only=True):
     waves: int = 0
     done: int = 0
     failed: int = 0
+    """Nodes that failed in this attempt, rolled back or not."""
     total: int = 0
     results: tuple[RolloutResult, ...] = ()
     message: str = ""
 
 
+CHANGED: frozenset[State] = frozenset({"changing", "done"})
+OVER: frozenset[Phase] = frozenset({"done", "rolled-back"})
+"""Phases in which a rollout holds its nodes no more: another one may change them."""
+
+HELD = "rollout"
+"""Claims: id of a node -> id of the rollout that is at work on it."""
+
+
 def _ready(resource: Resource) -> Condition:
+    desired: RolloutDesired = resource.desired
     observed: RolloutObserved | None = resource.observed
     if observed is None:
-        return unready("Starting", "its nodes are not chosen yet")
+        return unready("Starting", "nothing is changed yet")
+    changed = f"{observed.done} of {observed.total} nodes are changed"
     if observed.phase == "done":
-        return ready("Done", f"{observed.done} of {observed.total} nodes are changed")
+        return ready("Done", f"{changed}, {observed.failed} failed" if observed.failed else changed)
     if observed.phase == "rolled-back":
-        return unready("RolledBack", observed.message)
+        as_wished = desired.state == "rolled-back"
+        return ready("RolledBack", observed.message) if as_wished else unready("RolledBack", observed.message)
     reason = {"stopped": "Stopped", "paused": "Paused", "rolling-back": "RollingBack"}.get(observed.phase, "Running")
-    words = f"wave {observed.wave + 1} of {observed.waves}, {observed.done} of {observed.total} nodes are changed"
-    return unready(reason, observed.message or words)
+    words = f"wave {observed.wave + 1} of {observed.waves}, {changed}"
+    return unready(reason, f"{words}; {observed.message}" if observed.message else words)
 
 
 KIND = Kind(
