@@ -14,7 +14,7 @@ from typing import Any
 from pileus.image.packages import candidates, default_cache, fetch, library_packages, unpack
 from pileus.image.programs import LIBRARIES, find
 
-LIMIT_S = 60
+LIMIT_S = 120
 NOBODY = 65534
 
 HARMFUL = (

@@ -64,10 +64,11 @@ def program() -> Iterator[list[str]]:
 
 def allowed(folder: Path) -> Allowed:
     log = folder / "log"
+    waits = f"echo ran >> {log}; while [ ! -e {folder}/go ]; do sleep 0.1; done; echo counted"
     return Allowed(
         commands=(
-            Command(name="count", path=SH, arguments=("-c", f"echo ran >> {log}; sleep 1; echo counted")),
-            Command(name="again", path=SH, arguments=("-c", f"echo ran >> {log}; sleep 1"), repeatable=True),
+            Command(name="count", path=SH, arguments=("-c", waits)),
+            Command(name="again", path=SH, arguments=("-c", waits), repeatable=True),
             Command(name="say", path="/bin/echo", arguments=("{what}",), values={"what": "text"}),
             Command(name="pour", path=SH, arguments=("-c", "head -c 3000000 /dev/zero; echo bad >&2; exit 3")),
             Command(name="hang", path="/bin/sleep", arguments=("100",), timeout_s=1),
@@ -231,6 +232,7 @@ async def test_a_host_that_dies_in_the_middle_leaves_a_command_that_runs_once(
     with pytest.raises(DriverError) as caught:
         await channel.request(request(2, run("count")))
     assert caught.value.reason == "NodeBusy", "one after the other"
+    (host.folder / "go").touch()
     answer = await channel.request(asked)
     assert (answer.state, steps(answer)[0]["output"]) == ("applied", "counted\n")
     assert await channel.request(asked) == answer
@@ -251,6 +253,7 @@ async def test_an_agent_that_dies_in_the_middle_is_found_again(agent: qga_rigs.R
     assert caught.value.reason == "NodeSilent"
     await host.until(lambda fact: fact.state == "silent")
     await agent.start()
+    (host.folder / "go").touch()
     channel.hint()
     await host.until(ready)
     assert steps(await channel.request(asked))[0]["result"] == "done"
@@ -273,6 +276,7 @@ async def test_a_command_that_was_killed_with_its_guest_is_told_as_unknown_unles
         await task
     mark = next((folder / "state/requests/1-r1").glob("0.began"))
     os.kill(int(mark.read_text().split()[1]), signal.SIGKILL)
+    (folder / "go").touch()
     await host.until(lambda fact: fact.state == "silent")
     await host.until(ready)
     answer = await channel.request(asked)

@@ -1,7 +1,7 @@
 """The few lines of shell that run in a guest beside a package's commands. Constant: what varies comes as arguments.
 
 They need what every Linux has, of coreutils or busybox: sh, chmod, chown, grep, ln, mkdir, mv, rm, sha256sum, stat,
-sync, timeout.
+sync, timeout. Where sync knows no files, it writes everything to the disk, which is slower.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ PUT = (
     _START
     + """
 [ "$(sha256sum < "$1")" = "$3  -" ] || exit 9
-sync && mv -f "$1" "$2" && sync
+sync "$1" && mv -f "$1" "$2" && { sync "${2%/*}/" || sync; }
 """
 )
-"""DRAFT FILE DIGEST: the draft, when it is what was sent, becomes the file."""
+"""DRAFT FILE DIGEST: the draft, when it is what was sent, becomes the file; both lie on the disk then."""
 
 SAME = _START + '[ -f "$1" ] && [ "$(sha256sum < "$1")" = "$2  -" ]\n'
 """FILE DIGEST: tells whether the file is that already."""
@@ -70,12 +70,13 @@ shift 3
 mkdir -p "$folder" && cd "$folder" && echo "$boot $$" > "$number.$$" || exit 9
 # Of all who try, one makes the link; a mark is never seen half-written.
 ln "$number.$$" "$number.began" 2> /dev/null || { [ -e "$number.began" ]; exit; }
-sync
+sync "$number.began" . ..
 (cd / && umask 022 && exec timeout -k 5 "$limit" "$@") > "$number.out" 2> "$number.err" < /dev/null
 echo $? > "$number.end"
+# All of it: what the program did shall be on the disk before anything says that it did.
 sync
 mv "$number.end" "$number.exit"
-sync
+sync .
 """
 )
 """FOLDER NUMBER SECONDS PROGRAM ARGUMENT…: runs the program unless somebody began to, and keeps what it says."""
@@ -94,5 +95,5 @@ echo lost
 )
 """FOLDER NUMBER: prints absent, running, ended or lost."""
 
-FORGET = _START + 'cd "$1" && rm -f "$2.began" && sync\n'
+FORGET = _START + 'cd "$1" && rm -f "$2.began" && sync .\n'
 """FOLDER NUMBER: the program may begin again."""
