@@ -15,13 +15,13 @@ _CAPACITY_MAX = (1 << 63) - 1
 
 def check(envelope: Envelope, faults: Faults, limits: Limits) -> None:
     """Add what does not fit together to ``faults``."""
+    _check_counts(envelope, faults, limits)
     _check_files(envelope.files, faults)
     files = {file.id for file in envelope.files}
     for disk in envelope.disks:
         _check_disk(disk, files, faults, limits)
     _check_parents(envelope.disks, faults)
     _check_properties(envelope, faults)
-    _check_counts(envelope, faults, limits)
     _check_ids(envelope, faults)
     disks = {disk.id for disk in envelope.disks}
     networks = {network.name for network in envelope.networks}
@@ -117,13 +117,20 @@ def _check_properties(envelope: Envelope, faults: Faults) -> None:
 
 
 def _check_counts(envelope: Envelope, faults: Faults, limits: Limits) -> None:
-    systems = sum(1 for _ in envelope.systems())
-    if systems > limits.systems:
-        faults.error("too-many-systems", f"{systems} VMs are more than the {limits.systems} allowed")
-    if len(envelope.disks) > limits.disks:
-        faults.error("too-many-disks", f"{len(envelope.disks)} disks are more than the {limits.disks} allowed")
-    if len(envelope.files) > limits.members:
-        faults.error("too-many-files", f"{len(envelope.files)} files are more than the {limits.members} allowed")
+    """Refuse more than anybody has, before time is spent on it. Raises: OvfFault."""
+    sections = [len(section.items) for system in envelope.systems() for section in system.hardware]
+    properties = sum(len(product.properties) for product in _products(envelope))
+    options = max(1, len(envelope.configurations))
+    for what, count, most in (
+        ("VMs", sum(1 for _ in envelope.systems()), limits.systems),
+        ("disks", len(envelope.disks), limits.disks),
+        ("files", len(envelope.files), limits.members),
+        ("properties", properties, limits.properties),
+        ("items in one hardware section", max(sections, default=0), limits.hardware_items),
+        ("hardware items times configurations", sum(sections) * options, limits.optional_items),
+    ):
+        if count > most:
+            faults.stop("too-many-parts", f"{count} {what} are more than the {most} allowed")
 
 
 def _check_ids(envelope: Envelope, faults: Faults) -> None:

@@ -48,6 +48,8 @@ class Faults:
         self.file = file
         """The file that faults are about unless they say another."""
         self._found: list[Fault] = []
+        self._seen: set[Fault] = set()
+        self._errors = 0
 
     @property
     def found(self) -> tuple[Fault, ...]:
@@ -57,7 +59,7 @@ class Faults:
     @property
     def refused(self) -> bool:
         """Whether one of them is an error."""
-        return any(fault.severity == "error" for fault in self._found)
+        return self._errors > 0
 
     def error(self, code: str, message: str, *, line: int = 0, file: str | None = None) -> None:
         """Note what refuses the package. Raises: OvfFault, with all so far, when there are too many."""
@@ -75,6 +77,8 @@ class Faults:
         """Raise OvfFault with all faults so far and this one, after which nothing more can be read."""
         last = Fault(code=code, message=message, file=self._of(file), line=line)
         self._found.append(last)
+        self._seen.add(last)
+        self._errors += 1
         raise OvfFault(*self._found)
 
     def settle(self) -> None:
@@ -91,14 +95,14 @@ class Faults:
         return self.file if file is None else file
 
     def _add(self, fault: Fault) -> None:
-        if fault in self._found:
+        is_error = fault.severity == "error"
+        if fault in self._seen or (not is_error and len(self._found) - self._errors >= FAULTS_MAX):
             return
-        alike = sum((one.severity == "error") == (fault.severity == "error") for one in self._found)
-        if alike >= FAULTS_MAX and fault.severity != "error":
-            return
-        if alike >= FAULTS_MAX:
+        if is_error and self._errors >= FAULTS_MAX:
             self.stop("too-many-faults", f"more than {FAULTS_MAX} things are wrong; mend these first")
         self._found.append(fault)
+        self._seen.add(fault)
+        self._errors += is_error
 
 
 def shown(text: str) -> str:

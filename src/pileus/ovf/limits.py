@@ -24,8 +24,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Of a descriptor's elements, attributes and texts together, in memory."""
     token_bytes: int = MIB // 2
     """Of one tag with its attributes."""
-    manifest_bytes: int = 4 * MIB
-    certificate_bytes: int = 1 * MIB
+    manifest_bytes: int = 1 * MIB
+    certificate_bytes: int = MIB // 4
     members: int = 10_000
     name_bytes: int = 1024
     capacity_bytes: int = 16 * TIB
@@ -39,6 +39,11 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Unpacked to stored, for a compressed file that is no disk, after the first MiB."""
     systems: int = 1_000
     disks: int = 1_000
+    properties: int = 10_000
+    hardware_items: int = 1_000
+    """Of one VM."""
+    optional_items: int = 50_000
+    """All hardware items times deployment options, since each option is a choice of items."""
     memory_mib: int = 64 << 20
     vcpus: int = 8_192
 

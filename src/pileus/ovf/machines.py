@@ -5,6 +5,7 @@ Required hardware that a VM cannot have here is refused by name; what says that 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -26,9 +27,10 @@ from pileus.ovf.model import (
     Machine,
     MachineDisk,
     MachineNic,
+    Property,
     VirtualSystem,
 )
-from pileus.ovf.properties import capacity_bytes
+from pileus.ovf.properties import by_key, capacity_bytes
 from pileus.ovf.resources import resource_of
 from pileus.ovf.startup import startups
 
@@ -55,8 +57,10 @@ def machines(
     chosen = choice or Choice()
     option = chosen_configuration(envelope, chosen.configuration, faults)
     starts = startups(envelope.content)
+    package = _Package(envelope=envelope, option=option, given=chosen.properties, known=by_key(envelope),
+                       disks={disk.id: disk for disk in envelope.disks})  # fmt: skip
     return tuple(
-        structs.replace(_Machine(envelope, system, option, chosen.properties, faults).built(limits),
+        structs.replace(_Machine(package, system, faults).built(limits),
                         startup=starts[system.id], collections=around)
         for system, around in _systems(envelope.content)
         if system.hardware
@@ -80,19 +84,25 @@ def _systems(part: Content, around: tuple[str, ...] = ()) -> list[tuple[VirtualS
     return [found for member in part.members for found in _systems(member, (*around, part.id))]
 
 
+class _Package(Struct, frozen=True, kw_only=True):
+    """What all VMs of a package have in common."""
+
+    envelope: Envelope
+    option: str
+    given: Mapping[str, str]
+    known: Mapping[str, Property]
+    disks: Mapping[str, Disk]
+
+
 class _Machine:
     """One VM while it is made out of its items."""
 
-    def __init__(
-        self, envelope: Envelope, system: VirtualSystem, option: str, given: Mapping[str, str], faults: Faults
-    ) -> None:
-        self._envelope = envelope
+    def __init__(self, package: _Package, system: VirtualSystem, faults: Faults) -> None:
+        self._package = package
         self._system = system
-        self._option = option
-        self._given = given
         self._faults = faults
         self._hardware = self._chosen_hardware()
-        self._items = _in_option(self._hardware.items, option)
+        self._items = _in_option(self._hardware.items, package.option)
         self._by_id = {item.id: item for item in self._items if item.bound == "normal"}
 
     def built(self, limits: Limits) -> Machine:
@@ -222,20 +232,26 @@ class _Machine:
         found = [
             self._drive(item) for item in self._items if item.resource_type in controllers.DRIVES and _counts(item)
         ]
+        found = self._placed(found)
+        order = {number: place for place, number in enumerate(self._system.boot_order)}
+        return tuple(sorted(found, key=lambda disk: (
+            order.get(disk.item_id, len(order)), _BUS_ORDER.index(disk.bus), disk.bus_number, disk.unit
+        )))  # fmt: skip
+
+    def _placed(self, disks: list[MachineDisk]) -> list[MachineDisk]:
+        """Return the disks, a CD drive that is where a disk is moved; two disks in one place are refused."""
         places: dict[tuple[str, int, int], MachineDisk] = {}
-        for disk in found:
+        for disk in sorted(disks, key=lambda disk: disk.kind != "disk"):
             place = (disk.bus, disk.bus_number, disk.unit)
-            if place in places and disk.kind != "floppy":
+            if place in places and disk.kind == "disk":
                 self._faults.error(
                     "same-place",
                     f"disk {shown(disk.item_id)} is where {shown(places[place].item_id)} is",
                     line=disk.line,
                 )
-            places[place] = disk
-        order = {number: place for place, number in enumerate(self._system.boot_order)}
-        return tuple(sorted(found, key=lambda disk: (
-            order.get(disk.item_id, len(order)), _BUS_ORDER.index(disk.bus), disk.bus_number, disk.unit
-        )))  # fmt: skip
+            free = next(unit for unit in itertools.count(disk.unit) if (*place[:2], unit) not in places)
+            places[(*place[:2], free)] = structs.replace(disk, unit=free)
+        return list(places.values())
 
     def _drive(self, item: Item) -> MachineDisk:
         bus, model, bus_number = self._controller_of(item)
@@ -270,13 +286,16 @@ class _Machine:
         for text in item.host_resources:
             found = resource_of(text)
             if found is not None and found[0] == "disk":
-                return self._envelope.disk(found[1]), ""
+                return self._package.disks.get(found[1]), ""
             if found is not None:
                 return None, found[1]
         return None, ""
 
     def _capacity(self, disk: Disk) -> int:
-        capacity = capacity_bytes(self._envelope, disk, self._given, configuration=self._option)
+        package = self._package
+        capacity = capacity_bytes(
+            package.envelope, disk, package.given, configuration=package.option, known=package.known
+        )
         if capacity is None:
             self._faults.error(
                 "bad-capacity", f"capacity {shown(disk.capacity)} of disk {shown(disk.id)} has no value; give the property one",
@@ -309,15 +328,16 @@ class _Machine:
         return (*found, self._bus_number(parent, found[0]))
 
     def _bus_number(self, controller: Item, bus: Bus) -> int:
-        number = units.number(controller.address, most=255)
-        if number is not None:
-            return number
+        """Return a controller's number: its address, unless another has the same; then its place among its like."""
         same = [
             one for one in self._items
-            if (known := controllers.controller(one.resource_type, one.resource_subtype)) is not None and known[0] == bus
-            and one.resource_type in controllers.CONTROLLERS
+            if one.resource_type in controllers.CONTROLLERS
+            and (known := controllers.controller(one.resource_type, one.resource_subtype)) is not None and known[0] == bus
         ]  # fmt: skip
-        return same.index(controller)
+        number = units.number(controller.address, most=255)
+        if number is None or sum(one.address == controller.address for one in same) > 1:
+            return same.index(controller)
+        return number
 
 
 def _in_option(items: Sequence[Item], option: str) -> tuple[Item, ...]:

@@ -16,7 +16,7 @@ from pileus.ovf.faults import Faults, shown
 from pileus.ovf.limits import DEFAULT, Limits
 from pileus.ovf.manifest import Manifest, read_manifest
 from pileus.ovf.model import Envelope
-from pileus.ovf.properties import capacity_bytes
+from pileus.ovf.properties import by_key, capacity_bytes
 from pileus.ovf.signature import Signature, Trust
 from pileus.ovf.sources import Found, Stream, from_store, missing, names_of
 from pileus.ovf.stores import Archive, Folder, Store
@@ -103,9 +103,10 @@ class Package:
             manifest=lambda: self.manifest, signed=lambda: self.signed, late=self._late,
         )  # fmt: skip
         disks = {disk.file_id: disk for disk in self.envelope.disks if disk.file_id}
+        known = by_key(self.envelope)
         for file, parts in self._found():
             disk = disks.get(file.id)
-            capacity = None if disk is None else capacity_bytes(self.envelope, disk)
+            capacity = None if disk is None else capacity_bytes(self.envelope, disk, known=known)
             yield Content(file, disk, capacity, parts, terms)
         self._finish()
 

@@ -98,20 +98,37 @@ def inherited(envelope: Envelope, found: Mapping[str, tuple[Setting, ...]], syst
     return tuple(own.values())
 
 
+def by_key(envelope: Envelope) -> dict[str, Property]:
+    """Return all properties by full key, and by plain key where no full one is the same; of several, the first."""
+    full: dict[str, Property] = {}
+    plain: dict[str, Property] = {}
+    for _, one in properties(envelope):
+        full.setdefault(one.full_key, one)
+        plain.setdefault(one.key, one)
+    return plain | full
+
+
 def capacity_bytes(
-    envelope: Envelope, disk: Disk, given: Mapping[str, str] | None = None, *, configuration: str = ""
+    envelope: Envelope,
+    disk: Disk,
+    given: Mapping[str, str] | None = None,
+    *,
+    configuration: str = "",
+    known: Mapping[str, Property] | None = None,
 ) -> int | None:
-    """Return a disk's capacity, with a ``${property}`` replaced by its value; None when that is no number."""
+    """Return a disk's capacity, with a ``${property}`` replaced by its value; None when that is no number.
+
+    ``known``: what ``by_key`` gives, for those who ask for many disks.
+    """
     if disk.capacity_bytes is not None:
         return disk.capacity_bytes
-    key = disk.capacity.removeprefix("${").removesuffix("}")
     unit = units.bytes_per_unit(disk.capacity_units)
-    for _, one in properties(envelope):
-        if key in (one.full_key, one.key) and unit is not None:
-            value = (given or {}).get(one.full_key, default_of(one, configuration))
-            count = units.number(value or "")
-            return None if count is None else count * unit
-    return None
+    one = (by_key(envelope) if known is None else known).get(disk.capacity.removeprefix("${").removesuffix("}"))
+    if one is None or unit is None:
+        return None
+    value = (given or {}).get(one.full_key) or default_of(one, configuration)
+    count = units.number(value or "")
+    return None if count is None else count * unit
 
 
 def problem(one: Property, value: str) -> str:

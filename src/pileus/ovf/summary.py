@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from pileus.ovf.faults import Fault, Faults
 from pileus.ovf.machines import Choice, chosen_configuration, machines
-from pileus.ovf.model import Configuration, Disk, File, Machine, Network, Product
+from pileus.ovf.model import Configuration, Disk, File, Machine, Network, Product, Property
 from pileus.ovf.package import Package
-from pileus.ovf.properties import capacity_bytes, default_of, is_needed, properties
+from pileus.ovf.properties import by_key, capacity_bytes, default_of, is_needed, properties
 from pileus.ovf.signature import Signature
 
 _HIDDEN = "(hidden)"
@@ -71,6 +73,7 @@ def summary(package: Package, configuration: str = "") -> Summary:
     option = chosen_configuration(envelope, configuration, found)
     made = machines(envelope, found, choice=Choice(configuration=option), limits=package.limits)
     package.faults.take(found.found)
+    known = by_key(envelope)
     products = [product for part in envelope.contents() for product in part.products]
     main = next((product for product in products if product.name), Product())
     return Summary(
@@ -84,7 +87,7 @@ def summary(package: Package, configuration: str = "") -> Summary:
         configurations=envelope.configurations,
         networks=envelope.networks,
         machines=made,
-        disks=tuple(_disk(package, disk, option) for disk in envelope.disks),
+        disks=tuple(_disk(package, disk, option, known) for disk in envelope.disks),
         files=envelope.files,
         properties=_properties(package, option),
         manifest=" ".join(package.manifest.algorithms) if package.manifest is not None else "",
@@ -93,11 +96,11 @@ def summary(package: Package, configuration: str = "") -> Summary:
     )
 
 
-def _disk(package: Package, disk: Disk, option: str) -> ShownDisk:
+def _disk(package: Package, disk: Disk, option: str, known: Mapping[str, Property]) -> ShownDisk:
     file = package.envelope.file(disk.file_id)
     return ShownDisk(
         id=disk.id,
-        capacity_bytes=capacity_bytes(package.envelope, disk, configuration=option),
+        capacity_bytes=capacity_bytes(package.envelope, disk, configuration=option, known=known),
         format=disk.format if disk.file_id else "blank",
         file=file.href if file else "",
         file_bytes=file.size_bytes if file else None,

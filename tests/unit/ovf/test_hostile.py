@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.ovf.descriptors import DISK, envelope, hardware, system
+from tests.unit.ovf.descriptors import DISK, drive, envelope, hardware, system
 from tests.unit.ovf.packages import DISK_BYTES, FILES, NAME, TEXT, file_of, manifest, special, tar, vmdk
 
 MEMORY_BYTES_MAX = 50 << 20
@@ -153,6 +153,9 @@ FILE, FILE_AGAIN = file_of(DISK_BYTES), file_of(DISK_BYTES, "", "./disk1.vmdk", 
 REMOTE_DTD = b'<!DOCTYPE Envelope SYSTEM "http://10.0.0.1/x.dtd">'
 LONG = vmdk(1 << 40)
 OF_LONG = envelope(files=file_of(LONG))
+OPTIONS = "<DeploymentOptionSection>" + '<Configuration ovf:id="a"/>' * 900 + "</DeploymentOptionSection>"
+MANY_ITEMS = system("vm", hardware(drive(4) * 900))
+LINES = b"".join(b"SHA1(%d)= %040d\n" % (number, number) for number in range(18_000)) + manifest({NAME: b"other"})
 LONG_DISK = DISK.replace('"16"', f'"{1 << 42}"')
 TEXT_ONLY = tar({NAME: TEXT})[: 512 + -(-len(TEXT) // 512) * 512]
 
@@ -228,6 +231,12 @@ ARCHIVES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "an xz around it": ("wrapped", lambda: b"\xfd7zXZ\x00" + bytes(2000)),
     "a disk of 1 TiB": ("capacity-differs", lambda: tar(FILES | {NAME: OF_LONG, "disk1.vmdk": LONG})),
     "a disk of 2^62 bytes": ("capacity-too-big", lambda: text(envelope(files=FILE, disks=LONG_DISK))),
+    "many disks": ("too-many-parts", lambda: text(envelope(files=FILE, disks='<Disk ovf:diskId="d"/>' * 30_000))),
+    "many properties": ("too-many-parts", lambda: qualified("MinLen(1)", 20_000)),
+    "many items": ("too-many-parts", lambda: text(envelope(system("vm", hardware(drive(4) * 1500))))),
+    "many items and options": ("too-many-parts", lambda: text(envelope(MANY_ITEMS, sections=OPTIONS))),
+    "many wide lines": ("too-big", lambda: tar(FILES | {"x.mf": "SHA1(\U0001f600)= 00\n".encode() * 99_000})),
+    "many sound lines": ("digest-differs", lambda: tar({NAME: TEXT, "x.mf": LINES, "disk1.vmdk": DISK_BYTES})),
     "many unknown sections": ("too-many-faults", lambda: inner("<FooSection/>\n" * 20_000)),
     "qualifiers without an end": ("bad-qualifiers", lambda: qualified('ValueMap{"' * 20_000)),
     "many long qualifiers": ("descriptor-too-big", lambda: qualified('a("' * 2000, 4000)),
