@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import attach, backchannel, cli_start, deploy, frames, lists, ovf, placement, real_vm, routers
+from benchmarks import attach, backchannel, cli_start, deploy, fleet, frames, lists, ovf, placement, real_vm, routers
 from benchmarks.report import Report
 
 BENCHMARKS = {
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "lists": lists.run,
     "deploy": deploy.run,
     "attach": attach.run,
+    "fleet": fleet.run,
     "backchannel": backchannel.run,
     "frames": frames.run,
     "vm": real_vm.run,
