@@ -92,24 +92,6 @@ def test_a_key_is_printed_once_and_signs_in(pileus: Run, account: str, tmp_path:
     assert contexts.load().contexts["local"].key == secret
 
 
-def test_a_managers_key_is_made_used_and_named(pileus: Run, account: str, cloud: Cloud) -> None:
-    assert pileus("create", "manager", f"{account}-fw", "--serves", "firewall").code == OK
-    made = pileus("create", "key", f"{account}-fw-1", "--manager", f"{account}-fw")
-    assert made.code == OK, made.err
-    both = pileus("create", "key", "k", "--manager", f"{account}-fw", "--user", "admin")
-    assert both.code != OK
-    assert "exactly one" in both.err
-    ca = cloud.started.ca
-    contexts.put("fw", contexts.Context(server=cloud.started.url, ca=ca, key=made.out.strip()))
-    said = pileus("--context", "fw", "whoami").out
-    assert said.splitlines()[0].startswith(f"manager {account}-fw of the cloud, to which 0 accounts consent, at ")
-    assert "  may update: fleet.manager" in said
-    contexts.put("local", cloud.operator)
-    consent = pileus("create", "consent", "fw", "--account", account, "--manager", f"{account}-fw", "--nodes-max", "3")
-    assert consent.code == OK, consent.err
-    assert pileus("get", "consent", "--account", account, "--manager", f"{account}-fw", "-o", "name").out.strip()
-
-
 def test_a_tenant_sees_another_accounts_vm_like_one_that_is_not_there(
     pileus: Run, account: str, web: str, cloud: Cloud
 ) -> None:

@@ -1,0 +1,32 @@
+"""A fleet manager and its key, from the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pileus.cli import contexts
+from pileus.cli.failure import OK
+
+if TYPE_CHECKING:
+    from tests.cloud.cli.cli_world import Cloud
+    from tests.cloud.cli.conftest import Run
+else:
+    Cloud = Run = Any
+
+
+def test_a_managers_key_is_made_used_and_named(pileus: Run, account: str, cloud: Cloud) -> None:
+    assert pileus("create", "manager", f"{account}-fw", "--serves", "firewall").code == OK
+    made = pileus("create", "key", f"{account}-fw-1", "--manager", f"{account}-fw")
+    assert made.code == OK, made.err
+    both = pileus("create", "key", "k", "--manager", f"{account}-fw", "--user", "admin")
+    assert both.code != OK
+    assert "exactly one" in both.err
+    ca = cloud.started.ca
+    contexts.put("fw", contexts.Context(server=cloud.started.url, ca=ca, key=made.out.strip()))
+    said = pileus("--context", "fw", "whoami").out
+    assert said.splitlines()[0].startswith(f"manager {account}-fw of the cloud, to which 0 accounts consent, at ")
+    assert "  may update: fleet.manager" in said
+    contexts.put("local", cloud.operator)
+    consent = pileus("create", "consent", "fw", "--account", account, "--manager", f"{account}-fw", "--nodes-max", "3")
+    assert consent.code == OK, consent.err
+    assert pileus("get", "consent", "--account", account, "--manager", f"{account}-fw", "-o", "name").out.strip()
