@@ -11,6 +11,8 @@ from xml.sax.saxutils import quoteattr
 from msgspec import Struct
 
 from pileus.ovf.iso import iso_image
+from pileus.ovf.model import Envelope, VirtualSystemCollection
+from pileus.ovf.properties import Setting, inherited
 
 NAMESPACE = "http://schemas.dmtf.org/ovf/environment/1"
 FILE = "ovf-env.xml"
@@ -38,6 +40,24 @@ class Environment(Struct, frozen=True, kw_only=True):
     siblings: Mapping[str, Mapping[str, str]] = {}
     """Properties of the other VMs of its collection, by their ids."""
     platform: Platform = Platform()
+
+
+def environment_of(
+    envelope: Envelope, settings: Mapping[str, tuple[Setting, ...]], system_id: str, platform: Platform
+) -> Environment:
+    """Return what the VM of this id is told: its own properties, those of the collections around it, its siblings'.
+
+    ``settings``: as ``properties.settings`` returns them. Source: DSP0243 9.5 and "OVF environment".
+    """
+    collections = (part for part in envelope.contents() if isinstance(part, VirtualSystemCollection))
+    around = next((part for part in collections if any(member.id == system_id for member in part.members)), None)
+    siblings = [member.id for member in around.members if member.id != system_id] if around is not None else []
+    return Environment(
+        id=system_id,
+        properties={one.key: one.value for one in inherited(envelope, settings, system_id)},
+        siblings={sibling: {one.key: one.value for one in settings.get(sibling, ())} for sibling in siblings},
+        platform=platform,
+    )
 
 
 def environment_xml(environment: Environment) -> bytes:

@@ -1,7 +1,7 @@
 """Signs a package that is there: every file is read and compared with the manifest, which is then written anew.
 
-An archive is rewritten in the standard's order; in a folder only manifest and certificate are. What is not finished is
-never found under the package's name.
+An archive is rewritten in the standard's order, without what its descriptor does not name; in a folder only manifest
+and certificate are. What is not finished is never found under the package's name.
 """
 
 from __future__ import annotations

@@ -9,8 +9,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pileus.ovf.environment import NAMESPACE, Environment, Platform, environment_iso, environment_xml
+from pileus.ovf.environment import NAMESPACE, Environment, Platform, environment_iso, environment_of, environment_xml
+from pileus.ovf.faults import Faults
 from pileus.ovf.iso import iso_image
+from pileus.ovf.model import Envelope, Product, Property, PropertyValue, VirtualSystem, VirtualSystemCollection
+from pileus.ovf.properties import settings
 
 NS = {"oe": NAMESPACE}
 KEY, VALUE, ID = (f"{{{NAMESPACE}}}{name}" for name in ("key", "value", "id"))
@@ -91,3 +94,25 @@ def test_many_files_and_names_that_look_alike_are_kept_apart(tmp_path: Path) -> 
 def test_a_path_that_a_cd_cannot_have_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="is no name"):
         iso_image({path: b""}, "TEST")
+
+
+def test_a_vm_is_told_of_itself_its_collection_and_its_siblings() -> None:
+    def product(key: str) -> tuple[Product, ...]:
+        return (
+            Product(
+                properties=(
+                    Property(key=key, full_key=key, user_configurable=True, values=(PropertyValue(value=f"of {key}"),)),
+                )
+            ),
+        )
+
+    machines = tuple(VirtualSystem(id=name, products=product(name)) for name in ("db", "web"))
+    around = VirtualSystemCollection(id="shop", members=machines, products=product("shop"))
+    envelope = Envelope(version="1", content=around)
+    faults = Faults()
+    told = environment_of(envelope, settings(envelope, {"web": "given"}, faults), "web", Platform())
+    assert faults.found == ()
+    assert told.properties == {"shop": "of shop", "web": "given"}
+    assert told.siblings == {"db": {"db": "of db"}}
+    alone = Envelope(version="1", content=machines[0])
+    assert environment_of(alone, settings(alone, {}, faults), "db", Platform()).siblings == {}
