@@ -59,12 +59,24 @@ def machines(
     starts = startups(envelope.content)
     package = _Package(envelope=envelope, option=option, given=chosen.properties, known=by_key(envelope),
                        disks={disk.id: disk for disk in envelope.disks})  # fmt: skip
-    return tuple(
-        structs.replace(_Machine(package, system, faults).built(limits),
-                        startup=starts[system.id], collections=around)
+    made = tuple(
+        structs.replace(_Machine(package, system, faults).built(limits), startup=starts[system.id], collections=around)
         for system, around in _systems(envelope.content)
         if system.hardware
-    )  # fmt: skip
+    )
+    _note_copies(made, faults)
+    return made
+
+
+def _note_copies(made: Sequence[Machine], faults: Faults) -> None:
+    """Note disks that several VMs have, each its own copy, because nothing says that they share it."""
+    owners: dict[str, str] = {}
+    for machine in made:
+        for disk in machine.disks:
+            owner = owners.setdefault(disk.disk_id, machine.id)
+            if disk.disk_id and owner != machine.id and not disk.shared:
+                text = f"disk {shown(disk.disk_id)} of VM {shown(machine.id)} is also VM {shown(owner)}'s; each gets a copy"
+                faults.note("copied-disk", text, line=disk.line)
 
 
 def chosen_configuration(envelope: Envelope, wanted: str, faults: Faults) -> str:

@@ -6,6 +6,7 @@ says; the manifest may come last, and what it says is then judged at the end.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -31,8 +32,9 @@ def open_package(path: Path, *, limits: Limits = DEFAULT, language: str = "", tr
     What is wrong so far is in its ``faults``. Raises: OvfFault, when nothing can be made of it.
     """
     faults = Faults(path.name)
-    named = path.name if path.suffix.lower() == _DESCRIPTOR and not path.is_dir() else ""
-    store: Store = Folder(path.parent if named else path) if named or path.is_dir() else Archive(path, faults, limits)
+    is_folder = os.path.isdir(path)  # unlike Path's it does not raise where nobody may look
+    named = path.name if path.suffix.lower() == _DESCRIPTOR and not is_folder else ""
+    store: Store = Folder(path.parent if named else path) if named or is_folder else Archive(path, faults, limits)
     try:
         return StoredPackage(store, named, Settings(path.name, faults, limits, trust), language)
     except BaseException:

@@ -251,3 +251,18 @@ def test_sockets_and_a_tpm() -> None:
 def test_a_tree_keeps_lines() -> None:
     root = parse([b"<a>\n<b>\n", b"x</b>\n<c d='1'/></a>"], Faults())
     assert [(child.name, child.line, child.text) for child in root.children] == [("b", 2, "x"), ("c", 4, "")]
+
+
+def test_a_disk_of_several_vms_is_copied_unless_it_is_shared() -> None:
+    text = envelope(collection("all", system("a") + system("b")))
+    assert codes(made(text)[1], "note") == ["copied-disk"]
+    (first, second), faults = made(text.replace(b"<Disk ", b'<Disk vmw:shared="true" '))
+    assert faults.found == ()
+    assert first.disks[0].shared
+    assert second.disks[0].shared
+
+
+def test_a_cd_drive_where_a_disk_is_moves() -> None:
+    machine, faults = one(CPU + MEMORY + item(3, 5) + item(5, 15, Parent=3, AddressOnParent=0) + drive(4))
+    assert codes(faults) == []
+    assert [(disk.kind, disk.unit) for disk in machine.disks] == [("disk", 0), ("cdrom", 1)]

@@ -30,6 +30,7 @@ from tests.unit.ovf.packages import (
 )
 
 from pileus.ovf.faults import OvfFault
+from pileus.ovf.limits import Limits
 from pileus.ovf.package import Package, open_package, open_stream
 from pileus.ovf.validation import validate
 
@@ -320,3 +321,19 @@ def test_reading_is_forward_only() -> None:
     package = open_stream(Once())
     validate(package)
     assert package.faults.found == ()
+
+
+def test_limits_are_the_callers(tmp_path: Path) -> None:
+    for limits, code in (
+        (Limits(capacity_bytes=1 << 20), "capacity-too-big"),
+        (Limits(descriptor_bytes=100), "descriptor-too-big"),
+        (Limits(file_bytes=100), "member-too-big"),
+        (Limits(members=1), "too-many-members"),
+    ):
+        with pytest.raises(OvfFault, match=code):
+            validated(open_stream(Forward(tar(FILES)), limits=limits))
+
+
+def validated(package: Package) -> None:
+    validate(package)
+    package.faults.settle()
