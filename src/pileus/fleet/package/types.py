@@ -17,8 +17,9 @@ DESCRIPTOR_CHARACTERS_MAX = 262_144
 Path = Annotated[str, Meta(max_length=500, pattern=r"^/[^\x00-\x1f]*$(?!\n)")]
 
 
-ValueKind = Literal["word", "number", "address"]
-"""``word``: letters, digits and ``._-``. ``number``: up to 18 digits. ``address``: an IP address or network."""
+ValueKind = Literal["word", "number", "address", "text"]
+"""``word``: letters, digits and ``._-``. ``number``: up to 18 digits. ``address``: an IP address or network. ``text``: up to
+1000 printable characters, the first no ``-``."""
 
 
 class PackageCommand(Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ import msgspec
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest import qga_work
 from pileus.drivers.host.guest.base import Document, GuestAnswer, GuestRequest, NodeFact
-from pileus.drivers.host.guest.flood import Flood, Limits
+from pileus.drivers.host.guest.flood import Flood, Limits, Offences
 from pileus.drivers.host.guest.qga import GuestAgent, connect
 from pileus.drivers.host.guest.qga_allowed import Allowed, check
 from pileus.drivers.host.guest.untrusted import readable
@@ -25,9 +25,6 @@ log = logging.getLogger(__name__)
 CONNECT_PAUSE_S = 1.0
 SYNC_TIMEOUT_S = 30.0
 """An agent that starts later answers what was said before, so there is no hurry; what a dying one swallowed is lost."""
-
-HANG_UPS_MAX = 5
-"""After that the machine is left alone until it is attached anew."""
 
 HINT_TIMEOUT_S = 3.0
 PING_EVERY_S = 10.0
@@ -49,27 +46,25 @@ class AgentChannel:
         self._allowed = allowed
         self._changed = changed
         self._flood = Flood(limits)
+        self._offences = Offences(limits)
         self._agent: GuestAgent | None = None
         self._hinted = asyncio.Event()
         self._turn = asyncio.Lock()
 
     async def run(self) -> None:
-        """Hold the channel until cancelled, or until the machine did harm too often."""
-        while self._flood.hang_ups < HANG_UPS_MAX:
+        """Hold the channel until cancelled, or until its machine is quarantined."""
+        while self.fact.state != "quarantined":
             self._hinted.clear()
             hostile = ""
             try:
                 await self._hold()
             except DriverError as error:
                 hostile = error.message if error.reason == "NodeHostile" else ""
-            self._note(NodeFact(machine=self._machine, state="silent", refused=hostile))
+            self._note(NodeFact(machine=self._machine, state="silent"))
             if hostile:
-                self._flood.hang_ups += 1
-                log.warning("%s; its backchannel rests", hostile)
-                await asyncio.sleep(self._flood.hang_up_s())
+                await self._rest(hostile)
             else:
                 await _wait(self._hinted, CONNECT_PAUSE_S)
-        self._note(msgspec.structs.replace(self.fact, state="quarantined"))
 
     def hint(self) -> None:
         """The machine may have started, ended or booted: look now."""
@@ -102,6 +97,17 @@ class AgentChannel:
     async def connect(self, address: str, port: int, timeout_s: float) -> NoReturn:
         """Raises: DriverError (ConnectRefused)."""
         raise DriverError("ConnectRefused", f"{address}:{port}: QEMU's guest agent makes no connections")
+
+    async def _rest(self, hostile: str) -> None:
+        """Stay away from a machine that did harm, or for ever from one that did it again and again."""
+        if self._offences.note(asyncio.get_running_loop().time()):
+            log.warning("machine %s is quarantined: %s", self._machine, hostile)
+            words = f"again and again: {hostile}"
+            self._note(NodeFact(machine=self._machine, state="quarantined", refused=words))
+        else:
+            self._flood.hang_ups += 1
+            log.warning("%s; its backchannel rests", hostile)
+            await asyncio.sleep(self._flood.hang_up_s())
 
     async def _hold(self) -> None:
         """Reach the agent, and return or raise when it is gone. Raises: DriverError (NodeSilent, NodeHostile)."""
@@ -165,6 +171,8 @@ class AgentChannel:
         )
 
     def _ready(self) -> GuestAgent:
+        if self.fact.state == "quarantined":
+            raise DriverError("NodeSilent", f"machine {self._machine} is quarantined: {self.fact.refused}")
         if self._agent is None or self._agent.closed.is_set():
             raise DriverError("NodeSilent", f"the guest agent of machine {self._machine} does not answer; does it run?")
         return self._agent
