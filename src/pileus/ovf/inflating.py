@@ -39,30 +39,47 @@ def inflate(
         made.append((header, make(header.capacity_bytes)))
 
     grains = vmdk.read(chunks, capacity_bytes_max=capacity_bytes_max, on_header=begin)
+    writer = _Writer()
     while batch := list(islice(grains, BATCH_GRAINS)):
-        _write(batch, made[0][1])
+        writer.write(batch, made[0][1])
     header, target = made[0]
     target.finish()
     return header
 
 
-def _write(batch: list[vmdk.Grain], target: Target) -> None:
-    """Write grains, those that touch in one go. Raises: OvfFault (disk-bad-grain), OSError."""
-    run: list[Piece] = []
-    start = end = 0
-    for grain in batch:
-        content = _inflated(grain)
-        if content == zeros(len(content)):
-            continue
-        if run and grain.offset != end:
+class _Writer:
+    """Writes grains, and remembers how zeros looked last, so that a disk full of them is not inflated again and again."""
+
+    def __init__(self) -> None:
+        self._zeros: tuple[bytes | memoryview, int] = (b"", 0)
+
+    def write(self, batch: list[vmdk.Grain], target: Target) -> None:
+        """Write grains, those that touch in one go. Raises: OvfFault (disk-bad-grain), OSError."""
+        run: list[Piece] = []
+        start = end = 0
+        for grain in batch:
+            content = self._content(grain)
+            if not content:
+                continue
+            if run and grain.offset != end:
+                target.write(start, run)
+                run = []
+            if not run:
+                start = grain.offset
+            run.append(content)
+            end = grain.offset + len(content)
+        if run:
             target.write(start, run)
-            run = []
-        if not run:
-            start = grain.offset
-        run.append(content)
-        end = grain.offset + len(content)
-    if run:
-        target.write(start, run)
+
+    def _content(self, grain: vmdk.Grain) -> bytes:
+        """Return what the grain holds; nothing when that is zeros."""
+        if self._zeros == (grain.deflated, grain.length):
+            return b""
+        content = _inflated(grain)
+        if content != zeros(len(content)):
+            return content
+        self._zeros = bytes(grain.deflated), grain.length
+        return b""
 
 
 def _inflated(grain: vmdk.Grain) -> bytes:

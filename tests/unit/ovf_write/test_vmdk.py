@@ -235,7 +235,9 @@ def test_a_tebibyte_of_zeros_costs_little_whether_allowed_or_not(tmp_path: Path)
 
 
 def test_a_gibibyte_of_explicit_zeros_is_a_hole(tmp_path: Path) -> None:
-    grains = b"".join(grain(number, bytes(GRAIN)) for number in range(1 << 14))
+    packed = zlib.compress(bytes(GRAIN))
+    markers = (vmdk.MARKER.pack(number * GRAIN // 512, len(packed)) for number in range(1 << 14))
+    grains = b"".join(vmdks.sector(marker + packed) for marker in markers)
     (tmp_path / "in").write_bytes(front(capacity=1 << 30) + grains + ending(capacity=1 << 30))
     said, _, mib = cost(tmp_path / "in", tmp_path / "out", 1 << 30)
     assert said == "read"
