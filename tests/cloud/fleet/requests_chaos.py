@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 from tests.cloud.fate import Fate, watch_logs
-from tests.cloud.fleet.requests_world import ACCOUNT, furnish
+from tests.cloud.fleet.requests_world import ACCOUNT, furnish, slow_nodes
 from tests.cloud.invariants import Broken
 from tests.cloud.world import Cloud
 from tests.virtual_time import clock, run
@@ -260,7 +260,11 @@ def chaos(requests: int, seed: int) -> dict[str, Any]:
             "simulated_s": round(clock() - began),
         }
 
-    with tempfile.TemporaryDirectory(prefix="pileus-", dir="/dev/shm") as folder:
+    slow = random.Random(seed)
+    with (
+        tempfile.TemporaryDirectory(prefix="pileus-", dir="/dev/shm") as folder,
+        slow_nodes(lambda: slow.choice((0.0, 0.0, 0.01, 0.1, 1.0))),
+    ):
         return run(lambda: main(folder))
 
 

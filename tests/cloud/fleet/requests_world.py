@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
+from tests.cloud.invariants import Broken
 from tests.cloud.world import Cloud
 from tests.virtual_time import clock
 
+from pileus.drivers.host.guest.base import GuestAnswer, GuestRequest
+from pileus.drivers.host.guest.fake import FakeGuest
 from pileus.drivers.host.guest.fake_node import FakeNode
 from pileus.kernel.clock import iso
 from pileus.kernel.kind import Resource
@@ -60,6 +68,30 @@ async def settled(world: Cloud, name: str, limit_s: float = 120.0) -> str:
 
     await world.until(is_settled, limit_s)
     return await state_of(world, name)
+
+
+@contextlib.contextmanager
+def slow_nodes(most_s: Callable[[], float]) -> Iterator[None]:
+    """Let nodes take time, before they begin a request and before their answer is heard; who is asked twice at once fails."""
+    request = FakeGuest.request
+    asked: Counter[tuple[int, str]] = Counter()
+
+    async def slowly(guest: FakeGuest, machine: str, asking: GuestRequest) -> GuestAnswer:
+        busy = id(guest), machine
+        asked[busy] += 1
+        try:
+            if asked[busy] > 1:
+                raise Broken(f"machine {machine} is asked {asking.id} while it does another request")
+            await asyncio.sleep(most_s())
+            answer = await request(guest, machine, asking)
+            await asyncio.sleep(most_s())
+            return answer
+        finally:
+            asked[busy] -= 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeGuest, "request", slowly)
+        yield
 
 
 def disk_of(world: Cloud, node: Resource) -> FakeNode:
