@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.unit.ovf.packages import Forward
 from tests.unit.ovf_write.vmdks import MIB, qemu_img, sparse_disk
 
 from pileus.cli.commands.ovf import command
 from pileus.ovf.archiving import Entry, file_entry, manifest_text, text_entry, write_archive
+from pileus.ovf.converting import Wish, convert
 from pileus.ovf.describing import Appliance, describe
+from pileus.ovf.disks import Form
 from pileus.ovf.exporting import pack_disk, package
+from pileus.ovf.faults import OvfFault
 from pileus.ovf.model import Disk, File, Machine, MachineDisk, MachineNic
+from pileus.ovf.package import open_stream
 
 SIZE = 70 * MIB
 MACHINE = Machine(
@@ -122,3 +127,25 @@ def test_the_manifest_of_an_export_lists_everything_but_itself(tmp_path: Path) -
         lines = manifest.read().decode().splitlines()
     assert [line.partition("=")[0] for line in lines] == ["SHA256(web.ovf)", "SHA256(web-disk1.vmdk)"]
     assert manifest_text({}) == b""
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_package_on_a_stream_is_converted_as_it_comes(tmp_path: Path, changed: bool) -> None:
+    """The manifest may come last; what it denies leaves no folder."""
+    front, manifest, disk = entries(tmp_path)
+    text = b"".join(manifest.chunks())
+    if changed:
+        text = text[:-2] + (b"1\n" if text.endswith(b"0\n") else b"0\n")
+    made = archive(tmp_path / "x.ova", [front, disk, text_entry(manifest.name, text)])
+    streamed = open_stream(Forward(made.read_bytes()))
+    if changed:
+        with pytest.raises(OvfFault, match="digest-differs"):
+            convert(streamed, tmp_path / "out", Wish(), no_converter)
+    else:
+        convert(streamed, tmp_path / "out", Wish(), no_converter)
+        qemu_img("compare", "-f", "raw", "-F", "qcow2", tmp_path / "disk.raw", tmp_path / "out" / "root.qcow2")
+    assert (tmp_path / "out").exists() is not changed
+
+
+def no_converter(source: Path, source_format: str, made: Path, form: Form) -> None:
+    pytest.fail(f"{source} should not reach a program")
