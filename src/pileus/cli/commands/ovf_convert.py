@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pileus.cli.failure import usage
+from pileus.cli.failure import REFUSED, Failure, usage
 from pileus.cli.ovf_files import file_argument, opened, say, trust_option
 from pileus.cli.units import human_bytes
 
@@ -42,6 +42,8 @@ def command(file: Path, folder: Path, form: Form, configuration: str, trust: tup
         wish = Wish(form=form, choice=Choice(configuration=configuration))
         try:
             made = convert(package, folder, wish, converter, bar.add)
+        except OSError as exc:
+            raise Failure(f"{file} was not converted: {exc}", exit_code=REFUSED) from exc
         finally:
             bar.close()
         say(package.faults.found)
