@@ -103,15 +103,23 @@ async def _by_id(reader: Reader, kind: Kind, account_id: str, id: str) -> Resour
     return found if not account_id or found.account_id == account_id or public else None
 
 
-async def resolve(tx: Transaction, principal: Principal, new: Resource, known: Container[str] = ()) -> dict[str, str]:
+async def resolve(
+    tx: Transaction, principal: Principal, new: Resource, held: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return path to id for every reference of the wish. Raises: Invalid (no-such-object) naming the field.
 
-    Another account's object gives the same answer as none; so does what the caller may not name, unless it is ``known``:
-    named already.
+    Another account's object gives the same answer as none; so does what the caller may not name. ``held``: what an
+    object that is there already refers to. That may be named again, and fields that never change keep it unlooked at.
     """
     links = {}
     desired, account_id, account = new.desired, new.account_id, new.account
+    known = frozenset((held or {}).values())
+    fixed = tx.registry[new.kind].immutable if held is not None else frozenset()
     for path, kind_name, word in references(desired):
+        if path.partition(".")[0] in fixed:
+            if held is not None and path in held:
+                links[path] = held[path]
+            continue
         kind = tx.registry[kind_name]
         may_name = functools.partial(_may_name, principal, kind, account_id, known)
         target = await look_up(tx, kind, account_id, word, may_name)

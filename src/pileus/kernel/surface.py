@@ -138,7 +138,7 @@ class Surface(Reading):
             _refuse_immutable(kind, old, desired)
             labels = old.labels if wish.labels is None else _labels(wish.labels)
             new = replace(old, desired=desired, labels=labels)
-            links = await resolve(tx, call.principal, new, set((await tx.links(old.id)).values()))
+            links = await resolve(tx, call.principal, new, await tx.links(old.id))
             new = await self._admissions.get(kind.name, self._default).admit(
                 tx, Change(call.principal, old, new, links)
             )

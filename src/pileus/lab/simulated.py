@@ -59,7 +59,7 @@ class SimulatedHost:
         self.machines = FakeHost(seed=seed, clock=clock, memory_mib=memory_mib, latency=INSTANT if instant else None)
         self.switch = FakeSwitchWorld(latencies_s={}) if instant else FakeSwitchWorld()
         self.pool = FakePoolWorld(latencies_s={}) if instant else FakePoolWorld()
-        self.guests = GuestWorld(running=self._runs, clock=clock)
+        self.guests = GuestWorld(running=self._runs, boot_of=self._boot_of, clock=clock)
         self.notes = MemoryNotes()
         self.volume_notes = MemoryNotes()
         self.slice = MemorySlice()
@@ -68,6 +68,10 @@ class SimulatedHost:
     def _runs(self, machine: str) -> bool:
         found = self.machines.machines.get(machine)
         return found is not None and found.state == "running"
+
+    def _boot_of(self, machine: str) -> int:
+        found = self.machines.machines.get(machine)
+        return found.pid or 0 if found is not None else 0
 
     async def start_agent(self, connect: Connect, fetch_content: Fetch = nothing) -> Agent:
         """Return a new agent process on this machine; run it with ``run``."""

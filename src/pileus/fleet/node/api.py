@@ -10,7 +10,7 @@ from pileus.compute.vm.types import VmNic, node_space
 from pileus.fleet.consent.types import Allowed, ConsentDesired
 from pileus.fleet.manager.types import ManagerDesired
 from pileus.fleet.node.plan import costs, footprint_of
-from pileus.fleet.node.types import NodeAssigned, NodeDesired
+from pileus.fleet.node.types import BEFORE, NodeAssigned, NodeDesired
 from pileus.fleet.package.types import PackageAssigned, PackageObserved
 from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change, only
@@ -202,6 +202,9 @@ async def _changed(tx: Transaction, change: Change, old: Resource) -> Resource:
     if desired.readmit_serial < old.desired.readmit_serial:
         raise Invalid("readmit_serial may only be raised", field="desired.readmit_serial")
     package = await _package(tx, change, manager)
+    before = old.assigned.before
+    if before is not None and before.turned == "forward" and before.package_id != package.id:
+        change.links[BEFORE] = before.package_id
     if not desired.vm:
         if package.assigned.nics != len(desired.nics):
             raise Invalid(

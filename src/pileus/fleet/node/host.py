@@ -39,7 +39,9 @@ def plan(wanted: Literal["held", "released"], wanted_hash: str, seen: Seen) -> S
         return None
     if seen.node is None:
         return Step(verb="attach")
-    if seen.node.state == "ready" and wanted_hash and seen.node.hash != wanted_hash:
+    # A node that refused another document says so until it takes one, be it the one that it runs.
+    is_due = seen.node.hash != wanted_hash or seen.node.refused
+    if seen.node.state == "ready" and wanted_hash and is_due:
         return Step(verb="configure")
     return None
 

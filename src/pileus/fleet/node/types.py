@@ -36,6 +36,10 @@ class NodeBefore(Struct, frozen=True, kw_only=True):
     """Of the boot that ends with the old disk; empty: the disk stays."""
 
 
+BEFORE = "before"
+"""The link of a node to the package it had before a rollout: that one stays as long as the node can go back."""
+
+
 class NodeDesired(Struct, frozen=True, kw_only=True):
     """The wish: of a user or manager, or of the controller of the node's owner (a router)."""
 

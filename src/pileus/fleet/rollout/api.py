@@ -140,6 +140,4 @@ async def _goes_on(tx: Transaction, change: Change, old: Resource) -> Resource:
     begins = desired.attempt > assigned.attempt or desired.state != old.desired.state
     if is_over(assigned) and begins:
         await _hold(tx, change.principal, old, [id for wave in assigned.waves for id in wave if await tx.find_id(id)])
-    for field in [each for each in change.links if each.startswith(("nodes.", "accounts."))]:
-        del change.links[field]
     return change.new

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from pileus.fleet.consent.types import consent_space
 from pileus.fleet.node.plan import costs, footprint_of
-from pileus.fleet.node.types import Document, Footprint, NodeAssigned, NodeBefore, NodeDesired
+from pileus.fleet.node.types import BEFORE, Document, Footprint, NodeAssigned, NodeBefore, NodeDesired
 from pileus.fleet.rollout.plan import is_touched
 from pileus.fleet.rollout.types import State
 from pileus.kernel.errors import QuotaExceeded
@@ -15,9 +15,6 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.quota import charge
 from pileus.kernel.transaction import Transaction
 from pileus.node.document import document_hash, merged
-
-BEFORE = "before"
-"""The link of a node to the package it had: that one stays as long as the node can go back."""
 
 
 class Left(Struct, frozen=True):
@@ -45,7 +42,7 @@ async def may_configure(tx: Transaction, account_id: str, rollout: Resource, man
 
 
 async def bring_forward(tx: Transaction, rollout: Resource, manager: Resource, id: str) -> Left | None:
-    """Give the node its new package and document, and let it keep what it had; it has them already: nothing."""
+    """Give the node its new package and document, and let it keep what it had; one that has them is asked again."""
     node = await tx.find_id(id)
     if node is None or node.deleting:
         return Left("gone", "it was deleted")
@@ -54,6 +51,7 @@ async def bring_forward(tx: Transaction, rollout: Resource, manager: Resource, i
     assigned: NodeAssigned = node.assigned
     known = assigned.before
     if known is not None and known.rollout == rollout.id and known.turned == "forward" and not is_touched(node, known):
+        await _ask_again(tx, node, known)
         return None
     old = await tx.get(assigned.package)
     new = await tx.get(rollout.assigned.package) if rollout.assigned.package else old
@@ -70,9 +68,18 @@ async def bring_back(tx: Transaction, rollout: Resource, manager: Resource, id: 
     if not await may_configure(tx, node.account_id, rollout, manager):
         return Left("skipped", f"its account does not let {manager} configure it; it is left changed")
     before: NodeBefore = node.assigned.before
-    old = await tx.get(before.package_id)
+    old = await tx.find_id(before.package_id)
+    if old is None or old.deleting:
+        return Left("skipped", f"package {before.package}, which it had, is gone; it is left changed")
     turned = replace(before, turned="back")
     return await _write(tx, node, Target(package=old, document=before.document, before=turned))
+
+
+async def _ask_again(tx: Transaction, node: Resource, before: NodeBefore) -> None:
+    """Let the host try at once, and tell what comes of it: what it said before is no answer to this."""
+    generation = node.generation + 1
+    again = replace(before, generation=generation)
+    await tx.update(node, generation=generation, assigned=replace(node.assigned, before=again))
 
 
 async def forget(tx: Transaction, node: Resource) -> None:

@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.fleet.node.plan import is_made_of
-from pileus.fleet.node.types import NodeAssigned, NodeBefore, NodeObserved, in_force
+from pileus.fleet.node.types import NodeAssigned, NodeBefore, NodeObserved, answers, in_force
 from pileus.fleet.rollout.types import (
     CHANGED,
     OVER,
@@ -111,6 +111,8 @@ def _refusal(node: Resource, before: NodeBefore) -> str:
     if assigned.quarantined:
         return f"it is quarantined: {assigned.quarantined}"
     problem = observed.problem if observed is not None else None
+    if before.turned == "back":
+        return ""  # what it complains of may be the document that is gone
     is_new = node.observed_generation >= before.generation
     return problem.message if problem is not None and is_new and problem.reason in REFUSALS else ""
 
@@ -124,10 +126,16 @@ def _missing(node: Resource, vm: Resource | None, before: NodeBefore) -> str:
         return ""
     if vm is not None and (vm.ready is None or vm.ready.status != "true"):
         return "its VM does not run yet"
+    if before.turned == "back" and answers(node) and observed is not None and observed.hash == before.hash:
+        return _old_disk(before, observed)
     if node.ready is None or node.ready.status != "true":
         return node.ready.message if node.ready is not None else "nothing is known of it"
     if not in_force(node) or observed is None:
         return "it does not run its newest document yet"
+    return _old_disk(before, observed)
+
+
+def _old_disk(before: NodeBefore, observed: NodeObserved) -> str:
     return "its VM is made anew" if before.boot_id and observed.boot_id == before.boot_id else ""
 
 

@@ -39,10 +39,15 @@ def _never(machine: str) -> bool:
     return False
 
 
+def _first(machine: str) -> int:
+    return 1
+
+
 class GuestWorld(Struct, kw_only=True):
-    """Seeds, consoles and logs of a host's guests. ``running`` says whether a machine runs now."""
+    """Seeds, consoles and logs of a host's guests. ``running`` says whether a machine runs, ``boot_of`` since which boot."""
 
     running: Callable[[str], bool] = _always
+    boot_of: Callable[[str], int] = _first
     seeds: dict[str, Seed] = field(default_factory=dict)
     logs: dict[str, bytes] = field(default_factory=dict)
     older: dict[str, bytes] = field(default_factory=dict)
@@ -169,7 +174,7 @@ class FakeGuest:
             state="ready",
             hash=document_hash(world.documents[machine]) if machine in world.documents else "",
             version="fake",
-            boot_id=machine,
+            boot_id=f"{machine}-{world.boot_of(machine)}",
             refused=world.refusals.get(machine, ""),
             status=world.statuses.get(machine, {}),
         )
