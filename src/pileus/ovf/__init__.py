@@ -1,4 +1,5 @@
 """Reads, checks and writes OVF packages (DMTF DSP0243); useful by itself, imports nothing else of Pileus.
 
-``reading.open_package`` is the way in; ``model`` has what a descriptor says, ``machines`` what that means for a VM.
+``package`` is the way in: ``open_package`` and ``open_stream``, then ``contents``; a package is refused by ``OvfFault``.
+``model`` has what a descriptor says, ``machines`` what that means for a VM, ``properties`` what its user may set.
 """

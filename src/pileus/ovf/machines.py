@@ -6,7 +6,7 @@ Required hardware that a VM cannot have here is refused by name; what says that 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from msgspec import Struct, structs
@@ -139,6 +139,8 @@ class _Machine:
             vcpus_max=cpu.get("max"),
             memory_mib_min=memory.get("min"),
             memory_mib_max=memory.get("max"),
+            cpu_reserved_mhz=self._reserved(CPU, units.hertz_per_unit) // 10**6,
+            memory_reserved_mib=self._reserved(MEMORY, units.bytes_per_unit) // _MIB,
             firmware=self._firmware(),
             secure_boot=_is_set(self._hardware.config, _SECURE_BOOT),
             tpm=any("tpm" in item.resource_subtype.lower() for item in self._items),
@@ -196,6 +198,11 @@ class _Machine:
                 amount = self._mebibytes(item, amount)
             found[item.bound] = found.get(item.bound, 0) + amount
         return found
+
+    def _reserved(self, kind: int, per_unit: Callable[[str], int | None]) -> int:
+        """Return what the items of a kind reserve, in hertz or bytes; units that are none are said where they count."""
+        reserved = [item for item in self._items if item.resource_type == kind and _counts(item) and item.reservation]
+        return sum((item.reservation or 0) * (per_unit(item.units) or 0) for item in reserved)
 
     def _mebibytes(self, item: Item, amount: int) -> int:
         # Without units it is MiB, as tools before OVF 1.0 wrote it.

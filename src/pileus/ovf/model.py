@@ -357,6 +357,9 @@ class Machine(Struct, frozen=True, kw_only=True):
     vcpus_max: int | None = None
     memory_mib_min: int | None = None
     memory_mib_max: int | None = None
+    cpu_reserved_mhz: int = 0
+    """Of all CPUs together; 0: nothing is asked for."""
+    memory_reserved_mib: int = 0
     firmware: Firmware = "bios"
     secure_boot: bool = False
     tpm: bool = False

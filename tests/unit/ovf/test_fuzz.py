@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.unit.ovf import styles
 from tests.unit.ovf.descriptors import OVF2, collection, envelope, hardware, system
 from tests.unit.ovf.packages import DISK_BYTES, FILES, NAME, NOW, Signer, file_of, manifest, tar
 
@@ -33,7 +34,8 @@ PRODUCT = (
 RICH = collection(
     "all", '<StartupSection><Item ovf:id="vm" ovf:order="1"/></StartupSection>' + system("vm", hardware(), more=PRODUCT)
 )
-DESCRIPTORS = [envelope(RICH), envelope(namespace=OVF2), envelope(system("vm", hardware(), more=PRODUCT))]
+STYLES = [text.encode() for text in (styles.VSPHERE, styles.VIRTUALBOX, styles.XEN, styles.COMPOSED)]
+DESCRIPTORS = [envelope(RICH), envelope(namespace=OVF2), envelope(system("vm", hardware(), more=PRODUCT)), *STYLES]
 WORDS = [
     b"-1", b"0", b"99999999999999999999", b"${k}", b"../", b"%2e", b"\x00", b"\xff\xfe", b"<", b">", b"&", b'"', b"ovf:", b"",
     b"<!DOCTYPE a>", b"]]>", b"<a>", b"</VirtualSystem>", b"ovf:required='false'", b"e1000", b"\xf0\x9f\x98\x80", b"^", b"(",

@@ -266,3 +266,12 @@ def test_a_cd_drive_where_a_disk_is_moves() -> None:
     machine, faults = one(CPU + MEMORY + item(3, 5) + item(5, 15, Parent=3, AddressOnParent=0) + drive(4))
     assert codes(faults) == []
     assert [(disk.kind, disk.unit) for disk in machine.disks] == [("disk", 0), ("cdrom", 1)]
+
+
+def test_reservations_are_in_units_of_their_own() -> None:
+    cpu = item(1, 3, AllocationUnits="hertz * 10^6", VirtualQuantity=2, Reservation=1500, Limit=-1)
+    machine, faults = one(cpu + item(2, 4, AllocationUnits="byte * 2^30", VirtualQuantity=4, Reservation=1))
+    assert faults.found == ()
+    assert (machine.cpu_reserved_mhz, machine.memory_reserved_mib) == (1500, 1024)
+    machine, _ = one(cpu.replace("hertz * 10^6", "Hertz*10^9") + MEMORY)
+    assert machine.cpu_reserved_mhz == 1_500_000
