@@ -144,11 +144,3 @@ def connect():
     config = json.loads(Path(os.environ.get("PILEUS_CONFIG") or folder / "pileus/config.json").read_text())
     context = config["contexts"][config["current"]]
     return Cloud(context["server"], context["ca"], os.environ.get("PILEUS_KEY", "").strip() or context["key"])
-
-
-def report(cloud, account, words):
-    """Print a line per node; ``words`` says what is worth telling of its status."""
-    for node in cloud.nodes(account):
-        seen = node["observed"] or {}
-        (condition,) = [one for one in node["conditions"] if one["type"] == "Ready"]
-        print(f"{node['account']}/{node['name']}: {condition['reason']}; {words(seen.get('status') or {})}")

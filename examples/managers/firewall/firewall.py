@@ -3,7 +3,7 @@
 
 Document: ``policy`` says what happens to what no rule names, ``rules`` has a rule per name; a rule is for what the node
 answers itself (``input``), or for what it forwards (``forward``), and rules are looked at in order of their names.
-Request: ``{"block": ["203.0.113.9"]}``, ``{"unblock": [...]}`` or ``{}``; the answer has what is blocked and all counters.
+Request: ``{"block": "203.0.113.9"}``, ``{"unblock": …}`` or ``{}``; the answer has what is blocked and all counters.
 """
 
 import ipaddress
@@ -126,7 +126,7 @@ def request(asked):
     unknown = set(asked) - {"block", "unblock"}
     if unknown:
         raise Refused(f"{', '.join(sorted(unknown))} is not understood; say block or unblock")
-    block, unblock = ({network(one, word) for one in asked.get(word, [])} for word in ("block", "unblock"))
+    block, unblock = ({network(asked[word], word)} if word in asked else set() for word in ("block", "unblock"))
     blocked = sorted(set(load(BLOCKED, [])) - unblock | block)
     bring(load("document.json", NO_DOCUMENT), blocked)
     save(BLOCKED, blocked)
