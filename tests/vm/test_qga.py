@@ -10,7 +10,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ import pytest
 
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest.base import GuestAnswer, GuestRequest, NodeFact
-from pileus.drivers.host.guest.flood import Limits
 from pileus.drivers.host.guest.qga_allowed import Allowed, Command
-from pileus.drivers.host.guest.qga_channel import AgentChannel
+from pileus.drivers.host.guest.real import GuestChannel
 from pileus.drivers.host.ovs.real import OpenVSwitch
 from pileus.drivers.host.paths import HostPaths
 from pileus.drivers.host.qemu.base import BackingFile, DirectBoot, DiskAttachment, MachineSpec
@@ -39,11 +37,16 @@ ALLOWED = Allowed(
         Command(name="links", path="/bin/ls", arguments=("/sys/class/net",)),
         Command(name="show", path="/bin/cat", arguments=("/etc/rules",)),
         Command(name="log", path="/bin/cat", arguments=("/var/log/ran",)),
-        Command(name="slow", path=SH, arguments=("-c", "echo slow >> /var/log/ran; sync; sleep 3"), timeout_s=20),
+        Command(
+            name="slow",
+            path=SH,
+            arguments=("-c", "echo slow >> /var/log/ran; sync; echo RUNS > /dev/console; sleep 3"),
+            timeout_s=20,
+        ),
         Command(
             name="safe",
             path=SH,
-            arguments=("-c", "echo safe >> /var/log/ran; sync; sleep 3"),
+            arguments=("-c", "echo safe >> /var/log/ran; sync; echo RUNS > /dev/console; sleep 3"),
             timeout_s=20,
             repeatable=True,
         ),
@@ -71,30 +74,30 @@ class Foreign:
         self.image = image
         self.disk = self.paths.state / "root.qcow2"
         self.hypervisor = QemuHypervisor(self.paths, OpenVSwitch(self.paths).open_tap, "tcg")
-        self.hypervisor.on_change(lambda machine: self.channel.hint())
+        self.guest = GuestChannel(self.paths)
+        self.hypervisor.on_change(self._hint)
         self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         await self.hypervisor.open()
         make = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(self.image.disk), str(self.disk)]
         done = await asyncio.create_subprocess_exec(*make)
         assert await done.wait() == 0
-        self.attach()
+        await self.attach()
         await self.start()
 
-    def attach(self) -> None:
+    async def attach(self) -> None:
         """Be a new agent of the host."""
-        socket = self.paths.channel_socket(MACHINE)
-        self.channel = AgentChannel(MACHINE, socket, ALLOWED, self._changed.set, Limits())
-        self._task = asyncio.create_task(self.channel.run())
+        self.guest = GuestChannel(self.paths)
+        self.guest.on_change(lambda machine: self._changed.set())
+        await self.guest.attach(MACHINE, "qga", allowed=ALLOWED)
+
+    def _hint(self, machine: str) -> None:
+        self.guest.hint(machine)
 
     async def die(self) -> None:
         """End the host's agent."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await self.guest.detach(MACHINE)
 
     async def start(self) -> None:
         """Start the guest."""
@@ -120,13 +123,17 @@ class Foreign:
         """Return the fact as soon as it is as ``wanted``."""
         try:
             async with asyncio.timeout(LIMIT_S):
-                while not wanted(self.channel.fact):
+                while not wanted(fact := await self.fact()):
                     self._changed.clear()
                     await self._changed.wait()
+                return fact
         except TimeoutError:
-            said = self.paths.console_log(MACHINE).read_text(errors="replace")[-3000:]
-            raise AssertionError(f"{self.channel.fact}\n{said}") from None
-        return self.channel.fact
+            said = (await self.guest.log(MACHINE, 3000)).decode(errors="replace")
+            raise AssertionError(f"{await self.fact()}\n{said}") from None
+
+    async def fact(self) -> NodeFact:
+        """Return what is known of the guest."""
+        return (await self.guest.nodes())[MACHINE]
 
     async def ask(self, sequence: int, *steps: dict[str, Any]) -> GuestAnswer:
         """Return how a request ends, asked again whenever the guest falls silent."""
@@ -135,7 +142,7 @@ class Foreign:
         while True:
             await self.until(ready)
             try:
-                return await self.channel.request(asked)
+                return await self.guest.request(MACHINE, asked)
             except DriverError as error:
                 if error.reason != "NodeSilent":
                     raise
@@ -203,8 +210,8 @@ async def test_a_foreign_guest_without_any_nic_takes_files_commands_and_its_docu
         assert words in answer.answer.decode()
 
     document = {"rules": {str(number): "x" * 1000 for number in range(500)}}
-    await foreign.channel.configure(document)
-    assert foreign.channel.fact.hash == document_hash(document)
+    await foreign.guest.configure(MACHINE, document)
+    assert (await foreign.fact()).hash == document_hash(document)
 
     await foreign.hypervisor.reset(MACHINE)
     again = await foreign.until(lambda fact: ready(fact) and fact.boot_id != first.boot_id)
@@ -222,8 +229,9 @@ async def test_a_guest_that_loses_power_in_the_middle_of_a_command_tells_the_tru
 ) -> None:
     await foreign.until(ready)
     asked = asyncio.create_task(foreign.ask(1, write("/etc/rules", b"a"), run(command), write("/etc/rules", b"b")))
-    # Its mark is on its disk before it begins; the command itself is told by what it writes.
-    await _until_it_runs(foreign, command)
+    async with asyncio.timeout(LIMIT_S):
+        while b"RUNS" not in await foreign.guest.log(MACHINE, 3000):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
     await foreign.cut_power()
     answer = await asked
     assert answer.state == state
@@ -232,18 +240,6 @@ async def test_a_guest_that_loses_power_in_the_middle_of_a_command_tells_the_tru
     )]  # fmt: skip
     assert await foreign.log(2) == [command] * times
     assert steps(await foreign.ask(3, run("show")))[0]["output"] == ("a" if state == "unknown" else "b")
-
-
-async def _until_it_runs(foreign: Foreign, command: str) -> None:
-    """Return when the command has written and synced its word, which its guest's disk then holds."""
-    async with asyncio.timeout(LIMIT_S):
-        while True:
-            with suppress(DriverError):
-                agent = foreign.channel._agent
-                if agent is not None and (await agent.read("/var/log/ran", 100))[0]:
-                    await asyncio.sleep(1.0)  # it syncs, and sleeps for three seconds
-                    return
-            await asyncio.sleep(0.05)
 
 
 @pytest.mark.long
@@ -263,7 +259,7 @@ async def test_requests_are_done_once_and_in_order_whatever_dies(foreign: Foreig
             await foreign.die()
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
-            foreign.attach()
+            await foreign.attach()
         answer = await foreign.ask(sequence, *wanted)
         assert answer == await foreign.ask(sequence, *wanted)
         assert answer.state in ("applied", "unknown")
