@@ -199,3 +199,11 @@ def test_a_specification_that_cannot_be_started_is_refused(wrong: dict[str, Any]
     with pytest.raises(DriverError) as refused:
         check(replace(machine(), **wrong))
     assert refused.value.reason == "BadSpec"
+
+
+@pytest.mark.parametrize(("channel", "name"), [("serial", "pileus.0"), ("qga", "org.qemu.guest_agent.0"), ("", "")])
+def test_a_channel_is_a_port_that_the_guest_finds_by_name(channel: Any, name: str) -> None:
+    spec = machine(channel=channel)
+    files = OpenFiles(qmp=1, console=2, console_log=3, channel=4, disks={"disk0": (5,)})
+    ports = [word for word in command(spec, files, "tcg", plan_slots(spec)) if word.startswith("virtserialport")]
+    assert [port.rpartition("name=")[2] for port in ports] == ([name] if name else [])
