@@ -7,8 +7,8 @@ from dataclasses import replace
 import msgspec
 
 from pileus.compute.vm.types import VmNic, node_space
+from pileus.fleet.admission import require, require_consent
 from pileus.fleet.consent.types import Allowed, ConsentDesired
-from pileus.fleet.manager.types import ManagerDesired
 from pileus.fleet.node.plan import costs, footprint_of
 from pileus.fleet.node.types import BEFORE, NodeAssigned, NodeDesired
 from pileus.fleet.package.types import PackageAssigned, PackageObserved
@@ -39,8 +39,8 @@ class NodeAdmission(Admission):
             return await _changed(tx, change, change.old)
         new = change.new
         manager = await tx.get(change.links["manager"])
-        consent = await consent_of(tx, new.account_id, manager)
-        require(change.principal, manager, consent, "create")
+        await require(tx, change.principal, new.account_id, manager, "create")
+        consent = await require_consent(tx, new.account_id, manager)
         await _count(tx, new, manager, consent)
         package = await _package(tx, change, manager)
         vdc = await tx.get(change.links.get("vdc") or (await only(tx, "tenancy.vdc", new.account_id, "vdc")).id)
@@ -59,42 +59,11 @@ class NodeAdmission(Admission):
         """Raises: Denied for a manager that the account does not let."""
         if principal.manager_id:
             manager = await tx.get(principal.manager_id)
-            require(principal, manager, await consent_of(tx, resource.account_id, manager), "power")
+            await require(tx, principal, resource.account_id, manager, "power")
 
 
-async def consent_of(tx: Transaction, account_id: str, manager: Resource) -> ConsentDesired | None:
-    """Return what the account lets the manager do; its own manager may do everything. Raises: Denied without consent."""
-    if manager.account_id == account_id:
-        return None
-    held = await tx.holder(f"consent/{account_id}", manager.id)
-    found = await tx.find_id(held) if held else None
-    if found is None or found.deleting:
-        raise Denied(
-            f"the account has not consented to {manager}; "
-            f"`pileus create consent {manager.name} --manager {manager.name}` does",
-            code="no-consent",
-        )
-    desired: ConsentDesired = found.desired
-    return desired
-
-
-def require(principal: Principal, manager: Resource, consent: ConsentDesired | None, what: Allowed) -> None:
-    """Raises: Denied for another manager, one that is disabled, and for what the consent does not allow the manager."""
-    desired: ManagerDesired = manager.desired
-    if desired.state == "disabled":
-        raise Denied(f"{manager} is disabled", code="disabled")
-    if not principal.manager_id:
-        return
-    if principal.manager_id != manager.id:
-        raise Denied(f"the nodes of {manager} are not yours", code="not-yours")
-    if consent is not None and what not in consent.allows:
-        raise Denied(f"the account's consent does not allow {what}; its owner can add that", code="no-consent")
-
-
-async def _count(tx: Transaction, node: Resource, manager: Resource, consent: ConsentDesired | None) -> None:
+async def _count(tx: Transaction, node: Resource, manager: Resource, consent: ConsentDesired) -> None:
     """Take one of the nodes that the consent allows. Raises: QuotaExceeded."""
-    if consent is None:
-        return
     try:
         await tx.claim_number(f"nodes/{node.account_id}/{manager.id}", 1, consent.nodes_max, node.id)
     except Exhausted:
@@ -193,10 +162,9 @@ async def _changed(tx: Transaction, change: Change, old: Resource) -> Resource:
     new = change.new
     desired: NodeDesired = new.desired
     manager = await tx.get(change.links["manager"])
-    consent = await consent_of(tx, old.account_id, manager) if change.principal.manager_id else None
     for field, what in NEEDS.items():
         if getattr(desired, field) != getattr(old.desired, field):
-            require(change.principal, manager, consent, what)
+            await require(tx, change.principal, old.account_id, manager, what)
     if desired.nics != old.desired.nics:
         raise Invalid("the NICs of a node cannot be changed; make another node", code="immutable", field="desired.nics")
     if desired.readmit_serial < old.desired.readmit_serial:

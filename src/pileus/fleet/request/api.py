@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace as changed
 
-from pileus.fleet.consent.types import ConsentDesired
+from pileus.fleet.admission import require
 from pileus.fleet.node.types import NodeAssigned
 from pileus.fleet.request.queue import give, take_place
 from pileus.fleet.request.types import (
@@ -29,9 +29,8 @@ from pileus.fleet.request.types import (
 from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change
 from pileus.kernel.clock import unix
-from pileus.kernel.errors import Conflict, Denied, Invalid, QuotaExceeded
+from pileus.kernel.errors import Conflict, Invalid, QuotaExceeded
 from pileus.kernel.kind import Resource
-from pileus.kernel.store.lists import Filter
 from pileus.kernel.transaction import Transaction
 
 _ZONE = re.compile(r"(Z|[+-][0-9]{2}:[0-9]{2})$")
@@ -53,7 +52,8 @@ class RequestAdmission(Admission):
         node = await tx.get(change.links.pop("node"))
         assigned: NodeAssigned = node.assigned
         desired: RequestDesired = new.desired
-        await _check_allowed(tx, change.principal, node)
+        if assigned.manager:
+            await require(tx, change.principal, node.account_id, await tx.get(assigned.manager), "request")
         if assigned.quarantined:
             raise Conflict(
                 f"{node} is quarantined ({assigned.quarantined}); raise its readmit_serial first", code="quarantined"
@@ -82,17 +82,6 @@ class RequestAdmission(Admission):
         if assigned.sequence:
             await give(tx, assigned.node)
         return {}
-
-
-async def _check_allowed(tx: Transaction, principal: Principal, node: Resource) -> None:
-    """Raises: Denied for a manager that the account has not allowed to send requests."""
-    if not principal.manager_id or principal.account_id == node.account_id:
-        return
-    for consent in await tx.matching(Filter(kind="fleet.consent", account_id=node.account_id)):
-        desired: ConsentDesired = consent.desired
-        if consent.assigned.manager == principal.manager_id and not consent.deleting and "request" in desired.allows:
-            return
-    raise Denied(f"account {node.account} does not let this manager send requests; its consent has to allow request")
 
 
 def _check_payload(desired: RequestDesired) -> None:

@@ -6,15 +6,14 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pileus.fleet.consent.types import consent_space
-from pileus.fleet.manager.types import ManagerDesired
+from pileus.fleet.admission import consent_of, refuse_disabled, refuse_other
 from pileus.fleet.node.types import KIND as NODE
 from pileus.fleet.package.types import PackageAssigned, PackageObserved
 from pileus.fleet.rollout.plan import is_over, observed_of, order, results_of, waves_of
 from pileus.fleet.rollout.types import HELD, NODES_MAX, RolloutAssigned, RolloutDesired
 from pileus.kernel.access import Principal, visible
 from pileus.kernel.admission import Admission, Change
-from pileus.kernel.errors import Conflict, Denied, Invalid
+from pileus.kernel.errors import Conflict, Invalid
 from pileus.kernel.kind import Resource
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.transaction import AlreadyClaimed, Transaction
@@ -30,7 +29,8 @@ class RolloutAdmission(Admission):
             return await _goes_on(tx, change, change.old)
         desired: RolloutDesired = change.new.desired
         manager = await tx.get(change.links["manager"])
-        _check_caller(change.principal, manager)
+        refuse_other(change.principal, manager)
+        refuse_disabled(manager)
         _check_waves(desired)
         await _check_package(tx, change, manager)
         nodes = order(await _chosen(tx, change, manager))
@@ -44,14 +44,6 @@ class RolloutAdmission(Admission):
             del change.links[field]
         observed = observed_of(assigned, results_of(nodes, waves))
         return replace(change.new, assigned=assigned, observed=observed, observed_generation=1)
-
-
-def _check_caller(principal: Principal, manager: Resource) -> None:
-    desired: ManagerDesired = manager.desired
-    if principal.manager_id and principal.manager_id != manager.id:
-        raise Denied(f"the nodes of {manager} are not yours", code="not-yours")
-    if desired.state == "disabled":
-        raise Denied(f"{manager} is disabled", code="disabled")
 
 
 def _check_waves(desired: RolloutDesired) -> None:
@@ -112,7 +104,7 @@ async def _has_consent(tx: Transaction, account_id: str, rollout: Resource, mana
     """Tell whether the account has anything to do with the manager; what it allows is looked at node by node."""
     if account_id in (rollout.account_id, manager.account_id):
         return True
-    return await tx.holder(consent_space(account_id), manager.id) is not None
+    return await consent_of(tx, account_id, manager) is not None
 
 
 async def _hold(tx: Transaction, principal: Principal, rollout: Resource, nodes: Iterable[str]) -> None:
@@ -134,7 +126,9 @@ async def _goes_on(tx: Transaction, change: Change, old: Resource) -> Resource:
     """Return the rollout with its new wish; when it was over and begins again, it holds its nodes again."""
     desired: RolloutDesired = change.new.desired
     assigned: RolloutAssigned = old.assigned
-    _check_caller(change.principal, await tx.get(assigned.manager))
+    manager = await tx.get(assigned.manager)
+    refuse_other(change.principal, manager)
+    refuse_disabled(manager)
     if desired.attempt < old.desired.attempt:
         raise Invalid("attempt may only be raised", field="desired.attempt")
     begins = desired.attempt > assigned.attempt or desired.state != old.desired.state

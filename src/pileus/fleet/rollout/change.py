@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pileus.fleet.consent.types import consent_space
+from pileus.fleet.admission import consent_of
 from pileus.fleet.node.plan import costs, footprint_of
 from pileus.fleet.node.types import BEFORE, Document, Footprint, NodeAssigned, NodeBefore, NodeDesired
 from pileus.fleet.rollout.plan import is_touched
@@ -36,9 +36,8 @@ async def may_configure(tx: Transaction, account_id: str, rollout: Resource, man
     """Tell whether the rollout may change nodes of the account: its own, or the account lets the manager."""
     if account_id in (rollout.account_id, manager.account_id):
         return True
-    held = await tx.holder(consent_space(account_id), manager.id)
-    consent = await tx.find_id(held) if held else None
-    return consent is not None and not consent.deleting and "configure" in consent.desired.allows
+    consent = await consent_of(tx, account_id, manager)
+    return consent is not None and "configure" in consent.allows
 
 
 async def bring_forward(tx: Transaction, rollout: Resource, manager: Resource, id: str) -> Left | None:
