@@ -50,6 +50,7 @@ DANGLING = {
     ),
     "label": sa.text("SELECT id, key FROM label WHERE NOT EXISTS (SELECT 1 FROM resource r WHERE r.id = label.id)"),
     "credential": sa.text("SELECT id FROM credential WHERE NOT EXISTS (SELECT 1 FROM resource r WHERE r.id = credential.id)"),
+    "content": sa.text("SELECT id, part FROM content WHERE NOT EXISTS (SELECT 1 FROM resource r WHERE r.id = content.id)"),
     "sample": sa.text("SELECT id FROM sample WHERE NOT EXISTS (SELECT 1 FROM resource r WHERE r.id = sample.id)"),
     "presence": sa.text(
         "SELECT host FROM presence WHERE NOT EXISTS (SELECT 1 FROM resource r WHERE r.id = presence.host)"
@@ -84,8 +85,8 @@ PLACED = sa.text("SELECT id, host, kind FROM resource WHERE host <> ''")
 AUDIT_RUNS = sa.text("SELECT server, COUNT(*), MIN(seq), MAX(seq) FROM audit GROUP BY server")
 AUDIT_TWICE = sa.text("SELECT request, COUNT(*) FROM audit WHERE request <> '' GROUP BY request HAVING COUNT(*) > 1")
 COUNTS = sa.text(
-    "SELECT vdc, SUM(CASE WHEN kind = 'compute.vm' AND owner = account_id THEN 1 ELSE 0 END),"
-    " SUM(CASE WHEN owner = account_id AND (kind = 'compute.vm' OR kind = 'storage.volume') THEN 1 ELSE 0 END),"
+    "SELECT vdc, SUM(CASE WHEN kind IN ('compute.vm', 'fleet.node') AND owner = account_id THEN 1 ELSE 0 END),"
+    " SUM(CASE WHEN kind IN ('compute.vm', 'storage.volume', 'fleet.node') AND owner = account_id THEN 1 ELSE 0 END),"
     " SUM(CASE WHEN kind = 'network.network' THEN 1 ELSE 0 END) FROM resource WHERE vdc <> '' GROUP BY vdc"
 )
 USED = sa.text("SELECT space, used, capacity FROM budget")
@@ -262,8 +263,17 @@ async def _hosts(world: Cloud, server: Server, ledger: Ledger) -> None:
                     disks[disk.id].append(id)
     _refuse("I2: a VM runs on two hosts", (item for item in machines.items() if len(item[1]) > 1))
     _refuse("I2: a disk is open in two machines", (item for item in disks.items() if len(item[1]) > 1))
+    _requests(world)
     await _memory(world, server, ledger)
     _orphans(world, placed, ledger)
+
+
+def _requests(world: Cloud) -> None:
+    """No node did a request twice."""
+    for host_id, host in world.hosts.items():
+        for vm, node in host.guests.nodes.items():
+            counts = Counter(id for id, _ in node.applied)
+            _refuse(f"node {vm} of host {host_id} did a request twice", (id for id in counts if counts[id] > 1))
 
 
 async def _memory(world: Cloud, server: Server, ledger: Ledger) -> None:

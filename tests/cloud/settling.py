@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from pileus.compute.offering.types import limits
 from pileus.compute.vm.capacity import ALL_FREE, need_of, seen
 from pileus.compute.vm.placement import fits
-from pileus.compute.vm.types import VmObserved
+from pileus.compute.vm.types import VmObserved, is_of_cloud
 from pileus.kernel.kind import Resource
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
@@ -43,7 +43,10 @@ LEGITIMATE = {
 
 REVISIONS = sa.text("SELECT id, revision FROM resource ORDER BY id")
 TENANTS = sa.text("SELECT kind, name, account, reason FROM resource WHERE account_id <> '' OR kind = 'network.segment'")
-CLAIMS = sa.text("SELECT space, value, owner FROM claim WHERE space NOT LIKE 'name/%' AND space <> 'zone-number'")
+CLAIMS = sa.text(
+    "SELECT space, value, owner FROM claim WHERE space NOT LIKE 'name/%' AND space NOT LIKE 'version/%'"
+    " AND space <> 'zone-number'"
+)
 USED = sa.text("SELECT space, used FROM budget WHERE used <> 0")
 CHARGES = sa.text("SELECT space, owner FROM charge")
 
@@ -128,7 +131,7 @@ async def _check_limits(world: Cloud, vm: Resource) -> None:
     own = (await store.links(vm.id)).get("offering")
     offering = limits((await store.get(own)).desired) if own else VmLimits()
     rest = [(await store.get(id)).desired.limits for id in (vm.account_id, vm.zone)]
-    wanted = VmLimits() if vm.desired.appliance else lowest(offering, *rest)
+    wanted = VmLimits() if is_of_cloud(vm) else lowest(offering, *rest)
     throttles = {disk.id: disk.throttle for disk in machine.spec.disks}
     found = throttles[vm.assigned.volumes[0]]
     rates = {world.hosts[vm.host].switch.ports[port].rate_limit_kbps for port in vm.assigned.ports}

@@ -24,6 +24,7 @@ from pileus.kernel.surface import Surface
 from pileus.tenancy.account.types import VmLimits
 from tests.cloud.fate import Fate
 from tests.cloud.invariants import Broken, Ledger, check
+from tests.cloud.walk_fleet import FleetSteps
 from tests.cloud.world import OPERATOR, Cloud
 
 ACCOUNTS = tuple(f"a{number}" for number in range(6))
@@ -63,6 +64,7 @@ class Walk:
         self.random = random.Random(seed)
         self.ledger = Ledger()
         self.fate = Fate(world, self.random)
+        self.fleet = FleetSteps(self)
         self.accounts: dict[str, str] = {}
         self.outcomes: Counter[str] = Counter()
         self.known: dict[str, list[tuple[str, str]]] = {}
@@ -74,6 +76,7 @@ class Walk:
             (self.create_volume, 60), (self.grow_volume, 25), (self.delete_volume, 40),
             (self.create_network, 40), (self.change_router, 12), (self.gateway_rule, 40),
             (self.gateway_rule_goes, 30), (self.delete_network, 15), (self.image, 12),
+            (self.fleet.node, 15), (self.fleet.node_goes, 6), (self.fleet.request, 40), (self.fleet.request_goes, 10),
             (self.create_account, 30), (self.delete_account, 3), (self.quota, 15), (self.vdc, 8),
             (self.people, 25), (self.operators_own, 15), (self.nonsense, 40), (self.peek, 40), (self.repeat, 10),
             (self.burst, 8), (self.rest, 25),
@@ -94,6 +97,7 @@ class Walk:
         await self.world.furnish(0, **zone)
         for number in range(HOSTS):
             await self.world.add_host(f"host{number}", **sizes(number))
+        await self.fleet.prepare()
         for account in ACCOUNTS[:4]:
             await self._create_account(account)
 
@@ -174,7 +178,7 @@ class Walk:
 
     async def look(self) -> None:
         """Note what there is."""
-        for kind in ("compute.vm", "storage.volume", "network.network"):
+        for kind in ("compute.vm", "storage.volume", "network.network", "fleet.node", "fleet.request"):
             rows = await self.world.servers[0].store.list(Filter(kind=kind), limit=1000)
             self.known[kind] = [(row.account, row.name) for row in rows if not row.deleting and _is_own(row)]
 

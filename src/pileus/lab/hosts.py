@@ -53,7 +53,8 @@ class Hosts:
                 await self._join(seat, folder)
             uplinks = Uplinks(trunk="trunk0", tunnel="tunnel0", tunnel_address=seat.tunnel_address, public="public0")
             host = SimulatedHost(system_clock, seed=seed, instant=self._order.instant, uplinks=uplinks)
-            agent = await host.start_agent(Connector(self._order.url, client_context(folder)).open)
+            connector = Connector(self._order.url, client_context(folder))
+            agent = await host.start_agent(connector.open, connector.content)
             tasks.create_task(agent.run(), name=f"agent {seat.name}")
             await agent.connected.wait()
             self._attached += 1

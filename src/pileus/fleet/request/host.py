@@ -52,10 +52,14 @@ class RequestHalf(Half[Seen, Step]):
             self._wake_next(resource, peers)
         if resource.id in self._ends:
             return Seen(asked="done")
-        return Seen(ready=await self._is_ready(resource.assigned, resource.id, peers))
+        waiting = self._waiting[resource.assigned.vm]
+        waiting[resource.id] = peers  # first: what changes while it is looked at is not missed
+        ready = await self._is_ready(resource.assigned, peers)
+        if ready:
+            waiting.pop(resource.id, None)
+        return Seen(ready=ready)
 
-    async def _is_ready(self, assigned: RequestAssigned, id: str, peers: Peers) -> bool:
-        self._waiting[assigned.vm][id] = peers  # first: what changes while it is looked at is not missed
+    async def _is_ready(self, assigned: RequestAssigned, peers: Peers) -> bool:
         vm = peers.peer(assigned.vm)
         if vm is None or vm.observed is None:
             return False
