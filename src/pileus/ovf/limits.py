@@ -20,7 +20,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     namespaces: int = 1_000
     text_chars: int = 1 * MIB
     """Of one text."""
-    tree_bytes: int = 24 * MIB
+    tree_bytes: int = 18 * MIB
     """Of a descriptor's elements, attributes and texts together, in memory."""
     token_bytes: int = MIB // 2
     """Of one tag with its attributes."""

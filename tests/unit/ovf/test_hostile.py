@@ -21,7 +21,7 @@ import pytest
 from tests.unit.ovf.descriptors import DISK, drive, envelope, hardware, system
 from tests.unit.ovf.packages import DISK_BYTES, FILES, NAME, TEXT, file_of, manifest, special, tar, vmdk
 
-MEMORY_BYTES_MAX = 50 << 20
+MEMORY_BYTES_MAX = 50_000_000
 SECONDS_MAX = 1.0
 
 _CHILD = """
