@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from pileus.compute.vm.types import VmAppliance, VmAssigned, VmDesired, VmObserved
 from pileus.fleet.node.plan import NodeWish, footprint_of, is_made_of, next_power
 from pileus.fleet.node.types import Footprint, NodeAssigned, NodeDesired, NodeObserved
+from pileus.fleet.request.types import QUEUE_MAX, queue_space
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait
@@ -60,7 +61,10 @@ class NodeController(Controller):
 
         async def apply(tx: Transaction) -> None:
             vm = await _keep_vm(tx, resource, around, footprint, wish)
-            await tx.update(resource, assigned=_decided(resource, around, footprint, vm))
+            decided = _decided(resource, around, footprint, vm)
+            await tx.update(resource, assigned=decided)
+            if (decided.host, decided.quarantined) != (assigned.host, assigned.quarantined):
+                await _wake_requests(tx, resource)
             await tx.enqueue(resource.owner)  # what its role says of itself is for its owner
             if assigned.before is not None:
                 await tx.enqueue(assigned.before.rollout, ROLLOUT_AFTER_S)
@@ -70,12 +74,18 @@ class NodeController(Controller):
         return Done(apply)
 
     async def release(self, tx: Transaction, resource: Resource) -> None:
-        """Let a VM that was there before the node be without a backchannel again."""
+        """Let a VM that was there before the node be without a backchannel again, and end what waits for the node."""
+        await _wake_requests(tx, resource)
         if not resource.desired.vm:
             return
         vm = await tx.find_id(resource.assigned.vm)
         if vm is not None:
             await tx.update(vm, assigned=replace(vm.assigned, channel=""))
+
+
+async def _wake_requests(tx: Transaction, node: Resource) -> None:
+    for id in await tx.queue(queue_space(node.id), QUEUE_MAX):
+        await tx.enqueue(id)
 
 
 async def _around(node: Resource, store: Store) -> Around:
