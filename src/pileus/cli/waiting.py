@@ -59,8 +59,14 @@ def is_ready(resource: Json) -> bool:
 
 
 def is_refused(resource: Json) -> bool:
-    """Tell whether the resource stays unready whatever is waited for: an upload that is no good, a request that ended."""
-    return (resource["observed"] or {}).get("state") in ("refused", "expired", "withdrawn", "unknown")
+    """Tell whether the resource stays unready whatever is waited for.
+
+    An upload that is no good, a request that ended, a rollout that stopped at its gate or went back.
+    """
+    observed = resource["observed"] or {}
+    if "phase" in observed:
+        return state_of(resource)[1] in ("Stopped", "RolledBack")
+    return observed.get("state") in ("refused", "expired", "withdrawn", "unknown")
 
 
 READY = Goal(text="ready", met=is_ready)
@@ -197,7 +203,8 @@ class _Wait:
         return f"{noun(self._kind, resource)}: {why(resource)}"
 
     def _refused(self, resource: Json) -> Failure:
-        state = resource["observed"]["state"]
+        observed = resource["observed"]
+        state = observed.get("phase") or observed["state"]
         return Failure(f"{noun(self._kind, resource)} is {state}: {why(resource)}", exit_code=REFUSED)
 
     def _refuse_late(self) -> None:

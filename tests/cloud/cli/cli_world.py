@@ -14,6 +14,7 @@ import msgspec
 
 from pileus.cli.contexts import Context
 from pileus.compute.vm.types import VmDesired, VmObserved
+from pileus.fleet.rollout.controller import RolloutController
 from pileus.kernel.errors import Conflict, Transient
 from pileus.kernel.fields import Problem
 from pileus.kernel.hub import Hub
@@ -187,7 +188,7 @@ def _wiring(vms: Vms, hosts: Hosts, uploads: list[tuple[str, str, int]]) -> Wiri
 
     return Wiring(
         admissions=admissions(),
-        controllers=lambda store, images: {"compute.vm": vms},
+        controllers=lambda store, images: {"compute.vm": vms, "fleet.rollout": RolloutController()},
         agents=agents,
         uploaded=uploaded,
     )

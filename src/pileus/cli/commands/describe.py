@@ -30,6 +30,9 @@ OWNER = "compute.vm"
 _FOR_MACHINES = frozenset({"told", "boot_serial"})
 """Fields that server and agent tell each other, and that say nothing to people."""
 
+_TABLED = {"fleet.rollout": frozenset({"assigned.waves", "observed.results"})}
+"""Parts of kinds that are one table."""
+
 _SIZES = frozenset({"vcpus", "memory_mib", "disk_gib"})
 """Nothing has none of these: 0 means that it is said elsewhere, or not known."""
 
@@ -65,9 +68,10 @@ class _Sheet:
         if "desired" not in self._kind.private:
             yield from self._section("Wish (desired)", self._resource["desired"], _unsaid(self._kind))
         if self._kind.assigned is not Empty and "assigned" not in self._kind.private:
-            yield from self._section("Decision (assigned)", self._resource["assigned"])
+            yield from self._section("Decision (assigned)", self._plain("assigned"))
         if self._kind.observed is not Empty:
-            yield from self._section("Fact (observed)", self._resource["observed"])
+            yield from self._section("Fact (observed)", self._plain("observed"))
+        yield from self._results()
         yield from self._conditions()
         yield from self._usage()
         yield from self._counters()
@@ -109,6 +113,23 @@ class _Sheet:
                 yield f"  {'':<{width}}  {clean(line)}".rstrip()
         if not rows:
             yield "  nothing yet"
+
+    def _plain(self, section: str) -> Json:
+        """Return a section without what has a table of its own."""
+        tabled = _TABLED.get(self._kind.name, frozenset())
+        return {
+            word: value for word, value in (self._resource[section] or {}).items() if f"{section}.{word}" not in tabled
+        }
+
+    def _results(self) -> Iterator[str]:
+        if self._kind.name != "fleet.rollout":
+            return
+        yield from _title("Nodes")
+        rows = [
+            [one["name"], one["account"], str(one["wave"] + 1), one["state"], one["failure"] or one["message"]]
+            for one in (self._resource["observed"] or {}).get("results", ())
+        ]
+        yield from _table(("NODE", "ACCOUNT", "WAVE", "STATE", "WHY"), rows)
 
     def _conditions(self) -> Iterator[str]:
         yield from _title("Conditions")
@@ -205,6 +226,10 @@ def next_steps(kind: Kind, resource: Json) -> Iterator[tuple[str, str]]:
         return
     if kind.name == "compute.vm":
         yield from _next_of_vm(target, resource, reason)
+    if kind.name == "fleet.rollout" and reason in ("Stopped", "RolledBack") and status != "true":
+        again = resource["assigned"]["attempt"] + 1
+        yield f"pileus patch {target} --attempt {again}", "try again what failed, after repair"
+        return
     if kind.name == "infra.host" and reason in ("NoAgent", "HostSilent"):
         yield f"pileus join-token {resource['name']}", "let an agent join as this host"
     if kind.name == "storage.image" and reason == "AwaitingUpload":

@@ -11,6 +11,7 @@ from pileus.fleet.package.types import ChannelForm, PackageGuestAgent
 from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.fields import ManagerRef, PackageRef, Problem, VdcRef, VmRef
 from pileus.kernel.kind import Column, Kind, Resource
+from pileus.kernel.notice import Notice
 
 Document = dict[str, dict[str, Any]]
 
@@ -140,6 +141,37 @@ def _ready(resource: Resource) -> Condition:
     return ready() if in_force(resource) else unready("Configuring", "it does not run its newest document yet")
 
 
+def _notice(old: Resource | None, new: Resource | None) -> Notice | None:
+    """Return what the node's manager is told: how the node is now, when that changed."""
+    node = new or old
+    if node is None or (old is not None and new is not None and _shown(old) == _shown(new)):
+        return None
+    about = {"node": node.id, "node_name": node.name}
+    if new is None:
+        return Notice(type="node.deleted", subject=node.id, keep="newest", about=about)
+    return Notice(type="node.changed", subject=node.id, keep="newest", about=about, data=_shown(new))
+
+
+def _shown(node: Resource) -> dict[str, Any]:
+    """Return what of a node its manager is told; its role's own words are read by the API."""
+    assigned: NodeAssigned | None = node.assigned
+    observed: NodeObserved | None = node.observed
+    condition = node.ready
+    return {
+        "state": observed.state if observed is not None else "absent",
+        "version": observed.version if observed is not None else "",
+        "hash": observed.hash if observed is not None else "",
+        "wished_hash": assigned.hash if assigned is not None else "",
+        "quarantined": assigned.quarantined if assigned is not None else "",
+        "host": node.host,
+        "power": node.desired.power,
+        "deleting": "yes" if node.deleting else "no",
+        "ready": condition.status if condition is not None else "unknown",
+        "reason": condition.reason if condition is not None else "",
+        "message": condition.message if condition is not None else "",
+    }
+
+
 KIND = Kind(
     name="fleet.node",
     summary="An appliance VM that a manager configures, and asks things of, over the backchannel.",
@@ -147,6 +179,7 @@ KIND = Kind(
     assigned=NodeAssigned,
     observed=NodeObserved,
     ready=_ready,
+    notice=_notice,
     host_bound=True,
     immutable=frozenset({"manager", "vm", "vdc"}),
     private=frozenset({"desired.document", "assigned.before"}),

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.fields import NodeRef, Problem
 from pileus.kernel.kind import Column, Kind, Resource
+from pileus.kernel.notice import Notice
 
 INLINE_BYTES_MAX = 65_536
 """Of a payload that comes with the request; a longer one is uploaded after it."""
@@ -131,6 +132,25 @@ def _ready(resource: Resource) -> Condition:
     return unready("Queued", "it waits for its turn at the node")
 
 
+def _notice(old: Resource | None, new: Resource | None) -> Notice | None:
+    """Return what the node's manager is told: once, how the request ended."""
+    if new is None or not new.assigned.settled_at or (old is not None and old.assigned.settled_at):
+        return None
+    observed: RequestObserved = new.observed
+    return Notice(
+        type="request.settled",
+        subject=new.assigned.node,
+        about={"node": new.assigned.node, "request": new.id, "request_name": new.name},
+        data={
+            "state": observed.state,
+            "sequence": new.assigned.sequence,
+            "answer": observed.answer,
+            "encoding": observed.encoding,
+            "answer_bytes": observed.answer_bytes,
+        },
+    )
+
+
 def _words(observed: RequestObserved) -> str:
     """Return what the node says, as far as it can be printed: it is untrusted."""
     if observed.encoding != "utf-8":
@@ -145,6 +165,7 @@ KIND = Kind(
     assigned=RequestAssigned,
     observed=RequestObserved,
     ready=_ready,
+    notice=_notice,
     host_bound=True,
     leaves=False,
     name_prefix="r",

@@ -111,6 +111,8 @@ def _ready(resource: Resource) -> Condition:
     if observed is None:
         return unready("Starting", "nothing is changed yet")
     changed = f"{observed.done} of {observed.total} nodes are changed"
+    if _begins(resource):
+        return unready("Starting", f"its new wish is not looked at yet; {changed}")
     if observed.phase == "done":
         return ready("Done", f"{changed}, {observed.failed} failed" if observed.failed else changed)
     if observed.phase == "rolled-back":
@@ -119,6 +121,16 @@ def _ready(resource: Resource) -> Condition:
     reason = {"stopped": "Stopped", "paused": "Paused", "rolling-back": "RollingBack"}.get(observed.phase, "Running")
     words = f"wave {observed.wave + 1} of {observed.waves}, {changed}"
     return unready(reason, f"{words}; {observed.message}" if observed.message else words)
+
+
+def _begins(resource: Resource) -> bool:
+    """Tell whether the wish leads elsewhere than it went, and its controller has not seen that."""
+    desired: RolloutDesired = resource.desired
+    assigned: RolloutAssigned = resource.assigned
+    if desired.state == "rolled-back":
+        return assigned.turn == "forward"
+    is_again = desired.attempt > assigned.attempt
+    return is_again or (desired.state == "running" and assigned.turn == "back" and assigned.cause == "wish")
 
 
 KIND = Kind(
