@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pileus.cli.failure import Failure
+from pileus.cli.failure import REFUSED, Failure
 from pileus.cli.progress import clean
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pileus.ovf.package import Package
     from pileus.ovf.signature import Trust
 
-REFUSED = 1
-"""The exit code of a refused package."""
 
 file_argument = click.argument("file", type=click.Path(path_type=Path))
 trust_option = click.option(

@@ -42,7 +42,7 @@ def test_each_fault_is_a_line_with_its_place(tmp_path: Path) -> None:
     text = envelope(files=file_of(b"abc", href="../disk1.vmdk"), networks="")
     put(tmp_path, {NAME: text, "x.mf": manifest({NAME: TEXT})})
     code, out, messages = pileus("validate", tmp_path)
-    assert (code, out) == (1, "")
+    assert (code, out) == (3, "")
     lines = messages.splitlines()
     assert 'x.ovf:4: file "../disk1.vmdk" is refused: it climbs out of the package (climbing-name)' in lines
     assert 'x.ovf:17: network "lan" is not in a NetworkSection (no-network)' in lines
@@ -54,9 +54,9 @@ def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.ova").write_bytes(b"\x1f\x8b" + bytes(2000))
     for verb in ("validate", "inspect"):
         code, _, messages = pileus(verb, tmp_path / "x.ova")
-        assert code == 1
+        assert code == 3
         assert "x.ova: this is gzip, not an OVA; unpack it first: gunzip (wrapped)" in messages
-        assert pileus(verb, tmp_path / "none.ova")[0] == 1
+        assert pileus(verb, tmp_path / "none.ova")[0] == 3
 
 
 def test_a_signature_is_judged_by_the_given_certificates(tmp_path: Path) -> None:
