@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from pileus.kernel.condition import Condition
 from pileus.kernel.errors import NotFound
+from pileus.kernel.notice import Notice
 
 NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$(?!\n)"
 """A DNS label (RFC 1035 2.3.1): names become host names, folder-safe and readable."""
@@ -122,6 +123,8 @@ class Kind(Struct, frozen=True, kw_only=True):
     """Whether one that goes leaves something on its host that has to be removed there."""
     name_prefix: str = ""
     """What names begin with that are made for those that come without one; empty: each must come with a name."""
+    notice: Callable[[Resource | None, Resource | None], Notice | None] | None = None
+    """Pure: what the resource's manager is told of a write, from what was and what is; None: nothing."""
     created_by: Literal["user", "kernel"] = "user"
     """``kernel``: only controllers make one (a VM's port); users read it."""
 

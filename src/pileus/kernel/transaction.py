@@ -18,6 +18,7 @@ from pileus.kernel.condition import Condition, unknown
 from pileus.kernel.errors import Conflict, LeaseLost, NotFound, QuotaExceeded
 from pileus.kernel.ids import IdSource
 from pileus.kernel.kind import Registry, Resource
+from pileus.kernel.notice import TOLD_SPACE, Notice
 from pileus.kernel.outcome import Wait
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.engine import Session
@@ -116,6 +117,7 @@ class Transaction:
         await self._insert_labels(made)
         await self._write_links(made.id, links or {})
         await self._ready_event(None, made)
+        await self._notify(None, made)
         await self.enqueue(made.id)
         return made
 
@@ -150,6 +152,7 @@ class Transaction:
             await self._session.run(sql.LABELS_DELETE, id=new.id)
             await self._insert_labels(new)
         await self._ready_event(old, new)
+        await self._notify(old, new)
         await self.enqueue(new.id)
         if new.owner and new.owner != new.account_id and new.ready != old.ready:
             await self.enqueue(new.owner)
@@ -205,6 +208,7 @@ class Transaction:
         await self._session.run(sql.WORK_DELETE, id=resource.id)
         await self._note_gone(resource)
         await self.event(resource, "Deleted", "Deleted", f"{resource} is gone")
+        await self._notify(resource, None)
         for (target,) in targets:
             await self.enqueue(target)
         if resource.owner and (resource.owner != resource.account_id or await self._deleting(resource.owner)):
@@ -424,6 +428,31 @@ class Transaction:
         if after is not None and (before is None or (before.status, before.reason) != (after.status, after.reason)):
             type_ = "Ready" if after.status == "true" else "NotReady"
             await self.event(new, type_, after.reason, after.message)
+
+    async def _notify(self, old: Resource | None, new: Resource | None) -> None:
+        """Write what the resource's manager is told of a change, if it is told."""
+        resource = new or old
+        decide = self.registry[resource.kind].notice if resource is not None and resource.manager else None
+        notice = decide(old, new) if decide is not None else None
+        if resource is None or notice is None or await self.holder(TOLD_SPACE, resource.manager) is None:
+            return
+        if notice.keep == "newest":
+            await self._session.run(sql.NOTICE_REPLACED, manager=resource.manager, subject=notice.subject)
+        await self._session.run(
+            self._insert.notice,
+            seq=self._next_revision(),
+            id=self.new_id(),
+            manager=resource.manager,
+            subject=notice.subject,
+            account_id=resource.account_id,
+            keep=notice.keep,
+            body=self._told(resource, notice),
+        )
+        await self.enqueue(resource.manager)
+
+    def _told(self, resource: Resource, notice: Notice) -> str:
+        about = {"type": notice.type, "at": iso(self.now), "account": resource.account, **notice.about}
+        return msgspec.json.encode({**about, "data": notice.data}).decode()
 
     async def _insert_labels(self, resource: Resource) -> None:
         for key, value in resource.labels.items():

@@ -182,6 +182,7 @@ KIND = Kind(
     notice=_notice,
     host_bound=True,
     immutable=frozenset({"manager", "vm", "vdc"}),
+    lists="own",
     private=frozenset({"desired.document", "assigned.before"}),
     columns=(
         Column("MANAGER", "desired.manager"),

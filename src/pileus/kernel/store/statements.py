@@ -20,6 +20,7 @@ from pileus.kernel.store.tables import (
     idempotency,
     label,
     link,
+    notice,
     presence,
     resource,
     sample,
@@ -241,6 +242,28 @@ SILENT = (
 )
 SAMPLE = sa.select(sample.c.at, sample.c.body).where(sample.c.id == _p("id"))
 SAMPLE_DELETE = sa.delete(sample).where(sample.c.id == _p("id"))
+_newest = notice.c.keep == sa.literal_column("'newest'")
+_notices = notice.c.manager == _p("manager")
+NOTICE_SUBJECTS = (
+    sa.select(notice.c.subject)
+    .where(_notices)
+    .group_by(notice.c.subject)
+    .order_by(sa.func.min(notice.c.seq))
+    .limit(_p("n"))
+)
+NOTICE_NEXT = (
+    sa.select(notice.c.seq, notice.c.id, notice.c.account_id, notice.c.body)
+    .where(_notices, notice.c.subject == _p("subject"))
+    .order_by(notice.c.seq)
+    .limit(1)
+)
+NOTICE_DELETE = sa.delete(notice).where(notice.c.seq == _p("seq"))
+NOTICE_REPLACED = sa.delete(notice).where(_notices, notice.c.subject == _p("subject"), _newest)
+NOTICES = sa.select(sa.func.count()).select_from(notice).where(_notices)
+NOTICES_DELETE = sa.delete(notice).where(_notices)
+NOTICES_DELETE_OF = NOTICES_DELETE.where(notice.c.account_id == _p("account_id"))
+_first = sa.select(notice.c.seq).where(_notices).order_by(sa.case((_newest, 0), else_=1), notice.c.seq).limit(_p("n"))
+NOTICES_TRIM = sa.delete(notice).where(notice.c.seq.in_(_first))
 SETTING = sa.select(setting.c.value).where(setting.c.name == _p("name"))
 GONE_LAST = sa.select(sa.func.max(gone.c.revision)).where(gone.c.at < _p("before"))
 FORGOTTEN = "gone-forgotten"
@@ -296,4 +319,5 @@ class Statements:
         self.presence = upsert(presence)
         self.sample = upsert(sample)
         self.content = upsert(content)
+        self.notice = of(notice)
         self.setting = upsert(setting)

@@ -229,6 +229,19 @@ content = sa.Table(
 )
 sa.Index("content_account", content.c.account_id, content.c.size_bytes)
 
+notice = sa.Table(
+    "notice",
+    metadata,
+    _number("seq", primary_key=True),
+    _text("id"),
+    _text("manager"),
+    _text("subject"),
+    _text("account_id"),
+    _text("keep"),
+    _text("body"),
+)
+sa.Index("notice_subject", notice.c.manager, notice.c.subject, notice.c.seq)
+
 counter = sa.Table("counter", metadata, _text("name", primary_key=True), _number("value"))
 
 setting = sa.Table("setting", metadata, _text("name", primary_key=True), _text("value"))
