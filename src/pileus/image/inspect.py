@@ -17,8 +17,9 @@ from sys import byteorder
 
 from msgspec import Struct
 
-from pileus.drivers.host.disk.base import DiskFormat, ImageFacts
+from pileus.drivers.host.disk.base import ImageFacts, UploadFormat
 from pileus.drivers.host.errors import ImageRefused
+from pileus.image import foreign
 from pileus.image.magic import ISO, QCOW2, formats
 
 SECTOR_BYTES = 512
@@ -77,7 +78,7 @@ class _Header(Struct, frozen=True):
 
 
 def inspect(
-    path: Path, claimed_format: DiskFormat, *, virtual_size_bytes_max: int = VIRTUAL_SIZE_BYTES_MAX
+    path: Path, claimed_format: UploadFormat, *, virtual_size_bytes_max: int = VIRTUAL_SIZE_BYTES_MAX
 ) -> ImageFacts:
     """Return what the uploaded file is, once every check has passed; ``sha256`` is left empty.
 
@@ -94,14 +95,22 @@ def inspect(
         state = os.fstat(file)
         if not stat.S_ISREG(state.st_mode):
             raise ImageRefused("NotAFile", "the image is not a plain file; upload a qcow2 or raw file")
-        check = _inspect_qcow2 if claimed_format == "qcow2" else _inspect_raw
-        virtual_size_bytes = check(file, state.st_size)
+        virtual_size_bytes = _inspect(file, state.st_size, claimed_format)
     finally:
         os.close(file)
     if virtual_size_bytes > virtual_size_bytes_max:
         message = f"the disk is {virtual_size_bytes} bytes large, {virtual_size_bytes_max} are allowed; make it smaller"
         raise ImageRefused("TooLarge", message)
     return ImageFacts(format=claimed_format, virtual_size_bytes=virtual_size_bytes, size_bytes=state.st_size)
+
+
+def _inspect(file: int, size_bytes: int, claimed_format: UploadFormat) -> int:
+    """Return the disk's size."""
+    if claimed_format == "qcow2":
+        return _inspect_qcow2(file, size_bytes)
+    if claimed_format == "raw":
+        return _inspect_raw(file, size_bytes)
+    return foreign.virtual_size_bytes(file, size_bytes, claimed_format)
 
 
 def _inspect_raw(file: int, size_bytes: int) -> int:

@@ -20,7 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.drivers.host.disk import command, files
-from pileus.drivers.host.disk.base import DiskFormat, ImageFacts
+from pileus.drivers.host.disk.base import ImageFacts, UploadFormat
 from pileus.drivers.host.errors import DriverError, ImageRefused
 from pileus.image import cell
 from pileus.image.inspect import VIRTUAL_SIZE_BYTES_MAX, inspect
@@ -80,7 +80,7 @@ class _Report(Struct, rename={"check_errors": "check-errors"}):
 
 async def convert(
     source: Path,
-    format: DiskFormat,
+    format: UploadFormat,
     target: Path,
     *,
     limits: Limits = DEFAULT_LIMITS,
@@ -173,7 +173,7 @@ def _plan(
 
 async def _convert(
     source: Path,
-    format: DiskFormat,
+    format: UploadFormat,
     staging: Path,
     limits: Limits,
     facts: ImageFacts,
@@ -187,7 +187,7 @@ async def _convert(
             progress(float(found[-1]) / 100)
 
     ended = await run_jailed(
-        ["qemu-img", "convert", "-p", "-O", "qcow2", "-f", format, "/source", "/target"],
+        ["qemu-img", "convert", "-p", "-O", "qcow2", *_named(format), "/target"],
         staging / "root",
         [(source, "source", "ro"), (staging / "target", "target", "rw")],
         limits=limits,
@@ -198,6 +198,17 @@ async def _convert(
         raise files.full("image store", staging, "the converted image", facts.size_bytes)
     if ended.code != 0:
         raise ImageRefused("ConversionFailed", f"the image could not be converted: {ended.last_words}")
+
+
+def _named(format: UploadFormat) -> list[str]:
+    """Return how the source is named to qemu-img, which probes nothing.
+
+    A VHD says its size twice; QEMU believes the older geometry unless told otherwise, and cuts the disk's end off.
+    """
+    if format == "vhd":
+        opened = "driver=vpc,force_size_calc=current_size,file.driver=file,file.filename=/source"
+        return ["--image-opts", opened]
+    return ["-f", format, "/source"]
 
 
 def _prepare(source: Path, staging: Path) -> None:

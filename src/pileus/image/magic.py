@@ -7,6 +7,8 @@ import re
 
 QCOW2 = "qcow2"
 ISO = "an ISO 9660 image"
+VHD = "a VHD image"
+FIXED_VHD = "a fixed VHD image"
 VMDK_DESCRIPTOR = "a VMDK descriptor"
 
 HEAD_BYTES = 2048
@@ -18,7 +20,7 @@ MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"KDMV", "a VMDK image"),
     (0, b"COWD", "a VMDK (COWD) image"),
     (0, b"SE\xcd\xca", "a VMDK (seSparse) image"),
-    (0, b"conectix", "a VHD image"),
+    (0, b"conectix", VHD),
     (0, b"vhdxfile", "a VHDX image"),
     (64, b"\x7f\x10\xda\xbe", "a VDI image"),
     (0, b"WithoutFreeSpace", "a Parallels image"),
@@ -40,7 +42,7 @@ ISO_OFFSETS = (0x8001, 0x8801, 0x9001)
 """Where the volume descriptors of ISO 9660 have ``CD001`` (ECMA-119 8.1.2)."""
 
 TRAILER_BYTES = 512
-TRAILERS: tuple[tuple[bytes, str], ...] = ((b"conectix", "a fixed VHD image"), (b"koly", "a DMG image"))
+TRAILERS: tuple[tuple[bytes, str], ...] = ((b"conectix", FIXED_VHD), (b"koly", "a DMG image"))
 """What the last ``TRAILER_BYTES`` of formats begin with that have their header at the end."""
 
 VMDK_TEXT = re.compile(rb"\A(?:[ \t]*(?:#[^\n]*)?\r?\n)*(?:# Disk DescriptorFile|version=\d)")

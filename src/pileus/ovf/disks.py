@@ -171,7 +171,7 @@ def _spool_and_convert(whole: Iterator[bytes], path: Path, wanted: Wanted, seen:
     try:
         with spool.open("x+b", buffering=0) as file:
             _spool(whole, file.fileno(), wanted)
-            capacity_bytes = _CAPACITIES[seen](file.fileno())
+            capacity_bytes = CAPACITIES[seen](file.fileno())
         if not 0 < capacity_bytes <= wanted.capacity_bytes_max:
             raise _too_large(capacity_bytes, wanted.capacity_bytes_max)
         names = {"vmdk-sparse": "vmdk", "vhd": "vpc"}
@@ -239,12 +239,13 @@ def _vdi_capacity(file: int) -> int:
     return int.from_bytes(head[368:376], "little")
 
 
-_CAPACITIES: dict[Seen, Callable[[int], int]] = {
+CAPACITIES: dict[Seen, Callable[[int], int]] = {
     "vmdk-sparse": _vmdk_capacity,
     "qcow2": _qcow2_capacity,
     "vhd": _vhd_capacity,
     "vdi": _vdi_capacity,
 }
+"""How large the disk is that an open file holds, for what needs a seek; what leads to another file is refused."""
 
 
 def _too_large(found_bytes: int, most_bytes: int) -> Exception:

@@ -59,7 +59,8 @@ class Content:
         await self._parts.store.write(lambda tx: note(tx, asked, "upload", image))
         await self._parts.uploaded(image, part, received.sha256, received.size_bytes)
         answer = await self._parts.surface.get(asked, IMAGE, image.id)
-        return Response(answer.body.encode(), media_type="application/json")
+        digest = {"X-Content-SHA256": received.sha256}
+        return Response(answer.body.encode(), media_type="application/json", headers=digest)
 
     async def document(self, request: Request) -> Response:
         """``GET /v1/fleet.node/{ident}/document``: what the node shall run, which may hold secrets of its manager's."""

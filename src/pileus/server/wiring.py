@@ -12,7 +12,7 @@ import msgspec
 from pileus.compute.offering.controller import OfferingController
 from pileus.compute.vm.api import VmAdmission
 from pileus.compute.vm.controller import VmController
-from pileus.drivers.host.disk.base import ImageFacts
+from pileus.drivers.host.disk.base import ImageFacts, UploadFormat
 from pileus.drivers.host.errors import DriverError, ImageRefused
 from pileus.drivers.host.guest.qga_allowed import read_allowed
 from pileus.fleet.consent.api import ConsentAdmission
@@ -186,7 +186,7 @@ def check_guest_agent(allowed: PackageGuestAgent) -> None:
 async def convert_upload(source: Path, format: str, target: Path) -> ImageFacts:
     """Inspect and convert in the jail. Raises: Refused for what the owner must mend, Transient for what may pass."""
     try:
-        return await convert(source, "raw" if format == "raw" else "qcow2", target)
+        return await convert(source, msgspec.convert(format, UploadFormat), target)
     except ImageRefused as error:
         raise Refused(error.reason, error.message) from None
     except DriverError as error:

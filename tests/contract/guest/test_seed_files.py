@@ -40,6 +40,7 @@ async def test_the_iso_says_what_the_seed_says(paths: HostPaths, tmp_path: Path)
         hostname="123",
         ssh_keys=(KEY + " me@home", KEY + " a: b # c"),
         user_data=script,
+        ovf_environment="<Environment/>",
         nics=(
             SeedNic(mac="52:54:00:12:34:56", addresses=("10.1.1.10/24",), gateway="10.1.1.1", dns=("9.9.9.9",)),
             SeedNic(mac="52:54:00:12:34:57", addresses=("10.2.0.5/32", "fd00::5/64"), gateway="10.9.9.9"),
@@ -51,7 +52,8 @@ async def test_the_iso_says_what_the_seed_says(paths: HostPaths, tmp_path: Path)
     assert volume_label(paths.seed(MACHINE)) == b"cidata"
     assert stat.S_IMODE(os.stat(image).st_mode) == 0o640
     files = read_iso(image, tmp_path / "iso")
-    assert sorted(files) == ["meta-data", "network-config", "user-data"]
+    assert sorted(files) == ["meta-data", "network-config", "ovf-env.xml", "user-data"]
+    assert files["ovf-env.xml"] == b"<Environment/>"
     assert files["user-data"].decode() == script
     assert yaml.safe_load(files["meta-data"]) == {
         "instance-id": "i-1",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pileus.drivers.host.disk.base import DiskFormat
+from pileus.drivers.host.disk.base import UploadFormat
 from pileus.drivers.host.errors import DiskFull, DriverError, ImageRefused
 from pileus.image import jail
 from pileus.image.inspect import inspect
@@ -77,7 +77,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-HOSTILE: dict[str, tuple[str, DiskFormat, str]] = {
+HOSTILE: dict[str, tuple[str, UploadFormat, str]] = {
     "backing file": ("qemu-img create -q -f qcow2 -b $PWD/secret -F raw image 1M", "qcow2", "BackingFile"),
     "nested backing files": (
         "qemu-img create -q -f qcow2 -b $PWD/secret -F raw middle 1M;"
@@ -127,6 +127,35 @@ HOSTILE: dict[str, tuple[str, DiskFormat, str]] = {
         "qcow2",
         "Polyglot",
     ),
+    "flat VMDK naming a file, as VMDK": (
+        'printf \'# Disk DescriptorFile\\nversion=1\\ncreateType="monolithicFlat"\\nRW 1 FLAT "secret" 0\\n\' > image;'
+        "truncate -s 512 image",
+        "vmdk",
+        "UnknownFormat",
+    ),
+    "VMDK with a parent": (
+        "qemu-img create -q -f vmdk base 1M; qemu-img create -q -f vmdk -b base -F vmdk image",
+        "vmdk",
+        "BackingFile",
+    ),
+    "VMDK that names another file": (
+        'qemu-img create -q -f vmdk image 1M; sed -i \'s/SPARSE "image"/SPARSE "\\/etcx"/\' image',
+        "vmdk",
+        "ExternalData",
+    ),
+    "VHD with a parent": (
+        "qemu-img create -q -f vpc image 1M; printf '\\004' | dd of=image bs=1 seek=63 conv=notrunc status=none",
+        "vhd",
+        "BackingFile",
+    ),
+    "VHDX with a parent": (
+        "qemu-img create -q -f vhdx image 1M; python3 -c \"import uuid;f=open('image','r+b');b=f.read();"
+        "e=b.find(uuid.UUID('caa16737-fa36-4d43-b3b6-33f0aa44e76b').bytes_le);"
+        "o=int.from_bytes(b[e+16:e+20],'little')+b.find(b'metadata');f.seek(o+4);f.write(bytes([2]))\"",
+        "vhdx",
+        "BackingFile",
+    ),
+    "raw as VDI": ("truncate -s 1M image", "vdi", "UnknownFormat"),
     "cut off": (
         "qemu-img create -q -f qcow2 image 8M; qemu-io -f qcow2 -c 'write 0 8M' image >/dev/null; truncate -s 4M image",
         "qcow2",
@@ -152,7 +181,7 @@ async def test_a_hostile_image_is_refused_and_leaves_nothing(folder: Path, case:
     assert not names(folder, "made")
 
 
-SOUND: dict[str, tuple[str, DiskFormat]] = {
+SOUND: dict[str, tuple[str, UploadFormat]] = {
     "qcow2": ("qemu-img convert -f raw -O qcow2 plain image", "qcow2"),
     "version 2": ("qemu-img convert -f raw -O qcow2 -o compat=0.10 plain image", "qcow2"),
     "compressed": ("qemu-img convert -c -f raw -O qcow2 plain image", "qcow2"),
@@ -170,6 +199,12 @@ SOUND: dict[str, tuple[str, DiskFormat]] = {
         "qcow2",
     ),
     "raw": ("cp plain image", "raw"),
+    "VMDK": ("qemu-img convert -f raw -O vmdk plain image", "vmdk"),
+    "streamed VMDK": ("qemu-img convert -f raw -O vmdk -o subformat=streamOptimized plain image", "vmdk"),
+    "VHD": ("qemu-img convert -f raw -O vpc -o force_size=on plain image", "vhd"),
+    "fixed VHD": ("qemu-img convert -f raw -O vpc -o subformat=fixed,force_size=on plain image", "vhd"),
+    "VHDX": ("qemu-img convert -f raw -O vhdx plain image", "vhdx"),
+    "VDI": ("qemu-img convert -f raw -O vdi plain image", "vdi"),
 }
 
 

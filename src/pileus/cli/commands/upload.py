@@ -21,9 +21,6 @@ from pileus.cli.session import Session, root
 from pileus.kernel.kind import Kind
 
 CHUNK_BYTES = 1 << 20
-QCOW2_MAGIC = b"QFI\xfb"
-"""Source: QEMU docs/interop/qcow2.txt, header bytes 0-3."""
-
 PARTS = ("kernel", "initrd", "disk")
 """The disk comes last: with it the image is complete and is inspected."""
 
@@ -85,9 +82,16 @@ def _open(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
 
 
 def _format(disk: BinaryIO) -> str:
-    magic = disk.read(len(QCOW2_MAGIC))
+    """Return what the first bytes say; a VHD of fixed size has its header at the end."""
+    from pileus.ovf.heads import HEAD_BYTES, head_of
+
+    found = head_of(disk.read(HEAD_BYTES)).format
+    disk.seek(-min(HEAD_BYTES // 2, os.fstat(disk.fileno()).st_size), os.SEEK_END)
+    if found == "unknown":
+        found = head_of(disk.read()).format
+        found = found if found == "vhd" else "raw"
     disk.seek(0)
-    return "qcow2" if magic == QCOW2_MAGIC else "raw"
+    return found
 
 
 def _upload(session: Session, kind: Kind, image: Json, part: str, stream: BinaryIO) -> Json:

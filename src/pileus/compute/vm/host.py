@@ -384,6 +384,7 @@ def _seed(resource: Resource, peers: Peers) -> Seed:
         hostname=resource.name,
         ssh_keys=desired.ssh_keys,
         user_data=desired.user_data,
+        ovf_environment=desired.ovf_environment,
         nics=tuple(nics),
         channel=_node_form(resource),
         role=desired.appliance.role if desired.appliance is not None else "",

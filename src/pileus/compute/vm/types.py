@@ -84,6 +84,14 @@ class VmDesired(Struct, frozen=True, kw_only=True):
         str,
         Meta(max_length=65_536, description="Script or cloud-config for the first start.", extra={"file": True}),
     ] = ""
+    ovf_environment: Annotated[
+        str,
+        Meta(
+            max_length=262_144,
+            description="OVF environment: properties that the guest finds as ovf-env.xml on its seed CD.",
+            extra={"file": True},
+        ),
+    ] = ""
     ssh_keys: Annotated[
         tuple[str, ...], Meta(max_length=32, description="Public keys that may log in.", extra={"flag": "ssh-key"})
     ] = ()
@@ -192,7 +200,7 @@ KIND = Kind(
     observed=VmObserved,
     ready=_ready,
     aliases=("virtualmachine",),
-    immutable=frozenset({"image", "vdc", "user_data", "ssh_keys"}),
+    immutable=frozenset({"image", "vdc", "user_data", "ovf_environment", "ssh_keys"}),
     host_bound=True,
     lists="own",
     columns=(

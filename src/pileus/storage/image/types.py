@@ -17,7 +17,9 @@ Sha256 = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
 class ImageDesired(Struct, frozen=True, kw_only=True):
     """What the uploaded file is said to be; it is inspected, never believed."""
 
-    format: Annotated[Literal["qcow2", "raw"], Meta(description="Format of the uploaded disk.")] = "qcow2"
+    format: Annotated[
+        Literal["qcow2", "raw", "vmdk", "vhd", "vhdx", "vdi"], Meta(description="Format of the uploaded disk.")
+    ] = "qcow2"
     sha256: Annotated[Sha256, Meta(description="Digest that the upload must have; empty: any.")] = ""
     append: Annotated[
         str, Meta(max_length=500, description="Kernel arguments when a kernel and an initrd were uploaded too.")

@@ -8,13 +8,14 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 DiskFormat = Literal["qcow2", "raw"]
+UploadFormat = Literal["qcow2", "raw", "vmdk", "vhd", "vhdx", "vdi"]
 PartName = Literal["disk", "kernel", "initrd"]
 
 
 class ImageFacts(Struct, frozen=True, kw_only=True):
     """What inspection found: the real format, never guessed by a later call; sizes in bytes."""
 
-    format: DiskFormat
+    format: UploadFormat
     virtual_size_bytes: int
     size_bytes: int
     sha256: str = ""

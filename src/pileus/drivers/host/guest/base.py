@@ -34,6 +34,8 @@ class Seed(Struct, frozen=True, kw_only=True):
     hostname: str
     ssh_keys: tuple[str, ...] = ()
     user_data: str = ""
+    ovf_environment: str = ""
+    """XML that the guest finds as ``ovf-env.xml`` beside NoCloud's files."""
     nics: tuple[SeedNic, ...] = ()
     channel: ChannelForm | Literal[""] = ""
     """Set for an appliance: the seed then carries its backchannel key, made here and kept beside the seed."""

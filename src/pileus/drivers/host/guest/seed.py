@@ -16,6 +16,9 @@ from pileus.drivers.host.guest.base import Seed, SeedNic
 USER_DATA_BYTES_MAX = 1 << 20
 """Far above what clouds take (EC2: 16 KiB), and small in a guest of 128 MiB that keeps a copy in memory."""
 
+OVF_ENVIRONMENT = "ovf-env.xml"
+"""Source: DMTF DSP0243, transport ``iso``: this file in the root of a CD."""
+
 _INSTANCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
@@ -36,7 +39,9 @@ def seed_files(seed: Seed) -> dict[str, bytes]:
     if seed.ssh_keys:
         meta.append("public-keys:")
         meta += [f'  - "{_ssh_key(text)}"' for text in seed.ssh_keys]
-    files = {"meta-data": _text(meta), "user-data": _user_data(seed.user_data)}
+    files = {"meta-data": _text(meta), "user-data": _content(seed.user_data, "user data")}
+    if seed.ovf_environment:
+        files[OVF_ENVIRONMENT] = _content(seed.ovf_environment, "OVF environment")
     if seed.nics:
         lines = ["version: 2", "ethernets:"]
         for number, nic in enumerate(seed.nics):
@@ -68,13 +73,13 @@ def _nic(number: int, nic: SeedNic) -> Iterator[str]:
         yield from (f'        - "{_address(text)}"' for text in nic.dns)
 
 
-def _user_data(text: str) -> bytes:
+def _content(text: str, what: str) -> bytes:
     try:
         content = text.encode()
     except UnicodeEncodeError as exc:
-        raise DriverError("BadSeed", "the user data is not valid text; give it as UTF-8") from exc
+        raise DriverError("BadSeed", f"the {what} is not valid text; give it as UTF-8") from exc
     if len(content) > USER_DATA_BYTES_MAX:
-        raise DriverError("BadSeed", f"the user data has {len(content)} bytes; at most {USER_DATA_BYTES_MAX} are taken")
+        raise DriverError("BadSeed", f"the {what} has {len(content)} bytes; at most {USER_DATA_BYTES_MAX} are taken")
     return content
 
 
