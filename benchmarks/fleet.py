@@ -28,7 +28,7 @@ ALONE = 200
 
 def run(report: Report, *, quick: bool) -> None:
     """Measure."""
-    nodes, hosts, accounts, requests = (40, 4, 2, 400) if quick else (500, 20, 10, 5000)
+    nodes, hosts, accounts, requests = (40, 4, 2, 400) if quick else (500, 20, 10, 2000)
     report.say(f"fleet: {nodes} nodes of {accounts} accounts on {hosts} simulated hosts, {requests} requests")
     with folder("fleet") as where, lab(where, hosts, "--instant") as it:
         api = Api(it.context)

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 from tests.cloud.fleet.requests_chaos import chaos
-from tests.cloud.fleet.requests_world import ACCOUNT, MANAGER, applied, ask, furnish, settled, state_of
-from tests.cloud.world import Cloud, cloud
+from tests.cloud.fleet.requests_world import ACCOUNT, MANAGER, applied, ask, furnish, settled, slow_nodes, state_of
+from tests.cloud.world import Cloud, Pipe, cloud
 from tests.virtual_time import clock, run
 
 from pileus.fleet.request import api, controller
@@ -281,6 +281,36 @@ def test_long_answers_are_kept_beside(answer: bytes, encoding: str) -> None:
             await world.delete("fleet.request", "one", ACCOUNT)
             await world.settle()
             assert await world.store.content(made["id"], ANSWER) is None
+
+    run(main)
+
+
+def test_long_answers_are_told_in_frames_that_a_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    send = Pipe.send
+
+    async def noted(pipe: Pipe, message: bytes) -> None:
+        sizes.append(len(message))
+        await send(pipe, message)
+
+    monkeypatch.setattr(Pipe, "send", noted)
+
+    async def main() -> None:
+        async with cloud() as world:
+            nodes = await furnish(world, 4)
+            for node in nodes:
+                world.hosts[node.host].guests.roles[node.assigned.vm] = lambda payload: b"\xff" * 262_144
+            with slow_nodes(lambda: 1.0):
+                for node in nodes:
+                    for number in range(GIVEN_MAX):
+                        await ask(world, node.name, name=f"{node.name}-{number}")
+                await asyncio.sleep(0.5)
+                await world.cut_link(nodes[0].host)
+                await asyncio.sleep(30.0)
+            world.heal_link(nodes[0].host)
+            for node in nodes:
+                assert await settled(world, f"{node.name}-{GIVEN_MAX - 1}") == "applied"
+            assert max(sizes) < 2 << 20
 
     run(main)
 
