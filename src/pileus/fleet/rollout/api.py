@@ -13,7 +13,7 @@ from pileus.fleet.rollout.plan import is_over, observed_of, order, results_of, w
 from pileus.fleet.rollout.types import HELD, NODES_MAX, RolloutAssigned, RolloutDesired
 from pileus.kernel.access import Principal, visible
 from pileus.kernel.admission import Admission, Change
-from pileus.kernel.errors import Conflict, Invalid
+from pileus.kernel.errors import Conflict, Denied, Invalid
 from pileus.kernel.kind import Resource
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.transaction import AlreadyClaimed, Transaction
@@ -44,6 +44,16 @@ class RolloutAdmission(Admission):
             del change.links[field]
         observed = observed_of(assigned, results_of(nodes, waves))
         return replace(change.new, assigned=assigned, observed=observed, observed_generation=1)
+
+    async def may_delete(self, tx: Transaction, resource: Resource, principal: Principal) -> None:
+        """Raises: Denied for a manager, of what an account rolls out itself."""
+        _check_own(principal, resource)
+
+
+def _check_own(principal: Principal, rollout: Resource) -> None:
+    """Raises: Denied for a manager that would change what an account of its nodes rolls out itself."""
+    if principal.manager_id and rollout.account_id != principal.account_id:
+        raise Denied(f"{rollout} is of account {rollout.account}, which alone changes it", code="not-yours")
 
 
 def _check_waves(desired: RolloutDesired) -> None:
@@ -127,6 +137,7 @@ async def _goes_on(tx: Transaction, change: Change, old: Resource) -> Resource:
     desired: RolloutDesired = change.new.desired
     assigned: RolloutAssigned = old.assigned
     manager = await tx.get(assigned.manager)
+    _check_own(change.principal, old)
     refuse_other(change.principal, manager)
     refuse_disabled(manager)
     if desired.attempt < old.desired.attempt:
