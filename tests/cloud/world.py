@@ -22,6 +22,7 @@ from pileus.kernel.errors import NotFound, Transient
 from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Loop
+from pileus.kernel.outbound import Internet, Outbound
 from pileus.kernel.reading import Call, ListQuery
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.engine import Engine
@@ -108,6 +109,8 @@ class Cloud:
         self.agents: dict[str, asyncio.Task[None]] = {}
         self.cut: set[str] = set()
         """Hosts whose agents cannot reach any server."""
+        self.outbound: Outbound = Internet()
+        """Where servers that start from now on send notices."""
         self.running: dict[str, Agent] = {}
         self.links: dict[str, Pipe] = {}
         """The agents' ends of their newest connections."""
@@ -122,7 +125,7 @@ class Cloud:
         await hub.open()
         if isinstance(engine, PostgresEngine):
             engine.on_notify = hub.notify
-        loop = Loop(store, hub, controllers(store, NoFiles()), seed=self.seed)
+        loop = Loop(store, hub, controllers(store, NoFiles(), self.outbound), seed=self.seed)
         await loop.open()
         agents = Agents(store, hub)
         await agents.open()

@@ -16,7 +16,9 @@ from pileus.drivers.host.disk.base import ImageFacts, UploadFormat
 from pileus.drivers.host.errors import DriverError, ImageRefused
 from pileus.drivers.host.guest.qga_allowed import read_allowed
 from pileus.fleet.consent.api import ConsentAdmission
+from pileus.fleet.consent.controller import ConsentController
 from pileus.fleet.manager.api import ManagerAdmission
+from pileus.fleet.manager.controller import ManagerController
 from pileus.fleet.node.api import NodeAdmission
 from pileus.fleet.node.controller import NodeController
 from pileus.fleet.package.api import PackageAdmission
@@ -50,6 +52,7 @@ from pileus.kernel.errors import Invalid, Transient
 from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
+from pileus.kernel.outbound import Internet, Outbound
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 from pileus.network.network.controller import NetworkController
@@ -73,8 +76,8 @@ SILENCE_EVERY_S = 5.0
 FORGET_EVERY_S = 600.0
 
 
-def controllers(store: Store, images: Files) -> dict[str, Controller]:
-    """Return the controllers, by kind."""
+def controllers(store: Store, images: Files, outbound: Outbound | None = None) -> dict[str, Controller]:
+    """Return the controllers, by kind. ``outbound``: where notices go out; left out: the internet."""
     return {
         "tenancy.account": AccountController(),
         "tenancy.vdc": VdcController(),
@@ -88,6 +91,8 @@ def controllers(store: Store, images: Files) -> dict[str, Controller]:
         "network.segment": SegmentController(),
         "compute.offering": OfferingController(),
         "compute.vm": VmController(store),
+        "fleet.manager": ManagerController(outbound or Internet()),
+        "fleet.consent": ConsentController(),
         "fleet.package": PackageController(),
         "fleet.node": NodeController(),
         "fleet.request": RequestController(),

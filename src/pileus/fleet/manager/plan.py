@@ -6,7 +6,11 @@ import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import SplitResult, urlsplit
 
-from pileus.fleet.manager.types import BUILTIN, KIND
+from msgspec import Struct
+from msgspec.structs import replace
+
+from pileus.fleet.manager.types import BUILTIN, KIND, ManagerObserved
+from pileus.kernel.addresses import is_public
 from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 
@@ -14,6 +18,10 @@ FIELD = "desired.callback_url"
 _HOST = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 _NUMBER = re.compile(r"([0-9]+|0x[0-9a-f]*)", re.IGNORECASE)
 """A last label that makes resolvers read the whole host as an IPv4 address (WHATWG URL 3.5)."""
+
+RETRY_FIRST_S, RETRY_MAX_S = 1.0, 60.0
+SHOWN_AFTER = 3
+"""Failures, one after another, from which on people see that the callback fails."""
 
 
 def built_in(name: str, id: str) -> Resource:
@@ -35,7 +43,7 @@ def check_callback(url: str, *, by_operator: bool) -> None:
         raise _refused("must start with https://, or (made by an operator) be http to this machine's own address")
     if by_operator:
         return
-    if local or host.lower().endswith(".localhost") or (literal is not None and not _is_public(literal)):
+    if local or host.lower().endswith(".localhost") or (literal is not None and not is_public(literal)):
         raise _refused(f"{host} is an address of a private network or of the cloud's own machines")
 
 
@@ -65,12 +73,39 @@ def _literal(host: str) -> IPv4Address | IPv6Address | None:
         return None
 
 
-def _is_public(address: IPv4Address | IPv6Address) -> bool:
-    if isinstance(address, IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
-        if inner is not None:
-            return _is_public(inner)
-    return address.is_global and not address.is_multicast
+def retry_s(failures: int, share: float) -> float:
+    """Return how long to wait after so many failures, one after another. ``share``: a random number from 0 to 1.
+
+    At least half of the step, so that many receivers are not tried all at once.
+    """
+    step = min(RETRY_FIRST_S * 2.0 ** min(failures - 1, 16), RETRY_MAX_S)
+    return step * (0.5 + share / 2)
+
+
+class Delivery(Struct, frozen=True, kw_only=True):
+    """How the callback does: tries that failed one after another and since when, what waits, and the words for it."""
+
+    failures: int = 0
+    failing_since: str = ""
+    waiting: int = 0
+    message: str = ""
+    taken: bool = False
+    """Whether one was taken just now."""
+    is_due: bool = True
+    """Whether the last report is old enough for another that only has new numbers."""
+
+
+def report(known: ManagerObserved, now: Delivery) -> ManagerObserved:
+    """Return what people are shown. It changes seldom: a callback that hiccups once is not shown at all."""
+    if now.failures >= SHOWN_AFTER:
+        since = known.failing_since or now.failing_since
+        if known.failing_since and not now.is_due:
+            return known
+        return replace(known, failing_since=since, waiting=now.waiting, message=now.message)
+    is_known_to_fail = bool(now.failures or known.failing_since) and not now.taken
+    if now.waiting == 0 or (not is_known_to_fail and (known.failing_since or now.is_due)):
+        return replace(known, failing_since="", waiting=now.waiting, message="")
+    return known
 
 
 def _refused(why: str) -> Invalid:

@@ -23,10 +23,20 @@ class ManagerDesired(Struct, frozen=True, kw_only=True):
         str,
         Meta(max_length=500, description="https URL that gets answers and changes, signed; empty: it watches instead."),
     ] = ""
+    callback_ca: Annotated[
+        str,
+        Meta(max_length=16_384, description="PEM of an authority that the callback's certificate may come from, too."),
+    ] = ""
     state: Annotated[
         Literal["active", "disabled"],
         Meta(description="A disabled manager's keys stop working within 5 seconds; its nodes run on."),
     ] = "active"
+
+
+class ManagerAssigned(Struct, frozen=True, kw_only=True):
+    """How far the callback may lead: an operator's into the cloud's own networks, too."""
+
+    reach: Literal["public", "any"] = "public"
 
 
 class ManagerObserved(Struct, frozen=True, kw_only=True):
@@ -57,8 +67,8 @@ def _ready(resource: Resource) -> Condition:
     if desired.state == "disabled":
         return unready("Disabled", "the manager is disabled; set state to active to let its keys work again")
     if observed is not None and observed.failing_since:
-        since = f"since {observed.failing_since}"
-        return unready("CallbackFails", f"{observed.waiting} notices wait {since}: {observed.message}")
+        wait = "1 notice waits" if observed.waiting == 1 else f"{observed.waiting} notices wait"
+        return unready("CallbackFails", f"{wait} since {observed.failing_since}: {observed.message}")
     return ready()
 
 
@@ -66,6 +76,7 @@ KIND = Kind(
     name="fleet.manager",
     summary="A program that runs nodes in accounts that consented: of the cluster for all accounts, or of one account.",
     desired=ManagerDesired,
+    assigned=ManagerAssigned,
     observed=ManagerObserved,
     ready=_ready,
     scope="either",
@@ -74,5 +85,6 @@ KIND = Kind(
         Column("STATE", "desired.state"),
         Column("CALLBACK", "desired.callback_url", wide=True),
         Column("WAITING", "observed.waiting", wide=True),
+        Column("FAILING_SINCE", "observed.failing_since", wide=True),
     ),
 )
