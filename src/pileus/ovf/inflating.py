@@ -1,7 +1,7 @@
 """Turns a streamOptimized VMDK into a disk as it streams by, in one thread.
 
 Not several: each grain is inflated in 50 to 200 µs, and handing the interpreter's lock around that often took more time
-than a second core gave (measured on two cores, idle and busy). Digests are computed beside it, in ``digests``' thread.
+than a second core gave (measured on two busy cores). Digests are computed beside it, in ``digests``' thread.
 """
 
 from __future__ import annotations
