@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 from msgspec.structs import replace as changed
 
-from pileus.compute.vm.types import VmAssigned, VmDesired
+from pileus.compute.vm.types import VmAppliance, VmAssigned, VmDesired
 from pileus.drivers.host.guest.base import NodeFact
 from pileus.fleet.node.host import Seen, Step, plan
 from pileus.fleet.node.types import Footprint, NodeAssigned, NodeBefore, NodeDesired, NodeObserved
@@ -29,11 +29,13 @@ NODE = Resource(
     assigned=NodeAssigned(zone="", vdc="", package="p1", hash=HASH, host="h", before=BEFORE, footprint=Footprint(image="i")),
     observed=NodeObserved(state="ready", hash=HASH, boot_id="b1"),
 )  # fmt: skip
+APPLIANCE = VmAppliance(channel="serial", role="")
 VM = Resource(
-    id="v", kind="compute.vm", name="v", conditions=(ready(),), desired=VmDesired(),
+    id="v", kind="compute.vm", name="v", conditions=(ready(),), desired=VmDesired(appliance=APPLIANCE),
     assigned=VmAssigned(zone="", vdc="", image="i", vcpus=1, memory_mib=192, disk_gib=1),
 )  # fmt: skip
 REFUSED = Problem(reason="NodeRefused", message="no room")
+SILENT = Problem(reason="NodeSilent", message="it says nothing")
 
 
 def assigned(**changes: Any) -> Resource:
@@ -62,10 +64,10 @@ CASES: dict[str, tuple[Resource | None, Resource | None, str]] = {
     "refuses": (observed(problem=REFUSED), None, "refused"),
     "refused what was before": (observed(replace(NODE, observed_generation=1), problem=REFUSED), None, "moving"),
     "cannot be reached": (
-        observed(replace(NODE, conditions=(unready("NodeSilent"),)), problem=Problem(reason="NodeSilent", message="")),
+        observed(replace(NODE, conditions=(unready("NodeSilent", "it says nothing"),)), problem=SILENT),
         None, "moving"),
     "old document": (observed(hash="0"), None, "moving"),
-    "not ready": (replace(NODE, conditions=(unready("Silent"),)), None, "moving"),
+    "not ready": (replace(NODE, conditions=(unready("Silent", "it says nothing"),)), None, "moving"),
     "nothing is known": (replace(NODE, observed=None, conditions=()), None, "moving"),
     "old disk": (NODE, replace(VM, assigned=changed(VM.assigned, image="old")), "moving"),
     "VM starts": (NODE, replace(VM, conditions=(unready("Starting"),)), "moving"),
@@ -86,7 +88,7 @@ def test_a_node_is_looked_at(case: str) -> None:
     node, vm, expected = CASES[case]
     seen = see(node, vm, "r")
     assert seen.state == expected
-    assert seen.message or seen.state == "in-force"
+    assert bool(seen.message) == (expected != "in-force")
 
 
 @pytest.mark.parametrize(

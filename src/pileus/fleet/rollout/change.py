@@ -96,7 +96,7 @@ async def _write(tx: Transaction, node: Resource, target: Target) -> Left | None
     if left is not None:
         return left
     footprint = footprint_of(package) if is_new else assigned.footprint
-    is_remade = not desired.vm and is_new and _disk(footprint) != _disk(assigned.footprint)
+    is_remade = not desired.vm and is_new and _vm_of(footprint) != _vm_of(assigned.footprint)
     boot_id = node.observed.boot_id if is_remade and node.observed is not None else ""
     wish = replace(desired, document=target.document, package=package.name if is_new else desired.package)
     hash = document_hash(target.document)
@@ -116,8 +116,9 @@ async def _write(tx: Transaction, node: Resource, target: Target) -> Left | None
     return None
 
 
-def _disk(footprint: Footprint) -> tuple[str, int, int]:
-    return (footprint.image, footprint.vcpus, footprint.memory_mib)
+def _vm_of(footprint: Footprint) -> Footprint:
+    """Return what of a footprint cannot change without a new boot from a new disk."""
+    return replace(footprint, guest_agent=None)
 
 
 async def _link(tx: Transaction, node: Resource, links: dict[str, str]) -> None:
