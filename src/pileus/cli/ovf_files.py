@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
     from pileus.ovf.faults import Fault
-    from pileus.ovf.package import Package
+    from pileus.ovf.package import StoredPackage
     from pileus.ovf.signature import Trust
 
 
@@ -29,7 +29,7 @@ trust_option = click.option(
 
 
 @contextlib.contextmanager
-def opened(file: Path, trust: Iterable[Path] = (), language: str = "") -> Iterator[Package]:
+def opened(file: Path, trust: Iterable[Path] = (), language: str = "") -> Iterator[StoredPackage]:
     """Open a package. A fault in the block ends the command, after its lines are said."""
     from pileus.ovf.faults import OvfFault
     from pileus.ovf.package import open_package

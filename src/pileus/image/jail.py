@@ -187,7 +187,7 @@ async def _convert(
             progress(float(found[-1]) / 100)
 
     ended = await run_jailed(
-        ["qemu-img", "convert", "-p", "-O", "qcow2", *_named(format), "/target"],
+        _words(format),
         staging / "root",
         [(source, "source", "ro"), (staging / "target", "target", "rw")],
         limits=limits,
@@ -200,15 +200,15 @@ async def _convert(
         raise ImageRefused("ConversionFailed", f"the image could not be converted: {ended.last_words}")
 
 
-def _named(format: UploadFormat) -> list[str]:
-    """Return how the source is named to qemu-img, which probes nothing.
+def _words(format: UploadFormat) -> list[str]:
+    """Return the conversion's command; nothing is probed.
 
     A VHD says its size twice; QEMU believes the older geometry unless told otherwise, and cuts the disk's end off.
     """
     if format == "vhd":
         opened = "driver=vpc,force_size_calc=current_size,file.driver=file,file.filename=/source"
-        return ["--image-opts", opened]
-    return ["-f", format, "/source"]
+        return ["qemu-img", "convert", "-p", "-O", "qcow2", "--image-opts", opened, "/target"]
+    return ["qemu-img", "convert", "-p", "-O", "qcow2", "-f", format, "/source", "/target"]
 
 
 def _prepare(source: Path, staging: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Self
 
 from pileus.ovf.contents import Content, Terms, compare
 from pileus.ovf.descriptor import read_descriptor
@@ -26,7 +27,9 @@ from pileus.ovf.tar import Member, Readable, members
 _DESCRIPTOR, _MANIFEST, _CERTIFICATE = ".ovf", ".mf", ".cert"
 
 
-def open_package(path: Path, *, limits: Limits = DEFAULT, language: str = "", trust: Trust | None = None) -> Package:
+def open_package(
+    path: Path, *, limits: Limits = DEFAULT, language: str = "", trust: Trust | None = None
+) -> StoredPackage:
     """Return the package at ``path``: a folder, a descriptor in one, or an archive. Use it with ``with``.
 
     What is wrong so far is in its ``faults``. Raises: OvfFault, when nothing can be made of it.
@@ -81,7 +84,7 @@ class Package:
         self._descriptor_digests: dict[str, str] = {}
         self._late: dict[str, dict[str, str]] | None = None
 
-    def __enter__(self) -> Package:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -94,6 +97,11 @@ class Package:
     def signed(self) -> bool:
         """Whether there is a certificate file; what it is worth says ``signature``."""
         return self._certificate is not None
+
+    @property
+    def certificate(self) -> bytes:
+        """The certificate file; empty when there is none."""
+        return self._certificate[1] if self._certificate is not None else b""
 
     def contents(self) -> Iterator[Content]:
         """Yield the files of the package: in the descriptor's order, or as they come on a stream.
@@ -197,6 +205,10 @@ class StoredPackage(Package):
     def close(self) -> None:
         """Let go of the archive or folder."""
         self._store.close()
+
+    def descriptor_text(self) -> bytes:
+        """Return the descriptor as it is stored. Raises: OvfFault."""
+        return b"".join(self._store.chunks(self.descriptor))
 
     def _found(self) -> Iterator[Found]:
         return from_store(self._store, self.envelope.files, self.descriptor, self.faults, self.limits)

@@ -1,4 +1,4 @@
-"""``pileus ovf``: OVF and OVA packages on this machine; each verb is in a module of its own."""
+"""``pileus ovf``: OVF and OVA packages; each verb is in a module of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ VERBS = {
     "inspect": ("ovf_inspect", "Show what a package has: VMs, disks, networks, properties, signature."),
     "validate": ("ovf_validate", "Check all of a package: structure, digests, signature."),
     "convert": ("ovf_convert", "Take a package apart: its disks as qcow2 or raw, its VMs as JSON."),
+    "import": ("ovf_import", "Make VMs of a package, or a fleet manager's package."),
     "sign": ("ovf_sign", "Sign a package with a key and a certificate."),
 }
 """Verb → its module in pileus.cli.commands, which has ``command``, and its summary."""
@@ -38,4 +39,4 @@ class Verbs(click.Group):
 
 @click.group("ovf", cls=Verbs)
 def command() -> None:
-    """Look at, check, convert and sign OVF packages and OVA archives; no cloud is needed."""
+    """Look at, check, convert, sign and import OVF packages and OVA archives; only import needs a cloud."""
