@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import random
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -79,7 +81,7 @@ def refuse(world: Cloud, node: Resource, why: str = "no room for the rules") -> 
     guests_of(world, node).refusals[node.assigned.vm] = why
 
 
-async def repair(world: Cloud, node: Resource) -> None:
+def repair(world: Cloud, node: Resource) -> None:
     del guests_of(world, node).refusals[node.assigned.vm]
 
 
@@ -98,9 +100,21 @@ async def check_waves(world: Cloud, name: str = "r1") -> None:
             assert before.document == OLD
 
 
-async def accidents(world: Cloud, seed: int) -> None:
-    """Kill the server, or an agent, again and again, and look meanwhile that no wave comes too early."""
-    chance = random.Random(seed)
+@contextlib.asynccontextmanager
+async def accidents(world: Cloud, seed: int) -> AsyncIterator[None]:
+    """Kill the server, or an agent, again and again for the block, and look that no wave comes too early."""
+    task = asyncio.create_task(_accidents(world, random.Random(seed)))
+    yield
+    task.cancel()
+    (ended,) = await asyncio.gather(task, return_exceptions=True)
+    assert isinstance(ended, asyncio.CancelledError), ended
+    if not world.servers:
+        await world.start_server("last")
+    for host in set(world.hosts) - set(world.agents):
+        await world.start_agent(host)
+
+
+async def _accidents(world: Cloud, chance: random.Random) -> None:
     while True:
         await asyncio.sleep(chance.uniform(0.2, 4.0))
         if chance.random() < 0.5:
@@ -123,14 +137,8 @@ def test_of_twenty_nodes_one_fails_all_go_back_and_after_repair_all_change_whoev
             bad = nodes[random.Random(seed).randrange(1, NODES)]
             refuse(world, bad)
             await roll(world, timeout_s=120)
-            killer = asyncio.create_task(accidents(world, seed))
-            rollout = await until_phase(world, "rolled-back")
-            killer.cancel()
-            await asyncio.gather(killer, return_exceptions=True)
-            if not world.servers:
-                await world.start_server("last")
-            for host in set(world.hosts) - set(world.agents):
-                await world.start_agent(host)
+            async with accidents(world, seed):
+                rollout = await until_phase(world, "rolled-back")
             result = by_name(rollout)[bad.name]
             assert result.failure == "no room for the rules"
             assert result.state == "rolled-back"
@@ -140,16 +148,10 @@ def test_of_twenty_nodes_one_fails_all_go_back_and_after_repair_all_change_whoev
             assert [one.name for one in rollout.observed.results if one.failure] == [bad.name]
             await _all_run(world, nodes, OLD)
 
-            await repair(world, bad)
+            repair(world, bad)
             await world.patch("fleet.rollout", "r1", attempt=1)
-            killer = asyncio.create_task(accidents(world, seed + 100))
-            rollout = await until_phase(world, "done")
-            killer.cancel()
-            await asyncio.gather(killer, return_exceptions=True)
-            if not world.servers:
-                await world.start_server("end")
-            for host in set(world.hosts) - set(world.agents):
-                await world.start_agent(host)
+            async with accidents(world, seed + 100):
+                rollout = await until_phase(world, "done")
             assert {one.state for one in rollout.observed.results} == {"done"}
             await _all_run(world, nodes, NEW)
             assert rollout.ready is not None
@@ -181,7 +183,7 @@ def test_a_rollout_that_pauses_at_its_gate_goes_on_with_what_failed_when_it_is_t
             assert "raise attempt to go on" in rollout.observed.message
             await world.settle()
             assert [runs(world, node) == NEW for node in nodes] == [True] + [False] * 7
-            await repair(world, nodes[1])
+            repair(world, nodes[1])
             await world.patch("fleet.rollout", "r1", attempt=1)
             rollout = await until_phase(world, "done")
             assert rollout.observed.done == 8
