@@ -113,6 +113,9 @@ class ManagerController(Controller):
         if desired.state == "disabled":
             return Done()
         self._signer = self._signer or await load_signer(store)
+        known: ManagerObserved = resource.observed or ManagerObserved()
+        if known.webhook_key != self._signer.public:  # first, so that receivers can verify what comes
+            return Done(_write(resource, replace(known, webhook_key=self._signer.public)), after_s=AGAIN_S)
         callback = self._callback(resource.id, (desired.callback_url, desired.callback_ca))
         waiting = await _bounded(store, resource)
         taken, after_s = 0, NO_TURN_S
@@ -131,9 +134,8 @@ class ManagerController(Controller):
             taken=taken > 0,
             is_due=now - callback.reported_at >= REPORT_EVERY_S,
         )
-        known: ManagerObserved = resource.observed or ManagerObserved()
-        told = replace(report(known, delivery), webhook_key=self._signer.public)
-        if told == resource.observed:
+        told = report(known, delivery)
+        if told == known:
             return Done(after_s=after_s)
         callback.reported_at = now
         return Done(_write(resource, told), after_s=after_s)
