@@ -58,7 +58,7 @@ def _check_authority(pem: str) -> None:
         return
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
-    except (ssl.SSLError, ValueError):
+    except (ssl.SSLError, ValueError, TypeError):
         message = "callback_ca: is no certificate in PEM (it begins with -----BEGIN CERTIFICATE-----)"
         raise Invalid(message, field="desired.callback_ca") from None
 
