@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 import msgspec
 from tests.cloud.fleet.requests_world import ACCOUNT, MANAGER, ask, furnish, settled
 from tests.cloud.world import Cloud, cloud
-from tests.virtual_time import run
+from tests.virtual_time import clock, run
 
+from pileus.fleet.manager.controller import AT_ONCE, TURNS_OF_ACCOUNT_MAX
 from pileus.fleet.manager.types import ManagerObserved
+from pileus.fleet.request.types import RequestAssigned, RequestDesired, RequestObserved
 from pileus.kernel.errors import Transient
-from pileus.kernel.outbound import Poster, Reach
+from pileus.kernel.kind import Resource
+from pileus.kernel.outbound import TIMEOUT_S, Poster, Reach
 from pileus.kernel.store import statements as sql
+from pileus.kernel.transaction import Transaction
 
 URL = "https://fleet.example.com/notices"
 
@@ -27,6 +32,8 @@ class Callback:
         self.tried: list[str] = []
         self.opened: list[tuple[Reach, str]] = []
         self.is_down = False
+        self.hanging = self.hanging_most = 0
+        """Messages to other addresses, which never answer: now, and at the same time."""
         self.refused: set[str] = set()
         """Nodes of which it takes nothing."""
 
@@ -36,7 +43,12 @@ class Callback:
         yield self
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
-        assert url == URL
+        if url != URL:
+            self.hanging += 1
+            self.hanging_most = max(self.hanging, self.hanging_most)
+            await asyncio.sleep(TIMEOUT_S)
+            self.hanging -= 1
+            raise Transient("no answer")
         told = msgspec.json.decode(body)
         self.tried.append(told["node"])
         if self.is_down:
@@ -245,3 +257,48 @@ def test_a_disabled_manager_is_told_when_it_is_active_again() -> None:
             assert callback.taken[-1][1]["data"]["hash"] == callback.taken[-1][1]["data"]["wished_hash"]
 
     run(main)
+
+
+def test_callbacks_of_an_account_that_hang_hold_up_no_others() -> None:
+    async def main() -> None:
+        async with told_cloud() as (world, callback, _):
+            await world.create("tenancy.account", "slow")
+            for number in range(100):
+                await world.create("fleet.manager", f"slow{number}", "slow", callback_url="https://slow.example.com/")
+            await world.settle()
+            managers = [await world.resource("fleet.manager", f"slow{number}", "slow") for number in range(100)]
+            for manager in managers:
+                await world.store.write(lambda tx, it=manager: ended(tx, it))  # type: ignore[misc]
+            callback.taken.clear()
+            begun = clock()
+            await ask(world, "node0", "x", name="r")
+            await settled(world, "r")
+            await world.until(lambda: is_told(callback), 5.0)
+            assert clock() - begun < 5.0
+            assert callback.hanging > 0
+            for _ in range(30):
+                await asyncio.sleep(1.0)
+            assert callback.hanging_most <= TURNS_OF_ACCOUNT_MAX * AT_ONCE
+
+    run(main)
+
+
+async def is_told(callback: Callback) -> bool:
+    """Tell whether the end of a request came."""
+    return bool(callback.requests())
+
+
+async def ended(tx: Transaction, manager: Resource) -> None:
+    """Write a request of the manager's own account that ended."""
+    await tx.create(
+        Resource(
+            id="",
+            kind="fleet.request",
+            name=f"of-{manager.name}",
+            account_id=manager.account_id,
+            account=manager.account,
+            desired=RequestDesired(node="n"),
+            assigned=RequestAssigned(manager=manager.id, node=manager.id, deadline=0.0, settled_at=tx.now),
+            observed=RequestObserved(state="applied"),
+        )
+    )

@@ -67,8 +67,8 @@ def _ready(resource: Resource) -> Condition:
     if desired.state == "disabled":
         return unready("Disabled", "the manager is disabled; set state to active to let its keys work again")
     if observed is not None and observed.failing_since:
-        wait = "1 notice waits" if observed.waiting == 1 else f"{observed.waiting} notices wait"
-        return unready("CallbackFails", f"{wait} since {observed.failing_since}: {observed.message}")
+        since = observed.failing_since
+        return unready("CallbackFails", f"notices waiting: {observed.waiting}, since {since}: {observed.message}")
     return ready()
 
 
