@@ -23,6 +23,7 @@ from pileus.fleet.request.types import (
     queue_space,
 )
 from pileus.infra.host.types import HostAssigned
+from pileus.kernel.clock import unix
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait
@@ -136,7 +137,7 @@ def _kept(request: Resource, now: float) -> Outcome:
 
 
 async def wake_kept(store: Store) -> None:
-    """Make due the settled requests that were kept long enough; ids rise with time, so the oldest come first."""
+    """Make due the settled requests that were kept long enough; the oldest come first, so the first too young ends it."""
     before = store.clock() - KEPT_S
     after = ""
     while page := await store.list(Filter(kind="fleet.request"), after=after, limit=PAGE):
@@ -144,5 +145,5 @@ async def wake_kept(store: Store) -> None:
         if due:
             await wake_ids(store, due)
         after = page[-1].id
-        if not due:
+        if unix(page[-1].created_at) > before:
             return
