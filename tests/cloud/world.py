@@ -318,14 +318,14 @@ class Cloud:
             await self.add_image(name)
         await self.settle()
 
-    async def add_image(self, name: str) -> None:
+    async def add_image(self, name: str, virtual_size_bytes: int = GIB) -> None:
         await self.create("storage.image", name, append="quiet")
         image = await self.resource("storage.image", name)
         digest = hashlib.sha256(IMAGE).hexdigest()
         facts = ImageObserved(
             state="available",
             size_bytes=len(IMAGE),
-            virtual_size_bytes=GIB,
+            virtual_size_bytes=virtual_size_bytes,
             sha256=digest,
             kernel_sha256=digest,
             kernel_size_bytes=len(IMAGE),

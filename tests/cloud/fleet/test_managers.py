@@ -132,6 +132,20 @@ async def test_a_manager_creates_where_it_may(fleet: Fleet) -> None:
     assert (own.status, own.json["account"]) == (201, ACME)
 
 
+async def test_a_manager_makes_no_node_of_a_vm_that_is_the_accounts(fleet: Fleet) -> None:
+    agent = {"commands": [{"name": "shell", "path": "/bin/sh"}]}
+    package: dict[str, Any] = {"manager": CENTRAL, "version": "q", "channel": "qga", "guest_agent": agent, "nics": 0}
+    await fleet.make(fleet.callers[CENTRAL], "fleet.package", "guests", **package)
+    await fleet.image(fleet.callers[ACME], "disk")
+    vm: dict[str, Any] = {"image": "disk", "vcpus": 1, "memory_mib": 64, "nics": []}
+    id = await fleet.make(fleet.callers[ACME], "compute.vm", "ledger", **vm)
+    wish = {"manager": CENTRAL, "package": "guests", "vm": id}
+    taken = await fleet.callers[CENTRAL]("POST", "/v1/fleet.node", {"name": "taken", "account": ACME, "desired": wish})
+    assert (taken.status, taken.json["code"]) == (403, "not-yours"), taken.body
+    given = await fleet.callers[ACME]("POST", "/v1/fleet.node", {"name": "given", "desired": wish})
+    assert given.status == 201, given.body
+
+
 async def test_what_a_manager_does_is_in_the_tenants_audit_under_its_name(fleet: Fleet) -> None:
     entries = (await fleet.callers[ACME]("GET", "/v1/audit?limit=1000")).json["items"]
     done = {(entry["actor"], entry["verb"], entry["kind"], entry["name"]) for entry in entries}
@@ -162,7 +176,14 @@ async def test_an_answer_that_was_given_before_is_out_of_sight_with_the_consent(
 
 
 async def test_a_name_of_the_account_does_not_hide_the_managers_own(fleet: Fleet) -> None:
-    house: dict[str, Any] = {"manager": OWN, "version": "2", "vcpus": 1, "memory_mib": 64, "nics": 0, "image": f"{OWN}-image"}
+    house: dict[str, Any] = {
+        "manager": OWN,
+        "version": "2",
+        "vcpus": 1,
+        "memory_mib": 64,
+        "nics": 0,
+        "image": f"{OWN}-image",
+    }
     await fleet.make(fleet.callers[OWN], "fleet.package", f"{CENTRAL}-package", **house)
     found = await fleet.callers[CENTRAL]("GET", f"/v1/fleet.package/{CENTRAL}-package?account={ACME}")
     assert (found.status, found.json["account"]) == (200, "")

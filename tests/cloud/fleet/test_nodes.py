@@ -11,6 +11,7 @@ from tests.virtual_time import run
 
 from pileus.kernel.errors import Conflict, Denied, Invalid, QuotaExceeded
 from pileus.kernel.kind import Resource
+from pileus.kernel.quota import space
 from pileus.kernel.store.lists import Filter
 from pileus.node.document import document_hash
 
@@ -211,6 +212,130 @@ def test_a_vm_of_the_account_becomes_a_node_by_reference_and_stays_when_the_node
     run(main)
 
 
+def test_a_foreign_guest_takes_what_its_new_package_allows_and_nothing_of_the_old_one() -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            await furnish(world)
+            for version in ("a", "b"):
+                agent = {"commands": [{"name": f"do-{version}", "path": "/usr/sbin/nft", "repeatable": True}],
+                         "document": "/etc/fw.json", "apply": f"do-{version}"}  # fmt: skip
+                await world.create(
+                    "fleet.package", version, manager=MANAGER, version=version, channel="qga", guest_agent=agent, nics=0
+                )
+            await world.create("compute.vm", "web", ACCOUNT)
+            await world.until(lambda: world.is_ready("compute.vm", "web", ACCOUNT))
+            with pytest.raises(Invalid, match="is stopped by itself"):
+                await add_node(world, package="a", vm="web", nics=[], power="stopped")
+            await add_node(world, package="a", vm="web", nics=[])
+            node = await ready(world)
+            with pytest.raises(Invalid, match="only channel qga"):
+                await world.patch("fleet.node", "edge", ACCOUNT, package="fw-1")
+            assert node.vdc == (await vm_of(world, node)).vdc
+            await world.patch("fleet.node", "edge", ACCOUNT, package="b")
+            await world.settle()
+            allowed = world.hosts[node.host].guests.allowed[node.assigned.vm]
+            assert allowed is not None
+            assert [command.name for command in allowed.commands] == ["do-b"]
+            await ready(world)
+
+    run(main)
+
+
+def test_a_package_of_the_same_image_gives_the_node_its_other_role() -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            await furnish(world)
+            await add_node(world)
+            node = await ready(world)
+            await add_package(world, "fw-2", "2", "appliance", role="names")
+            await world.patch("fleet.node", "edge", ACCOUNT, package="fw-2")
+            seeds = world.hosts[node.host].guests.seeds
+
+            async def is_other() -> bool:
+                is_told = seeds[node.assigned.vm].role == "names"
+                return is_told and await world.is_ready("fleet.node", "edge", ACCOUNT)
+
+            await world.until(is_other)
+
+    run(main)
+
+
+def test_a_node_has_no_larger_disk_than_its_account_is_charged() -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            await furnish(world)
+            await world.add_image("large", 4 * 2**30)
+            await add_package(world, "fw-2", "2", "large")
+            await add_node(world, package="fw-2")
+            node = await ready(world)
+            for package, size_gib in (("fw-1", 1), ("fw-2", 4)):
+                before = await vm_of(world, node)
+                await world.patch("fleet.node", "edge", ACCOUNT, package=package)
+
+                async def is_replaced(before: Resource = before) -> bool:
+                    vm = await vm_of(world, node)
+                    is_new = vm.assigned.volumes != before.assigned.volumes
+                    return bool(is_new and vm.observed.power == "running")
+
+                await world.until(is_replaced)
+                await world.settle()
+                (disk,) = await world.store.list(Filter(kind="storage.volume", owner=node.assigned.vm))
+                _, used = await world.store.write(lambda tx: tx.budget(space(node.vdc, "disk_gib")))
+                assert (disk.desired.size_gib, used) == (size_gib, size_gib)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("nic", "words"),
+    [
+        ({"address": "10.1.1.255"}, "10.1.1.255"),
+        ({"address": "10.1.1.77", "extra_addresses": ["10.1.1.77"]}, "is given twice"),
+        ({"network": ""}, "say which network"),
+    ],
+)
+def test_a_node_has_the_addresses_that_a_vm_may_have(nic: dict[str, Any], words: str) -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            await furnish(world)
+            with pytest.raises(Invalid, match=words):
+                await add_node(world, nics=[nic])
+
+    run(main)
+
+
+def test_where_a_node_runs_is_not_said_by_naming_another_object() -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            await furnish(world)
+            account = await world.resource("tenancy.account", ACCOUNT)
+            with pytest.raises(Invalid, match="apart_from is for the cloud's routers"):
+                await add_node(world, apart_from=account.id)
+
+    run(main)
+
+
+def test_an_account_has_as_many_nodes_of_a_manager_as_its_consent_says_now() -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            await furnish(world)
+            for number in range(3):
+                await add_node(world, f"edge{number}")
+            await world.patch("fleet.consent", MANAGER, ACCOUNT, nodes_max=2)
+            await world.delete("fleet.node", "edge0", ACCOUNT)
+            await world.until(lambda: _gone(world, "edge0"))
+            with pytest.raises(QuotaExceeded, match="have 2 nodes, and it has 2"):
+                await add_node(world, "edge3")
+            for name in ("edge1", "edge2"):
+                await world.delete("fleet.node", name, ACCOUNT)
+            await world.patch("fleet.consent", MANAGER, ACCOUNT, nodes_max=0)
+            await world.settle()
+            with pytest.raises(QuotaExceeded, match="have 0 nodes"):
+                await add_node(world, "edge3")
+
+    run(main)
+
+
 def test_what_an_account_did_not_allow_is_refused_before_anything_exists() -> None:
     async def main() -> None:
         async with cloud(1) as world:
@@ -222,7 +347,7 @@ def test_what_an_account_did_not_allow_is_refused_before_anything_exists() -> No
                 await add_node(world, nics=[])
             for number in range(3):
                 await add_node(world, f"edge{number}")
-            with pytest.raises(QuotaExceeded, match="have 3 nodes, and it has them"):
+            with pytest.raises(QuotaExceeded, match="have 3 nodes, and it has 3"):
                 await add_node(world, "edge3")
             vdc = (await world.store.list(Filter(kind="tenancy.vdc")))[0]
             await world.patch("tenancy.vdc", vdc.name, ACCOUNT, quota={"vms": 3})

@@ -19,7 +19,8 @@ from pileus.kernel.errors import Conflict, Denied, Invalid
 from pileus.kernel.kind import Resource
 from pileus.kernel.quota import charge, space
 from pileus.kernel.transaction import AlreadyClaimed, Exhausted, Transaction
-from pileus.network.network.plan import offset, parse_address, parse_range, pool
+from pileus.network.addresses import claim_addresses
+from pileus.network.network.plan import offset, parse_range
 from pileus.network.network.types import address_space
 from pileus.storage.image.types import ImageObserved, refuse_unready
 from pileus.storage.volume.types import attachment_space
@@ -187,7 +188,7 @@ async def _change_addresses(tx: Transaction, change: Change, vdc: Resource) -> N
     for key in unmade:
         await _release(tx, change.new.id, key)
     for position, key in coming:
-        await _claim(tx, change.new, vdc, key, f"desired.nics[{position}]")
+        await claim_addresses(tx, change.new, vdc.zone, key[0], _wished(key), f"desired.nics[{position}]")
 
 
 def _keys(desired: VmDesired, links: dict[str, str]) -> list[NicKey]:
@@ -204,45 +205,6 @@ async def _release(tx: Transaction, vm: str, key: NicKey) -> None:
     for text in _wished(key):
         number = offset(IPv4Address(text), parse_range(network.desired.range))
         await tx.release(vm, address_space(network.id), str(number))
-
-
-async def _claim(tx: Transaction, vm: Resource, vdc: Resource, key: NicKey, field: str) -> None:
-    """Claim the addresses of a NIC for the VM."""
-    network = await tx.get(key[0])
-    if network.zone != vdc.zone:
-        raise Invalid(f"{network} is in another zone than the VM", field=f"{field}.network")
-    range_ = parse_range(network.desired.range)
-    low, high = pool(network.desired)
-    for text in _wished(key):
-        number = offset(parse_address(text, range_, f"{field}.address"), range_)
-        if not low <= number <= high:
-            raise Invalid(f"{text} is outside of {_span(network)}, which {network} gives out", field=f"{field}.address")
-        holder = await tx.holder(address_space(network.id), str(number))
-        if holder is not None:
-            raise _in_use(text, network, vm, field, own=holder == vm.id)
-        await tx.claim(address_space(network.id), str(number), vm.id, number)
-
-
-def _in_use(text: str, network: Resource, vm: Resource, field: str, *, own: bool) -> Conflict | Invalid:
-    desired: VmDesired = vm.desired
-    given = [each for nic in desired.nics for each in (nic.address, *nic.extra_addresses)]
-    if own and given.count(text) > 1:
-        return Invalid(f"{text} is given twice", field=f"{field}.address")
-    if own:
-        message = f"{vm} still has {text} of {network}, on another NIC; detach that first, then repeat this"
-    else:
-        message = (
-            f"{text} of {network} is in use; choose another of {_span(network)}, or leave the address out to get a free "
-            "one"
-        )
-    return Conflict(message, code="address-in-use", field=f"{field}.address")
-
-
-def _span(network: Resource) -> str:
-    """Return the addresses that a network gives out, for a message."""
-    low, high = pool(network.desired)
-    base = parse_range(network.desired.range).network_address
-    return f"{base + low} to {base + high}"
 
 
 async def _attach_volumes(tx: Transaction, change: Change, vdc: Resource) -> None:

@@ -83,14 +83,15 @@ def _free_name(vm: Resource, taken: set[str]) -> str:
 async def rebuild(tx: Transaction, vm: Resource, image: Resource) -> Resource:
     """Give a VM that is stopped a new root volume of ``image``, and return it; the old one goes, with what is on it.
 
-    NICs, addresses and further disks stay as they are. Only the cloud wishes that, for appliances.
+    It is as large as the VM wishes now, be that less than before: so much the account is charged. NICs, addresses and
+    further disks stay as they are. Only the cloud wishes that, for appliances.
     """
     assigned: VmAssigned = vm.assigned
     changed = replace(
         assigned,
         image=image.id,
         append=image.desired.append if image.observed.kernel_sha256 else "",
-        disk_gib=max(assigned.disk_gib, -(-image.observed.virtual_size_bytes // 2**30)),
+        disk_gib=vm.desired.disk_gib,
     )
     if assigned.volumes:
         await tx.release(vm.id, attachment_space(assigned.volumes[0]))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import msgspec
 
-from pileus.compute.vm.types import VmNic, node_space
+from pileus.compute.vm.types import node_space
 from pileus.fleet.admission import require, require_consent
 from pileus.fleet.consent.types import Allowed, ConsentDesired
 from pileus.fleet.node.plan import costs, footprint_of
@@ -18,9 +18,8 @@ from pileus.kernel.errors import Conflict, Denied, Invalid, QuotaExceeded
 from pileus.kernel.kind import Resource
 from pileus.kernel.quota import charge
 from pileus.kernel.store.lists import Filter
-from pileus.kernel.transaction import AlreadyClaimed, Exhausted, Transaction
-from pileus.network.network.plan import offset, parse_address, parse_range
-from pileus.network.network.types import address_space
+from pileus.kernel.transaction import AlreadyClaimed, Transaction
+from pileus.network.addresses import claim_addresses
 from pileus.storage.image.types import refuse_unready
 
 NEEDS: dict[str, Allowed] = {
@@ -35,6 +34,8 @@ class NodeAdmission(Admission):
 
     async def admit(self, tx: Transaction, change: Change) -> Resource:
         """Return the node with its package and place decided. Raises: Denied, Invalid, Conflict, QuotaExceeded."""
+        if change.new.desired.apart_from:
+            raise Invalid("desired.apart_from is for the cloud's routers", field="desired.apart_from")
         if change.old is not None:
             return await _changed(tx, change, change.old)
         new = change.new
@@ -43,13 +44,13 @@ class NodeAdmission(Admission):
         consent = await require_consent(tx, new.account_id, manager)
         await _count(tx, new, manager, consent)
         package = await _package(tx, change, manager)
-        vdc = await tx.get(change.links.get("vdc") or (await only(tx, "tenancy.vdc", new.account_id, "vdc")).id)
-        change.links["vdc"] = vdc.id
         if new.desired.vm:
-            await _take_vm(tx, change, package)
+            vdc = await _take_vm(tx, change, package)
         else:
+            vdc = await tx.get(change.links.get("vdc") or (await only(tx, "tenancy.vdc", new.account_id, "vdc")).id)
             await _check_nics(tx, change, package, vdc)
             await _charge(tx, new, package, vdc)
+        change.links["vdc"] = vdc.id
         assigned = NodeAssigned(
             zone=vdc.zone, vdc=vdc.id, manager=manager.id, package=package.id, footprint=footprint_of(package)
         )
@@ -64,13 +65,14 @@ class NodeAdmission(Admission):
 
 async def _count(tx: Transaction, node: Resource, manager: Resource, consent: ConsentDesired) -> None:
     """Take one of the nodes that the consent allows. Raises: QuotaExceeded."""
-    try:
-        await tx.claim_number(f"nodes/{node.account_id}/{manager.id}", 1, consent.nodes_max, node.id)
-    except Exhausted:
+    space = f"nodes/{node.account_id}/{manager.id}"
+    has = await tx.claimed(space)
+    if has >= consent.nodes_max:
         raise QuotaExceeded(
-            f"the account lets {manager} have {consent.nodes_max} nodes, and it has them; "
+            f"the account lets {manager} have {consent.nodes_max} nodes, and it has {has}; "
             "delete one, or raise nodes_max of the consent"
-        ) from None
+        )
+    await tx.claim(space, node.id, node.id)
 
 
 async def _package(tx: Transaction, change: Change, manager: Resource) -> Resource:
@@ -78,8 +80,8 @@ async def _package(tx: Transaction, change: Change, manager: Resource) -> Resour
     if "package" in change.links:
         package = await tx.get(change.links["package"])
     else:
-        filter = Filter(kind="fleet.package", account_id=manager.account_id)
-        own = [each for each in await tx.matching(filter) if each.assigned.manager == manager.id and not each.deleting]
+        of_manager = await tx.matching(Filter(kind="fleet.package", manager=manager.id))
+        own = [each for each in of_manager if not each.deleting]
         if not own:
             raise Invalid(f"{manager} has no package yet; see `pileus get package`", field="desired.package")
         package = own[-1]
@@ -99,24 +101,36 @@ async def _package(tx: Transaction, change: Change, manager: Resource) -> Resour
     return package
 
 
-async def _take_vm(tx: Transaction, change: Change, package: Resource) -> None:
-    """Make a VM of the account this node's. Raises: Invalid, Conflict (in-use)."""
+async def _take_vm(tx: Transaction, change: Change, package: Resource) -> Resource:
+    """Make a VM of the account this node's, and return its vdc. Raises: Denied, Invalid, Conflict (in-use)."""
     vm = await tx.get(change.links["vm"])
+    if change.principal.manager_id:
+        raise Denied("only the account's own users may make a node of a VM that is there already", code="not-yours")
     if vm.owner != vm.account_id:
         raise Invalid(f"{vm} is an appliance already", field="desired.vm")
     if change.new.desired.nics:
         raise Invalid("a VM that is there already has its NICs; leave nics out", field="desired.nics")
+    if change.links.get("vdc", vm.vdc) != vm.vdc:
+        raise Invalid(f"{vm} is in another vdc; leave vdc out", field="desired.vdc")
+    _check_reach(change.new.desired, package)
+    try:
+        await tx.claim(node_space(), vm.id, change.new.id)
+    except AlreadyClaimed as error:
+        holder = await tx.get(error.holder)
+        raise Conflict(f"{vm} is {holder} already", code="in-use", field="desired.vm") from None
+    return await tx.get(vm.vdc)
+
+
+def _check_reach(desired: NodeDesired, package: Resource) -> None:
+    """Raises: Invalid for what cannot be had of a VM that was there before the node."""
     if package.desired.channel != "qga":
         raise Invalid(
             f"{package} has channel {package.desired.channel}, whose key is made with a VM; only channel qga can reach "
             "a VM that is there already",
             field="desired.package",
         )
-    try:
-        await tx.claim(node_space(), vm.id, change.new.id)
-    except AlreadyClaimed as error:
-        holder = await tx.get(error.holder)
-        raise Conflict(f"{vm} is {holder} already", code="in-use", field="desired.vm") from None
+    if desired.power != "running":
+        raise Invalid("a VM that is there already is stopped by itself: `pileus stop vm`", field="desired.power")
 
 
 async def _check_nics(tx: Transaction, change: Change, package: Resource, vdc: Resource) -> None:
@@ -129,25 +143,12 @@ async def _check_nics(tx: Transaction, change: Change, package: Resource, vdc: R
         field = f"desired.nics[{position}]"
         if nic.attachment != "network" or nic.addresses or nic.stations:
             raise Invalid(f"{field}: attachment, addresses and stations are for routers", field=field)
-        network = await tx.get(change.links[f"nics.{position}.network"])
-        if network.zone != vdc.zone:
-            raise Invalid(f"{network} is in another zone than the node", field=f"{field}.network")
-        await _claim_addresses(tx, change.new, network, nic, field)
-
-
-async def _claim_addresses(tx: Transaction, node: Resource, network: Resource, nic: VmNic, field: str) -> None:
-    """Hold the addresses asked for until the VM is made, which gets them. Raises: Invalid, Conflict (address-in-use)."""
-    range_ = parse_range(network.desired.range)
-    for text in (nic.address, *nic.extra_addresses):
-        if not text:
-            continue
-        number = offset(parse_address(text, range_, f"{field}.address"), range_)
-        try:
-            await tx.claim(address_space(network.id), str(number), node.id, number)
-        except AlreadyClaimed:
-            raise Conflict(
-                f"{text} of {network} is in use; choose another", code="address-in-use", field=field
-            ) from None
+        # The addresses asked for are held until the VM is made, which gets them.
+        network, wished = (
+            change.links.get(f"nics.{position}.network", ""),
+            filter(None, (nic.address, *nic.extra_addresses)),
+        )
+        await claim_addresses(tx, change.new, vdc.zone, network, wished, field)
 
 
 async def _charge(tx: Transaction, node: Resource, package: Resource, vdc: Resource) -> None:
@@ -173,7 +174,9 @@ async def _changed(tx: Transaction, change: Change, old: Resource) -> Resource:
     before = old.assigned.before
     if before is not None and before.turned == "forward" and before.package_id != package.id:
         change.links[BEFORE] = before.package_id
-    if not desired.vm:
+    if desired.vm:
+        _check_reach(desired, package)
+    else:
         if package.assigned.nics != len(desired.nics):
             raise Invalid(
                 f"{package} has {package.assigned.nics} NICs, the node {len(desired.nics)}", field="desired.package"

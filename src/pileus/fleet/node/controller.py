@@ -8,7 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.compute.vm.types import VmAppliance, VmAssigned, VmDesired, VmObserved
-from pileus.fleet.node.plan import NodeWish, footprint_of, is_made_of, next_power
+from pileus.fleet.node.plan import NodeWish, disk_gib, footprint_of, is_made_of, next_power
 from pileus.fleet.node.types import Footprint, NodeAssigned, NodeDesired, NodeObserved
 from pileus.fleet.request.types import QUEUE_MAX, queue_space
 from pileus.kernel.kind import Resource
@@ -55,7 +55,7 @@ class NodeController(Controller):
         footprint = footprint_of(around.package)
         wish = NodeWish(
             power=resource.desired.power,
-            is_current=around.image is None or around.vm is None or is_made_of(footprint, around.vm.assigned),
+            is_current=around.image is None or around.vm is None or is_made_of(footprint, around.vm),
             is_off=around.vm is not None and _is_off(around.vm),
         )
 
@@ -149,18 +149,20 @@ async def _keep_vm(tx: Transaction, node: Resource, around: Around, footprint: F
 
 
 async def _remake(tx: Transaction, vm: Resource, image: Resource, footprint: Footprint) -> Resource:
-    """Let a VM that is stopped have the disk and the size of another package; its controller makes the disk."""
+    """Let a VM that is stopped be what another package says; its controller makes the disk, if that is another."""
     await tx.link(vm.id, {**await tx.links(vm.id), "image": image.id})
     size: dict[str, Any] = {"vcpus": footprint.vcpus, "memory_mib": footprint.memory_mib}
-    desired = replace(vm.desired, image=image.id, **size)
+    told = replace(vm.desired.appliance, channel=footprint.channel, role=footprint.role)
+    desired = replace(vm.desired, image=image.id, disk_gib=disk_gib(image), appliance=told, **size)
     return await tx.update(vm, desired=desired, assigned=replace(vm.assigned, **size))
 
 
 async def _make_vm(tx: Transaction, node: Resource, around: Around, image: Resource, footprint: Footprint) -> Resource:
     desired: NodeDesired = node.desired
     assigned: NodeAssigned = node.assigned
-    disk_gib = max(1, -(-image.observed.virtual_size_bytes // 2**30))
-    size: dict[str, Any] = {"vcpus": footprint.vcpus, "memory_mib": footprint.memory_mib, "disk_gib": disk_gib}
+    size: dict[str, Any] = {
+        "vcpus": footprint.vcpus, "memory_mib": footprint.memory_mib, "disk_gib": disk_gib(image),
+    }  # fmt: skip
     wished = VmDesired(
         image=image.id,
         nics=desired.nics,

@@ -12,6 +12,7 @@ from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest.base import Guest, NodeFact
 from pileus.drivers.host.guest.qga_allowed import Allowed
 from pileus.fleet.node.types import NodeAssigned, NodeDesired, NodeObserved
+from pileus.fleet.package.types import ChannelForm
 from pileus.kernel.fields import Problem
 from pileus.kernel.half import Half, Peers
 from pileus.kernel.kind import Resource
@@ -25,10 +26,22 @@ class Step(Struct, frozen=True, kw_only=True):
 
 
 class Seen(Struct, frozen=True):
-    """The node as its channel tells; None: no channel is held. ``running``: whether its VM is."""
+    """The node as its channel tells; None: no channel is held. ``running``: whether its VM is.
+
+    ``as_wished``: the channel that is held has the form that its package says, and allows what that allows.
+    """
 
     node: NodeFact | None
     running: bool
+    as_wished: bool = True
+
+
+class Channel(Struct, frozen=True):
+    """How a node is reached. ``port``: of its first NIC, for the form nic. ``allowed``: what may be done, for qga."""
+
+    form: ChannelForm
+    port: str = ""
+    allowed: Allowed | None = None
 
 
 def plan(wanted: Literal["held", "released"], wanted_hash: str, seen: Seen) -> Step | None:
@@ -37,7 +50,7 @@ def plan(wanted: Literal["held", "released"], wanted_hash: str, seen: Seen) -> S
         return Step(verb="detach") if seen.node is not None else None
     if not seen.running:
         return None
-    if seen.node is None:
+    if seen.node is None or not seen.as_wished:
         return Step(verb="attach")
     # A node that refused another document says so until it takes one, be it the one that it runs.
     is_due = seen.node.hash != wanted_hash or seen.node.refused
@@ -53,13 +66,16 @@ class NodeHalf(Half[Seen, Step]):
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
+        self._held: dict[str, Channel] = {}
+        """By machine: the channel as it was asked for."""
 
     async def observe(self, resource: Resource, peers: Peers) -> Seen:
         """Return what the channel tells."""
         assigned: NodeAssigned = resource.assigned
         vm = peers.peer(assigned.vm)
         running = vm is not None and vm.observed is not None and vm.observed.power == "running"
-        return Seen((await self._guest.nodes()).get(assigned.vm), running)
+        node = (await self._guest.nodes()).get(assigned.vm)
+        return Seen(node, running, self._held.get(assigned.vm) == _channel(assigned, peers))
 
     def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
         """Return the next step of the node."""
@@ -73,13 +89,16 @@ class NodeHalf(Half[Seen, Step]):
         desired: NodeDesired = resource.desired
         match step.verb:
             case "attach":
-                form = assigned.footprint.channel
-                port = _first_port(assigned.vm, peers) if form == "nic" else ""
-                await self._guest.attach(assigned.vm, form, port, _allowed(assigned))
+                channel = _channel(assigned, peers)
+                if channel.form == "nic" and not channel.port:
+                    raise DriverError("PortMissing", "the node's VM has no port yet")
+                await self._guest.attach(assigned.vm, channel.form, channel.port, channel.allowed)
+                self._held[assigned.vm] = channel
             case "configure":
                 await self._guest.configure(assigned.vm, desired.document)
             case "detach":
                 await self._guest.detach(assigned.vm)
+                self._held.pop(assigned.vm, None)
 
     def report(self, resource: Resource, fact: Seen | None, problem: Problem | None) -> Struct:
         """Return the node's observed section."""
@@ -112,8 +131,9 @@ def _allowed(assigned: NodeAssigned) -> Allowed | None:
     return msgspec.convert(msgspec.to_builtins(guest_agent), Allowed)
 
 
-def _first_port(vm: str, peers: Peers) -> str:
-    resource = peers.peer(vm)
-    if resource is None or not resource.assigned.ports:
-        raise DriverError("PortMissing", "the node's VM has no port yet")
-    return str(resource.assigned.ports[0])
+def _channel(assigned: NodeAssigned, peers: Peers) -> Channel:
+    """Return the channel that the node's package wants."""
+    form = assigned.footprint.channel
+    vm = peers.peer(assigned.vm) if form == "nic" else None
+    port = str(vm.assigned.ports[0]) if vm is not None and vm.assigned.ports else ""
+    return Channel(form, port, _allowed(assigned))

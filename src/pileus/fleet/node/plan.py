@@ -6,10 +6,11 @@ from typing import Literal
 
 from msgspec import Struct
 
-from pileus.compute.vm.types import VmAssigned
+from pileus.compute.vm.types import VmAppliance, VmAssigned
 from pileus.fleet.node.types import Footprint
 from pileus.fleet.package.types import PackageAssigned, PackageDesired
 from pileus.kernel.kind import Resource
+from pileus.storage.image.types import ImageObserved
 
 
 class NodeWish(Struct, frozen=True, kw_only=True):
@@ -25,9 +26,19 @@ def next_power(wish: NodeWish) -> Literal["running", "stopped"]:
     return wish.power if wish.is_current else "stopped"
 
 
-def is_made_of(footprint: Footprint, vm: VmAssigned) -> bool:
-    """Tell whether the VM has the disk and the size of the footprint."""
-    return (vm.image, vm.vcpus, vm.memory_mib) == (footprint.image, footprint.vcpus, footprint.memory_mib)
+def is_made_of(footprint: Footprint, vm: Resource) -> bool:
+    """Tell whether the VM has the disk, the size, the channel and the role of the footprint."""
+    assigned: VmAssigned = vm.assigned
+    appliance: VmAppliance | None = vm.desired.appliance
+    told = (appliance.channel, appliance.role) if appliance is not None else ("", "")
+    made = (assigned.image, assigned.vcpus, assigned.memory_mib, *told)
+    return made == (footprint.image, footprint.vcpus, footprint.memory_mib, footprint.channel, footprint.role)
+
+
+def disk_gib(image: Resource) -> int:
+    """Return how large the root volume of a VM made of this image is."""
+    observed: ImageObserved = image.observed
+    return max(1, -(-observed.virtual_size_bytes // 2**30))
 
 
 def footprint_of(package: Resource) -> Footprint:
@@ -47,7 +58,6 @@ def footprint_of(package: Resource) -> Footprint:
 def costs(package: Resource, image: Resource) -> dict[str, int]:
     """Return what a node's VM takes of the account's quota."""
     assigned: PackageAssigned = package.assigned
-    disk_gib = max(1, -(-image.observed.virtual_size_bytes // 2**30))
     return {
-        "vms": 1, "vcpus": assigned.vcpus, "memory_mib": assigned.memory_mib, "volumes": 1, "disk_gib": disk_gib,
+        "vms": 1, "vcpus": assigned.vcpus, "memory_mib": assigned.memory_mib, "volumes": 1, "disk_gib": disk_gib(image),
     }  # fmt: skip

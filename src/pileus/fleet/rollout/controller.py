@@ -82,7 +82,9 @@ async def _see(rollout: Resource, store: Store) -> dict[str, NodeSeen]:
     results = looked_at(rollout.observed.results)
     nodes = await _rows(store, "fleet.node", (one.node for one in results))
     moving = [one.node for one in results if one.state in ("changing", "rolling-back") and one.node in nodes]
-    vm_of = {id: nodes[id].assigned.vm for id in moving if nodes[id].assigned.footprint.image}
+    vm_of = {
+        id: nodes[id].assigned.vm for id in moving if nodes[id].assigned.footprint.image and not nodes[id].desired.vm
+    }
     vms = await _rows(store, "compute.vm", vm_of.values()) if rollout.desired.package else {}
     return {one.node: see(nodes.get(one.node), vms.get(vm_of.get(one.node, "")), rollout.id) for one in results}
 

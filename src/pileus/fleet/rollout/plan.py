@@ -120,7 +120,7 @@ def _refusal(node: Resource, before: NodeBefore) -> str:
 def _missing(node: Resource, vm: Resource | None, before: NodeBefore) -> str:
     """Return what is missing until the node is as was written, empty for nothing."""
     observed: NodeObserved | None = node.observed
-    if vm is not None and not is_made_of(node.assigned.footprint, vm.assigned):
+    if vm is not None and not is_made_of(node.assigned.footprint, vm):
         return "its VM is made anew"
     if node.desired.power == "stopped":
         return ""

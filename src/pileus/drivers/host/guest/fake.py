@@ -64,6 +64,8 @@ class GuestWorld(Struct, kw_only=True):
     """Why each node refuses every document."""
     quarantined: dict[str, str] = field(default_factory=dict)
     """What each node did that was too much."""
+    allowed: dict[str, Allowed | None] = field(default_factory=dict)
+    """What may be done in each foreign guest, as its channel was attached last."""
     clock: Callable[[], float] = time.time
     nodes: dict[str, FakeNode] = field(default_factory=dict)
     """Each node's disk; hosts between which machines move share it."""
@@ -153,6 +155,7 @@ class FakeGuest:
     async def attach(self, machine: str, form: ChannelForm, port: str = "", allowed: Allowed | None = None) -> None:
         """Hold the machine's backchannel."""
         self._attached.add(machine)
+        self.world.allowed[machine] = allowed
         self._tell(machine)
 
     async def detach(self, machine: str) -> None:
