@@ -76,7 +76,9 @@ class Cloud:
             wish = {"manager": self.manager, "document": document, "nics": [{"network": network}]}
             self.call("POST", "/v1/fleet.node", {"name": name, "account": account, "desired": wish})
         elif self.call("GET", f"/v1/fleet.node/{node['id']}/document") != document:
-            self.call("PATCH", f"/v1/fleet.node/{node['id']}", {"desired": {"document": document}})
+            # Put, not patch: a patch merges, and what is not said any more would stay.
+            wish = {"labels": node["labels"], "desired": node["desired"] | {"document": document}}
+            self.call("PUT", f"/v1/fleet.node/{node['id']}", wish | {"revision": node["revision"]})
 
     def ask(self, node, wanted, deadline_s=300.0):
         """Return how a request to the node ended, and what it answered."""
