@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from pileus.agent.channel import Channel
+from pileus.drivers.host.disk.base import DiskPool
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest.base import Console, Guest
 from pileus.kernel.errors import Transient
@@ -23,6 +24,8 @@ STREAMS_MAX = 512
 """Connections into networks at once: with their windows full they keep 128 MiB here."""
 MACHINE_STREAMS_MAX = 64
 """Of these through one appliance, so that one account's do not take the place of all others'."""
+STREAMED = ("connect", "disk")
+"""Calls whose bytes flow as fast as the other side reads them."""
 DRAIN_S = 30.0
 """How long what was sent may take to reach the VM when its sender has gone."""
 
@@ -32,8 +35,9 @@ Work = Callable[[Call, Channel], Awaitable[None]]
 class Calls:
     """The calls of one connection."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, disks: DiskPool) -> None:
         self._guest = guest
+        self._disks = disks
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._typed: dict[int, asyncio.Queue[bytes]] = {}
         self._flows: dict[int, Flow] = {}
@@ -47,19 +51,19 @@ class Calls:
         if refusal is not None:
             self._say(refusal, channel)
             return
-        if call.verb == "connect":
+        if call.verb in STREAMED:
             self._flows[call.number] = _flow(call.number, channel)
             self._machines[call.number] = call.id
         else:
             self._typed[call.number] = asyncio.Queue(maxsize=TYPED_MAX)
-        work = {"log": self._log, "console": self._console, "connect": self._connect}[call.verb]
+        work = {"log": self._log, "console": self._console, "connect": self._connect, "disk": self._disk}[call.verb]
         task = self._tasks[call.number] = asyncio.create_task(self._answer(work, call, channel))
         task.add_done_callback(lambda _: self._forget(call.number))
 
     def _refusal(self, call: Call) -> End | None:
-        if call.verb not in ("log", "console", "connect"):
+        if call.verb not in ("log", "console", *STREAMED):
             return End(number=call.number, code="unknown-call", error=f"no call {call.verb}")
-        if call.verb != "connect":
+        if call.verb not in STREAMED:
             full = len(self._typed) >= CALLS_MAX
             return End(number=call.number, code="busy", error="the host answers too many calls now") if full else None
         through = list(self._machines.values())
@@ -154,6 +158,14 @@ class Calls:
             await carry(self._flows[call.number], stream)
         finally:
             await stream.close()
+
+    async def _disk(self, call: Call, channel: Channel) -> None:
+        flow = self._flows[call.number]
+        await flow.start()
+        async with contextlib.aclosing(self._disks.packed(call.id)) as parts:
+            async for part in parts:
+                await flow.write(part)
+        await flow.finish()
 
 
 def _flow(number: int, channel: Channel) -> Flow:

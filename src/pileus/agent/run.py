@@ -73,7 +73,9 @@ async def run(settings: AgentSettings, ready: Callable[[], None] = lambda: None)
             converger = Converger(KINDS, halves(drivers), system_clock, connector.image, connector.content)
             drivers.hypervisor.on_change(converger.wake)
             drivers.guest.on_change(converger.wake_owner)
-            agent = Agent(converger, DiskSlice(settings.data / "slice"), connector.open, Calls(drivers.guest))
+            agent = Agent(
+                converger, DiskSlice(settings.data / "slice"), connector.open, Calls(drivers.guest, drivers.disks)
+            )
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(agent.run())
                 tasks.create_task(_rotate(drivers))

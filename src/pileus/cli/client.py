@@ -22,6 +22,9 @@ Query = Sequence[tuple[str, str]]
 TIMEOUT_S = 60.0
 """How long an answer may take: a server under load is slow, a lost one is refused at once."""
 
+DOWNLOAD_TIMEOUT_S = 6 * 3600.0
+"""A host first packs the whole disk, and says nothing meanwhile."""
+DOWNLOAD_BYTES = 1 << 20
 STREAM_TIMEOUT_S = 45.0
 """Three heartbeats of the server; a stream silent for longer is broken."""
 
@@ -143,6 +146,24 @@ class Client:
         if response.status >= 400:
             raise refusal(response.status, response.body)
         return response
+
+    def download(self, path: str, query: Query) -> Iterator[bytes]:
+        """Yield what is at ``path``, however long its maker takes to begin. Raises: Failure, also when it is cut off."""
+        connection = self._connect(DOWNLOAD_TIMEOUT_S)
+        try:
+            connection.request("GET", self.target(path, query), headers=self._headers({"Accept": "*/*"}))
+            answer = connection.getresponse()
+            if answer.status >= 400:
+                raise refusal(answer.status, answer.read())
+            while chunk := answer.read(DOWNLOAD_BYTES):
+                yield chunk
+        except http.client.IncompleteRead:
+            message = "the download was cut off"
+            raise Failure(message, exit_code=UNREACHABLE, hint="try again; the host's log may say why") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from None
+        finally:
+            connection.close()
 
     def stream(self, path: str, query: Query) -> Iterator[tuple[str, str, str]]:
         """Yield (event, id, text) of a server-sent stream until it ends. Raises: Failure.

@@ -91,4 +91,4 @@ class SimulatedHost:
         converger = Converger(KINDS, halves(drivers), self._clock, simulated_image, fetch_content)
         drivers.hypervisor.on_change(converger.wake)
         drivers.guest.on_change(converger.wake_owner)
-        return Agent(converger, self.slice, connect, Calls(drivers.guest))
+        return Agent(converger, self.slice, connect, Calls(drivers.guest, drivers.disks))

@@ -385,6 +385,12 @@ class Agents:
         await tunnel.open(appliance, address, port)
         return tunnel
 
+    async def disk(self, host_id: str, volume: str) -> Tunnel:
+        """Have a volume sent, packed as VMDK. Raises: Transient, TooMany."""
+        tunnel = self._session(host_id).open_tunnel()
+        await tunnel.open_disk(volume)
+        return tunnel
+
 
 class CallStream:
     """A call that is a stream of bytes both ways."""

@@ -15,6 +15,7 @@ from pileus.kernel.errors import NotFound, Transient
 from pileus.kernel.kind import Kind
 from pileus.kernel.store import statements as sql
 from pileus.server.content import Content
+from pileus.server.disks import Disks
 from pileus.server.edge import Edge
 from pileus.server.entrance import Entrance
 from pileus.server.openapi import openapi
@@ -27,6 +28,7 @@ FEATURES = (
     "audit",
     "connect",
     "console",
+    "download",
     "dry-run",
     "idempotency-key",
     "join-token",
@@ -47,7 +49,7 @@ def build(parts: Parts) -> Edge:
 
 def _routes(parts: Parts) -> list[BaseRoute]:
     meta, resources, content, entrance = Meta(parts), Resources(parts), Content(parts), Entrance(parts)
-    payloads = Payloads(parts)
+    payloads, disks = Payloads(parts), Disks(parts)
     return [
         # First what is asked most: routes are tried in this order.
         _route(
@@ -78,6 +80,7 @@ def _routes(parts: Parts) -> list[BaseRoute]:
         Route("/v1/{kind}/{ident}/counters", resources.counters),
         Route("/v1/{kind}/{ident}/usage", resources.usage),
         Route("/v1/storage.image/{ident}/{part}", content.upload, methods=["PUT"]),
+        Route("/v1/storage.volume/{ident}/content", disks.content),
         Route("/v1/fleet.node/{ident}/document", content.document),
         _route("/v1/fleet.request/{ident}/payload", GET=payloads.payload, PUT=payloads.upload),
         Route("/v1/fleet.request/{ident}/answer", payloads.answer),

@@ -66,3 +66,6 @@ class AgentLinks(Protocol):
 
         Raises: Transient when the agent or the appliance is silent, Conflict (connect-refused) in the VM's name, TooMany.
         """
+
+    async def disk(self, host_id: str, volume: str) -> Connection:
+        """Have a volume sent, packed as VMDK. Raises: Transient when the agent is not connected or refuses, TooMany."""

@@ -25,7 +25,7 @@ GRANT_DIGITS_MAX = 10
 
 
 class Tunnel(Flow):
-    """A call ``connect`` of an agent."""
+    """A call ``connect`` or ``disk`` of an agent."""
 
     def __init__(self, number: int, channel: Channel, forget: Callable[[], object]) -> None:
         super().__init__(self._send_part, self._send_grant)
@@ -52,17 +52,24 @@ class Tunnel(Flow):
 
     async def open(self, appliance: str, address: str, port: int) -> None:
         """Let the agent connect. Raises: Transient, Conflict (connect-refused), TooMany."""
-        arguments = {"address": address, "port": port}
+        await self._begin(
+            Call(number=self._number, verb="connect", id=appliance, arguments={"address": address, "port": port}),
+            "the host of the router",
+        )
+
+    async def open_disk(self, volume: str) -> None:
+        """Let the agent send a volume. Raises: Transient, TooMany."""
+        await self._begin(Call(number=self._number, verb="disk", id=volume), "the volume's host")
+
+    async def _begin(self, call: Call, host: str) -> None:
         try:
             async with asyncio.timeout(CONNECT_S):
-                await self._channel.send(
-                    encode(Call(number=self._number, verb="connect", id=appliance, arguments=arguments))
-                )
+                await self._channel.send(encode(call))
                 await self.start()
                 await self.opened()
         except TimeoutError:
             await self.close()
-            raise Transient("the host of the router did not answer in time; try again", code="no-answer") from None
+            raise Transient(f"{host} did not answer in time; try again", code="no-answer") from None
         except BaseException:
             await self.close()
             raise

@@ -84,6 +84,10 @@ class Hosts:
             raise Conflict(f"{address} port {port} refused the connection", code="connect-refused")
         return self.listening[address, port]()
 
+    async def disk(self, host_id: str, volume: str) -> Connection:
+        """No host has a volume."""
+        raise Transient(f"host {host_id} is not connected")
+
 
 class Vms(Controller):
     """Runs VMs at once, on a host that nobody made; those in ``held`` wait, the guests in ``ended`` powered off."""

@@ -11,6 +11,7 @@ import pytest
 
 from pileus.drivers.host.disk.base import DiskPool, ImagePart, ImageSpec, PartName, VolumeSpec
 from pileus.drivers.host.errors import DiskFull, DriverError, ImageRefused
+from pileus.ovf.vmdk import read_header
 
 if TYPE_CHECKING:
     from tests.contract.disk.conftest import Rig
@@ -226,3 +227,18 @@ async def test_an_image_larger_than_the_room_is_refused_before_it_is_fetched(sma
         await pool.put_image(spec_of({"disk": bytes(2 * MIB)}), fetch_from({}))
     assert f"needs {2 * MIB} bytes" in refused.value.message
     assert await pool.images() == {}
+
+
+async def test_a_packed_volume_is_a_streamed_vmdk_of_its_size(rig: Rig) -> None:
+    pool = await opened(rig)
+    await pool.create(VolumeSpec(id="volume-1", size_bytes=4 * MIB))
+    packed = b"".join([part async for part in pool.packed("volume-1")])
+    header = read_header(packed[:512])
+    assert (header.streamed, header.capacity_bytes) == (True, 4 * MIB)
+
+
+async def test_a_volume_that_is_not_there_cannot_be_packed(rig: Rig) -> None:
+    pool = await opened(rig)
+    with pytest.raises(DriverError) as refused:
+        await anext(pool.packed("volume-1"))
+    assert refused.value.reason == "NoVolume"

@@ -386,3 +386,39 @@ def killed_at(step: int, paths: HostPaths, action: Action) -> int:
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+async def test_a_packed_volume_has_what_the_guest_wrote_and_what_its_image_had(real: RealRig, tmp_path: Path) -> None:
+    pool = await with_image(real)
+    volume = await pool.create(VOLUME)
+    guest_io(volume.path, f"write -P 9 {2 * MIB} {MIB}")
+    packed = tmp_path / "packed.vmdk"
+    packed.write_bytes(b"".join([part async for part in pool.packed("volume-1")]))
+    for pattern, place in ((7, 0), (0, MIB), (9, 2 * MIB), (0, 3 * MIB)):
+        assert "failed" not in guest_io(str(packed), f"read -P {pattern} {place} {MIB}", format="vmdk")
+    assert real.names() == IMAGE_FILES | VOLUME_FILES
+
+
+async def test_packing_that_nobody_reads_to_its_end_leaves_nothing(real: RealRig) -> None:
+    pool = await with_image(real)
+    await pool.create(VOLUME)
+    parts = pool.packed("volume-1")
+    assert (await anext(parts)).startswith(b"KDMV")
+    await parts.aclose()
+    assert real.names() == IMAGE_FILES | VOLUME_FILES
+
+
+async def test_a_volume_that_a_machine_writes_to_is_not_packed(real: RealRig) -> None:
+    pool = await with_image(real)
+    volume = await pool.create(VOLUME)
+    pipe = asyncio.subprocess.PIPE
+    machine = await asyncio.create_subprocess_exec("qemu-io", "-f", "qcow2", volume.path, stdin=pipe, stdout=pipe)
+    assert machine.stdin is not None
+    assert machine.stdout is not None
+    machine.stdin.write(b"write 0 512\n")
+    await machine.stdout.readline()  # it has the file open
+    with pytest.raises(DriverError) as refused:
+        await anext(pool.packed("volume-1"))
+    await machine.communicate(b"quit\n")
+    assert refused.value.reason == "VolumeInUse"
+    assert "/" not in refused.value.message

@@ -11,6 +11,7 @@ VERBS = {
     "validate": ("ovf_validate", "Check all of a package: structure, digests, signature."),
     "convert": ("ovf_convert", "Take a package apart: its disks as qcow2 or raw, its VMs as JSON."),
     "import": ("ovf_import", "Make VMs of a package, or a fleet manager's package."),
+    "export": ("ovf_export", "Make a package of stopped VMs."),
     "sign": ("ovf_sign", "Sign a package with a key and a certificate."),
 }
 """Verb → its module in pileus.cli.commands, which has ``command``, and its summary."""
@@ -39,4 +40,4 @@ class Verbs(click.Group):
 
 @click.group("ovf", cls=Verbs)
 def command() -> None:
-    """Look at, check, convert, sign and import OVF packages and OVA archives; only import needs a cloud."""
+    """Look at, check, convert, sign, import and export OVF packages and OVA archives."""

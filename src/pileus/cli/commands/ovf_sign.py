@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pileus.cli.failure import REFUSED, Failure, usage
 from pileus.cli.ovf_files import file_argument, refused, say
+
+if TYPE_CHECKING:
+    from pileus.ovf.signing import Signer
 
 PASSPHRASE = "PILEUS_KEY_PASSPHRASE"  # noqa: S105 (the name of a variable)
 
@@ -32,20 +36,14 @@ def command(file: Path, key: Path, certificate: Path, out: Path | None) -> None:
     encrypted key is taken from PILEUS_KEY_PASSPHRASE.
     """
     from pileus.cli.progress import Bar
-    from pileus.kernel.clock import system_clock
     from pileus.ovf.faults import OvfFault
     from pileus.ovf.sealing import seal
-    from pileus.ovf.signing import load_signer
 
     if out is not None and out.exists():
         raise usage(f"{out} is there already", "name a file that is not")
-    passphrase = os.environ.get(PASSPHRASE)
-    now = datetime.fromtimestamp(system_clock(), UTC)
+    signer = load(key, certificate)
     bar = Bar(file.name, None)
     try:
-        signer = load_signer(
-            key.read_bytes(), certificate.read_bytes(), now, passphrase.encode() if passphrase else None
-        )
         made = seal(file, signer, out, read=bar.add)
     except OvfFault as fault:
         bar.close()
@@ -56,3 +54,20 @@ def command(file: Path, key: Path, certificate: Path, out: Path | None) -> None:
     finally:
         bar.close()
     click.echo(f"{made} is signed by {signer.subject}")
+
+
+def load(key: Path, certificate: Path) -> Signer:
+    """Return who signs with this key. Raises: Failure."""
+    from pileus.kernel.clock import system_clock
+    from pileus.ovf.faults import OvfFault
+    from pileus.ovf.signing import load_signer
+
+    passphrase = os.environ.get(PASSPHRASE)
+    now = datetime.fromtimestamp(system_clock(), UTC)
+    try:
+        return load_signer(key.read_bytes(), certificate.read_bytes(), now, passphrase.encode() if passphrase else None)
+    except OvfFault as fault:
+        say(fault.faults)
+        raise refused(certificate, fault.faults) from None
+    except OSError as exc:
+        raise Failure(f"{exc.filename} cannot be read: {exc.strerror}", exit_code=REFUSED) from exc

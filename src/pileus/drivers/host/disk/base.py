@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -101,6 +101,12 @@ class DiskPool(Protocol):
 
     async def delete(self, volume: str) -> None:
         """Remove the volume's file."""
+
+    def packed(self, volume: str) -> AsyncGenerator[bytes]:
+        """Yield a volume that no machine uses, with what it has of its image, as a streamOptimized VMDK.
+
+        Raises: DiskFull, DriverError (NoVolume, VolumeInUse).
+        """
 
     async def images(self) -> dict[str, ImageFile]:
         """Return every complete image of the cache."""

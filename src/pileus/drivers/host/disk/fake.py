@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -24,6 +25,7 @@ from pileus.drivers.host.disk.base import (
     VolumeSpec,
 )
 from pileus.drivers.host.errors import DiskFull, DriverError, ImageRefused
+from pileus.ovf.deflating import deflate
 
 EMPTY_VOLUME_BYTES = 196_624
 """What qemu-img 7.2 makes of an empty volume of 1 GiB, measured."""
@@ -31,7 +33,9 @@ EMPTY_VOLUME_BYTES = 196_624
 SECTOR_BYTES = 512
 
 
-Call = Literal["open", "capacity", "volumes", "create", "resize", "delete", "images", "put_image", "delete_image"]
+Call = Literal[
+    "open", "capacity", "volumes", "create", "resize", "delete", "packed", "images", "put_image", "delete_image"
+]
 
 LATENCIES_S: Mapping[Call, float] = {"create": 0.01, "resize": 0.01, "delete": 0.001, "put_image": 0.3}
 """What the real pool was measured to take (an image of 50 MiB); calls that are not here take no time."""
@@ -133,6 +137,15 @@ class FakePool:
         async with self._world.call("delete"):
             self._world.volumes.pop(volume, None)
 
+    async def packed(self, volume: str) -> AsyncGenerator[bytes]:
+        """Yield a blank disk of the volume's size. Raises DriverError (NoVolume)."""
+        async with self._world.call("packed"):
+            fact = self._world.volumes.get(volume)
+            if fact is None:
+                raise DriverError("NoVolume", f"volume {volume} is not in the simulated pool")
+        for part in await asyncio.to_thread(_blank_vmdk, fact.size_bytes):
+            yield part
+
     async def images(self) -> dict[str, ImageFile]:
         """Return every image of the cache."""
         async with self._world.call("images"):
@@ -217,3 +230,15 @@ def _image_file(spec: ImageSpec) -> ImageFile:
         kernel=f"{folder}/kernel" if "kernel" in spec.parts else None,
         initrd=f"{folder}/initrd" if "initrd" in spec.parts else None,
     )
+
+
+def _blank_vmdk(size_bytes: int) -> list[bytes]:
+    """Return a VMDK of a disk on which nobody wrote."""
+    parts: list[bytes] = []
+    disk = os.memfd_create("blank")
+    try:
+        os.ftruncate(disk, size_bytes)
+        deflate(disk, size_bytes, parts.append)
+    finally:
+        os.close(disk)
+    return parts

@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import secrets
 import shutil
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import cast
 from weakref import WeakValueDictionary
@@ -35,6 +37,18 @@ ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 SECTOR_BYTES = 512
 STAT_BLOCK_BYTES = 512
 """The unit of st_blocks, whatever the file system's own block is (stat(2))."""
+
+PACK_TIMEOUT_S = 6 * 3600.0
+PACKED_AT_ONCE = 2
+"""Volumes that are packed at once: each takes a core, and room in the pool."""
+PACKED_CHUNK_BYTES = 1 << 20
+PACKED_RESERVE_SHARE = 20
+"""The part of the pool's disk that packing leaves free, so that VMs can go on writing."""
+PACKED_SHARE = 64
+"""What is packed is at most this part longer than what is not: of data that cannot be made smaller."""
+
+LOCKED = b'Failed to get shared "write" lock'
+"""What qemu-img says of a file that QEMU has open (block/file-posix.c)."""
 
 FIRST_BLOCKS_BYTES = 256 * 1024
 """What an empty qcow2 with 64 KiB clusters takes: header, refcounts, first table."""
@@ -65,6 +79,7 @@ class QemuImgPool:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Held while a volume is bound to an image and while an image goes: neither sees the other half-done.
         self._binding = asyncio.Lock()
+        self._packing = asyncio.Semaphore(PACKED_AT_ONCE)
 
     async def open(self) -> None:
         """Make the folders and clear what an interrupted call left. Raises MissingTool without qemu-img."""
@@ -134,6 +149,37 @@ class QemuImgPool:
         async with self._lock(volume):
             await files.in_thread(self._forget, volume)
 
+    async def packed(self, volume: str) -> AsyncGenerator[bytes]:
+        """Yield a volume as a streamOptimized VMDK; what is made for it in the pool is gone at the end, whatever it is.
+
+        Raises: DiskFull, DriverError (NoVolume, VolumeInUse, DiskToolFailed, TimedOut).
+        """
+        _check_id(volume)
+        target = self._volumes / f"{volume}-{secrets.token_hex(4)}.vmdk{files.TEMPORARY}"
+        async with self._packing:
+            try:
+                await self._pack(volume, target)
+                with await files.in_thread(target.open, "rb", 0) as file:
+                    while chunk := await files.in_thread(file.read, PACKED_CHUNK_BYTES):
+                        yield chunk
+            finally:
+                await files.in_thread(files.remove, target)
+
+    async def _pack(self, volume: str, target: Path) -> None:
+        """Write the volume as ``target``. Source: every layer is named, so that no header leads to another file."""
+        fact = await files.in_thread(self._find, volume)
+        if fact is None:
+            raise DriverError("NoVolume", f"volume {volume} is not in the {self._name}")
+        image = await files.in_thread(self._cache.find, fact.image) if fact.image is not None else None
+        below = image.size_bytes if image is not None else 0
+        needed_bytes = (fact.used_bytes + below) * (PACKED_SHARE + 1) // PACKED_SHARE
+        room = await self.capacity()
+        if room.free_bytes - needed_bytes < room.total_bytes // PACKED_RESERVE_SHARE:
+            raise files.full(self._name, self._folder, f"packing volume {volume}", needed_bytes)
+        source = f"json:{msgspec.json.encode(_layers(fact, image)).decode()}"
+        words = ("convert", "-q", "-O", "vmdk", "-o", "subformat=streamOptimized", source, str(target))
+        await self._qemu_img(f"volume {volume}", *words, timeout_s=PACK_TIMEOUT_S)
+
     async def images(self) -> dict[str, ImageFile]:
         """Return every complete image of the cache."""
         return await files.in_thread(self._cache.scan)
@@ -198,14 +244,19 @@ class QemuImgPool:
         await files.in_thread(temporary.chmod, 0o600)
         await files.in_thread(files.publish, temporary, final)
 
-    async def _qemu_img(self, subject: str, *arguments: str) -> None:
-        """Run qemu-img, which dies with the agent. Raises DiskFull, DriverError (DiskToolFailed, TimedOut)."""
+    async def _qemu_img(self, subject: str, *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        """Run qemu-img, which dies with the agent.
+
+        Raises: DiskFull, DriverError (VolumeInUse, DiskToolFailed, TimedOut).
+        """
         tool = (*command.DIE_WITH_AGENT, "qemu-img", *arguments)
-        ended = await command.run(tool, timeout_s=COMMAND_TIMEOUT_S)
+        ended = await command.run(tool, timeout_s=timeout_s)
         if ended.code == 0:
             return
         if ended.disk_full:
             raise self._full(subject)
+        if LOCKED in ended.stderr:
+            raise DriverError("VolumeInUse", f"{subject} is in use by a machine; stop that first")
         words = ended.last_words.replace(f"{self._folder}/", "")
         raise DriverError("DiskToolFailed", f"qemu-img {arguments[0]} of {subject}: {words}")
 
@@ -272,6 +323,15 @@ class QemuImgPool:
         for path in self._volumes.glob("*" + RECORD_SUFFIX):
             if not self._volume(path.stem).exists():
                 files.remove(path)
+
+
+def _layers(fact: VolumeFact, image: ImageFile | None) -> dict[str, object]:
+    """Return the volume on its image as qemu-img shall open them: every file and format is named."""
+    below: dict[str, object] | None = None
+    if image is not None:
+        below = {"driver": image.format, "file": {"driver": "file", "filename": image.path}}
+        below |= {"backing": None} if image.format == "qcow2" else {}
+    return {"driver": "qcow2", "file": {"driver": "file", "filename": fact.path}, "backing": below}
 
 
 def _check_id(name: str) -> None:
