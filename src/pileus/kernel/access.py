@@ -63,6 +63,8 @@ class Principal(Struct, frozen=True, kw_only=True):
         who = self.actor if self.manager_id else f"user {self.user} (role {self.role})"
         if verb == "console":
             raise Denied(f"{who} may not use consoles, logs and ports of VMs; ask for a role with the verb console")
+        if self.manager_id:
+            raise Denied(f"{who} may not {verb} {kind}; what managers may is fixed: `pileus whoami` says it")
         raise Denied(f"{who} may not {verb} {kind}; ask for a role that may")
 
 

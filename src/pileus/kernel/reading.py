@@ -254,6 +254,8 @@ class Reading:
             )
         if account is None:
             hint = "; `pileus get account` lists them" if principal.operator else ""
+            if principal.manager_id:
+                hint = " that consents to you; `pileus get consent --all-accounts` shows those that do"
             raise NotFound(f"there is no account {call.account!r}{hint}")
         return Scope(account.id, account.name)
 

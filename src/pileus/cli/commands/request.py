@@ -84,7 +84,8 @@ def _upload(session: Session, kind: Kind, request: Json, body: bytes) -> Json:
         return session.client.upload(path, [("account", request["account"])], chunks(), len(body)).json()
     except Failure as failure:
         failure.hint = (
-            f"the request is there without its payload: `pileus delete request {request['name']}`, and repeat"
+            f"the request is there without its payload: `pileus delete request {request['name']} "
+            f"--account {request['account']}`, and repeat"
         )
         raise
     finally:

@@ -54,10 +54,11 @@ class PackageAdmission(Admission):
 def _check_form(desired: PackageDesired) -> None:
     """Raises: Invalid when the form of the backchannel and what is said about it do not fit."""
     if (desired.channel == "qga") != (desired.guest_agent is not None):
-        said = "says nothing of what may be done there" if desired.channel == "qga" else "is for the form qga only"
-        raise Invalid(
-            f"desired.guest_agent: a package with channel {desired.channel} {said}", field="desired.guest_agent"
-        )
+        if desired.channel == "qga":
+            said = "a package with channel qga says nothing of what may be done there; see `pileus explain package.guest_agent`"
+        else:
+            said = f"is for channel qga only; leave it out with channel {desired.channel}"
+        raise Invalid(f"desired.guest_agent: {said}", field="desired.guest_agent")
     if desired.channel == "qga" and desired.role:
         raise Invalid("desired.role: a guest without pileus-node plays no role", field="desired.role")
 
@@ -86,5 +87,8 @@ async def _footing(tx: Transaction, change: Change) -> Footing:
         raise Invalid("say vcpus and memory_mib, or give the OVF descriptor that does", field="desired.vcpus")
     nics = desired.nics if desired.nics >= 0 else read.nics
     if desired.channel == "nic" and nics == 0:
-        raise Invalid("desired.nics: the form nic reaches the node through its first NIC", field="desired.nics")
+        raise Invalid(
+            "desired.nics: the channel nic reaches the node through its first NIC; say 1 or more, or another channel",
+            field="desired.nics",
+        )
     return msgspec.structs.replace(read, vcpus=vcpus, memory_mib=memory_mib, nics=nics)

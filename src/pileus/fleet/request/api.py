@@ -107,7 +107,8 @@ def _deadline(text: str, now: float) -> float:
         raise Invalid(f"{text!r} is no time such as 2030-01-31T12:00:00Z (RFC 3339)", field="desired.deadline")
     if not now < deadline <= now + DEADLINE_MAX_S:
         raise Invalid(
-            f"the deadline {text} is over, or more than {DEADLINE_MAX_S / 86_400:.0f} days ahead",
+            f"the deadline {text} is over, or more than {DEADLINE_MAX_S / 86_400:.0f} days ahead; choose one between,"
+            " or leave it out for an hour from now",
             field="desired.deadline",
         )
     return deadline

@@ -60,7 +60,8 @@ def _check_waves(desired: RolloutDesired) -> None:
     waves = desired.waves
     if waves[-1] != 100 or waves[0] < 1 or any(one >= other for one, other in itertools.pairwise(waves)):
         raise Invalid(
-            f"waves are rising percentages of all nodes that end with 100, such as 5 25 100; {waves} are not",
+            "waves are rising percentages of all nodes that end with 100, such as 5,25,100;"
+            f" {','.join(map(str, waves))} is not that",
             field="desired.waves",
         )
     if not desired.package and not desired.document:
