@@ -28,12 +28,14 @@ class PackageCommand(Struct, frozen=True, kw_only=True):
     A ``repeatable`` one does no harm when it runs twice: only these run again after a guest that died in the middle.
     """
 
-    name: Word
-    path: Path
-    arguments: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
+    name: Annotated[Word, Meta(description="Name by which requests run the command.")]
+    path: Annotated[Path, Meta(description="The program.")]
+    arguments: Annotated[
+        tuple[str, ...], Meta(max_length=64, description="Its arguments; a word in braces is a value of the request.")
+    ] = ()
     values: Annotated[dict[str, ValueKind], Meta(description="What each value of a request must be.")] = {}
-    timeout_s: Annotated[int, Meta(ge=1, le=3600)] = 60
-    repeatable: bool = False
+    timeout_s: Annotated[int, Meta(ge=1, le=3600, description="Seconds after which it is ended.")] = 60
+    repeatable: Annotated[bool, Meta(description="Whether it does no harm when it runs twice.")] = False
 
 
 class PackageGuestAgent(Struct, frozen=True, kw_only=True):
