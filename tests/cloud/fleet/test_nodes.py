@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.appliances import System, descriptor
 from tests.cloud.world import Cloud, cloud, leftovers
 from tests.virtual_time import run
 
@@ -24,6 +25,10 @@ async def furnish(world: Cloud, **package: Any) -> None:
     await world.create("fleet.manager", MANAGER)
     await world.create("fleet.consent", MANAGER, ACCOUNT, manager=MANAGER, nodes_max=3)
     await add_package(world, "fw-1", "1", "appliance", **package)
+
+
+PROPERTIES = """<ProductSection ovf:class="app"><Info>App</Info>
+<Property ovf:key="zone" ovf:type="string" ovf:userConfigurable="true" ovf:qualifiers="MinLen(1)"/></ProductSection>"""
 
 
 async def add_package(world: Cloud, name: str, version: str, image: str, **fields: Any) -> None:
@@ -68,6 +73,7 @@ def test_a_node_runs_in_the_accounts_network_and_has_its_document() -> None:
             assert seed.nics[0].addresses == (f"{vm.observed.addresses[0]}/24",)
 
             await world.patch("fleet.node", "edge", ACCOUNT, document={"rules": {"ssh": {"port": 22}}})
+            assert not await world.is_ready("fleet.node", "edge", ACCOUNT), "it does not run that yet"
 
             async def has_both() -> bool:
                 return set(document(world, node)["rules"]) == {"web", "ssh"}
@@ -114,6 +120,7 @@ def test_a_new_package_gives_the_node_another_disk_and_leaves_it_its_address() -
             await world.add_image("appliance-2")
             await add_package(world, "fw-2", "2", "appliance-2", memory_mib=96)
             await world.patch("fleet.node", "edge", ACCOUNT, package="fw-2")
+            assert not await world.is_ready("fleet.node", "edge", ACCOUNT), "it is not made of that yet"
 
             async def is_replaced() -> bool:
                 vm = await vm_of(world, node)
@@ -377,5 +384,32 @@ def test_a_package_says_once_and_for_all_what_it_is() -> None:
             agent = {"commands": [{"name": "rm", "path": "rm"}]}
             with pytest.raises(Invalid, match=r"guest_agent"):
                 await add_package(world, "bad", "2", "appliance", channel="qga", role="", guest_agent=agent)
+
+    run(main)
+
+
+def test_a_node_tells_its_guest_the_properties_of_its_package() -> None:
+    text = descriptor(
+        {"fw.vmdk": 1024}, {"root": ("fw.vmdk", 1 << 30)}, (System(name="fw", disks=("root",), sections=PROPERTIES),)
+    ).decode()
+
+    async def main() -> None:
+        async with cloud(1) as world:
+            await furnish(world)
+            with pytest.raises(Invalid, match="package fw-1 has no OVF descriptor, and so no properties"):
+                await add_node(world, package="fw-1", properties={"app.zone": "dmz"})
+            await add_package(world, "fw-2", "2", "appliance", descriptor=text)
+            with pytest.raises(
+                Invalid, match=r'do not fit package fw-2: descriptor:\d+: property "app.zone" needs a value'
+            ):
+                await add_node(world, package="fw-2")
+            with pytest.raises(Invalid, match=r'there is no property "app\.zones"'):
+                await add_node(world, package="fw-2", properties={"app.zones": "dmz"})
+            await add_node(world, package="fw-2", properties={"app.zone": "dmz & more"})
+            node = await ready(world)
+            told = world.hosts[node.host].guests.seeds[node.assigned.vm].ovf_environment
+            assert '<Property oe:key="app.zone" oe:value="dmz &amp; more"/>' in told
+            with pytest.raises(Invalid, match="needs a value"):
+                await world.patch("fleet.node", "edge", ACCOUNT, properties={"app.zone": None})
 
     run(main)

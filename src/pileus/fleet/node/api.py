@@ -182,4 +182,8 @@ async def _changed(tx: Transaction, change: Change, old: Resource) -> Resource:
                 f"{package} has {package.assigned.nics} NICs, the node {len(desired.nics)}", field="desired.package"
             )
         await _charge(tx, new, package, await tx.get(old.vdc))
-    return replace(new, assigned=msgspec.structs.replace(new.assigned, package=package.id))
+    assigned = msgspec.structs.replace(new.assigned, package=package.id)
+    if package.id != old.assigned.package or desired.document != old.desired.document:
+        # Not in force before its controller has looked: nobody who waits shall hear that it is.
+        assigned = msgspec.structs.replace(assigned, hash="")
+    return replace(new, assigned=assigned)
