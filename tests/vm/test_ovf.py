@@ -122,7 +122,7 @@ def test_a_package_that_is_not_what_was_packed_leaves_nothing(
 ) -> None:
     before = things(cloud)
     file = of_one(tmp_path, disk, spoil="lone.vmdk")
-    words = ("ovf", "import", str(file), "--account", "acme", "--network", "default", "--name", "bad")
+    words: tuple[str, ...] = ("ovf", "import", str(file), "--account", "acme", "--network", "default", "--name", "bad")
     assert "lone.mf:2:" in cloud.refused(*words, code=REFUSED, timeout_s=IMPORT_S)
     content, capacity = disk
     cut = ova(tmp_path / "cut.ova", packed("cut", descriptor(

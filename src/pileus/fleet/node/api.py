@@ -9,6 +9,7 @@ import msgspec
 from pileus.compute.vm.types import node_space
 from pileus.fleet.admission import require, require_consent
 from pileus.fleet.consent.types import Allowed, ConsentDesired
+from pileus.fleet.environment import environment
 from pileus.fleet.node.plan import costs, footprint_of
 from pileus.fleet.node.types import BEFORE, NodeAssigned, NodeDesired
 from pileus.fleet.package.types import PackageAssigned, PackageObserved
@@ -48,6 +49,7 @@ class NodeAdmission(Admission):
             vdc = await _take_vm(tx, change, package)
         else:
             vdc = await tx.get(change.links.get("vdc") or (await only(tx, "tenancy.vdc", new.account_id, "vdc")).id)
+            environment(package, new.desired.properties)
             await _check_nics(tx, change, package, vdc)
             await _charge(tx, new, package, vdc)
         change.links["vdc"] = vdc.id
@@ -181,6 +183,7 @@ async def _changed(tx: Transaction, change: Change, old: Resource) -> Resource:
             raise Invalid(
                 f"{package} has {package.assigned.nics} NICs, the node {len(desired.nics)}", field="desired.package"
             )
+        environment(package, desired.properties)
         await _charge(tx, new, package, await tx.get(old.vdc))
     assigned = msgspec.structs.replace(new.assigned, package=package.id)
     if package.id != old.assigned.package or desired.document != old.desired.document:

@@ -8,9 +8,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.compute.vm.types import VmAppliance, VmAssigned, VmDesired, VmObserved
+from pileus.fleet.environment import environment
 from pileus.fleet.node.plan import NodeWish, disk_gib, footprint_of, is_made_of, next_power
 from pileus.fleet.node.types import Footprint, NodeAssigned, NodeDesired, NodeObserved
 from pileus.fleet.request.types import QUEUE_MAX, queue_space
+from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait
@@ -31,6 +33,10 @@ class Around(Struct, frozen=True):
     image: Resource | None
     vm: Resource | None
     links: dict[str, str]
+    told: str = ""
+    """The OVF environment of the VM that is made of the package."""
+    refused: str = ""
+    """Why there can be none."""
 
 
 class NodeController(Controller):
@@ -47,11 +53,9 @@ class NodeController(Controller):
         if assigned.host and (await store.get(assigned.host)).assigned.silent == "yes":
             return Wait("HostSilent", "its host does not report; it may still run there", 30.0, status="unknown")
         around = await _around(resource, store)
-        if around.image is not None and not _is_available(around.image):
-            image = around.image
-            return Wait("ImageNotReady", f"{image} is not available; see `pileus describe image {image.name}`", 10.0)
-        if resource.desired.vm and around.vm is None:
-            return Wait("VmMissing", "its VM is gone; delete the node", 60.0)
+        held = _held(resource, around)
+        if held is not None:
+            return held
         footprint = footprint_of(around.package)
         wish = NodeWish(
             power=resource.desired.power,
@@ -83,6 +87,18 @@ class NodeController(Controller):
             await tx.update(vm, assigned=replace(vm.assigned, channel=""))
 
 
+def _held(node: Resource, around: Around) -> Wait | None:
+    """Return what the node's VM waits for; None when it can be made."""
+    if around.image is not None and not _is_available(around.image):
+        image = around.image
+        return Wait("ImageNotReady", f"{image} is not available; see `pileus describe image {image.name}`", 10.0)
+    if around.refused:
+        return Wait("PropertiesRefused", around.refused, 60.0)
+    if node.desired.vm and around.vm is None:
+        return Wait("VmMissing", "its VM is gone; delete the node", 60.0)
+    return None
+
+
 async def _wake_requests(tx: Transaction, node: Resource) -> None:
     for id in await tx.queue(queue_space(node.id), QUEUE_MAX):
         await tx.enqueue(id)
@@ -96,7 +112,13 @@ async def _around(node: Resource, store: Store) -> Around:
         found = await store.list(Filter(kind="compute.vm", ids=(links["vm"],)))
     else:
         found = await store.list(Filter(kind="compute.vm", owner=node.id))
-    return Around(package, image, found[0] if found else None, links)
+    vm = found[0] if found else None
+    if node.desired.vm:
+        return Around(package, image, vm, links)
+    try:
+        return Around(package, image, vm, links, told=environment(package, node.desired.properties))
+    except Invalid as error:
+        return Around(package, image, vm, links, refused=error.message)
 
 
 def _is_available(image: Resource) -> bool:
@@ -144,7 +166,7 @@ async def _keep_vm(tx: Transaction, node: Resource, around: Around, footprint: F
     vm = await tx.get(around.vm.id)
     if not wish.is_current and wish.is_off and around.image is not None:
         vm = await _remake(tx, vm, around.image, footprint)
-    desired = replace(vm.desired, nics=node.desired.nics, power=next_power(wish))
+    desired = replace(vm.desired, nics=node.desired.nics, power=next_power(wish), ovf_environment=around.told)
     return await tx.update(vm, desired=desired)
 
 
@@ -169,6 +191,7 @@ async def _make_vm(tx: Transaction, node: Resource, around: Around, image: Resou
         power=desired.power,
         restart="always",
         shutdown_timeout_s=0,
+        ovf_environment=around.told,
         appliance=VmAppliance(
             channel=footprint.channel,
             role=footprint.role,
