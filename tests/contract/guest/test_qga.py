@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from pileus.drivers.host.errors import DriverError
@@ -89,10 +90,11 @@ class Host:
         self.changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def attach(self, limits: Limits | None = None) -> AgentChannel:
+    def attach(self, limits: Limits | None = None, package: Allowed | None = None) -> AgentChannel:
         """Be a new agent of the host."""
         socket = self.folder / "agent"
-        self.channel = AgentChannel("vm-1", socket, allowed(self.folder), self.changed.set, limits or Limits())
+        package = package or allowed(self.folder)
+        self.channel = AgentChannel("vm-1", socket, package, self.changed.set, limits or Limits())
         self._tasks.append(asyncio.create_task(self.channel.run()))
         return self.channel
 
@@ -309,6 +311,19 @@ async def test_a_document_is_written_and_applied_when_it_differs(
     await host.die()
     host.attach()
     assert (await host.until(ready)).hash == document_hash(document), "the guest knows what it runs"
+
+    await host.die()
+    other = msgspec.structs.replace(allowed(folder), document=f"{folder}/elsewhere")
+    channel = host.attach(package=other)
+    assert (await host.until(ready)).hash == "", "another package wants it in another file"
+    await channel.configure(document)
+    assert json.loads((folder / "elsewhere").read_text()) == document
+
+    await host.die()
+    ledger = folder / "state/configuration/ledger"
+    ledger.write_text(ledger.read_text().replace(document_hash(document), "x" * 1_000_000))
+    host.attach(package=other)
+    assert (await host.until(ready)).hash == "", "a guest may note anything"
 
 
 async def test_an_agent_that_may_not_do_what_is_needed_says_so(program: list[str], host: Host, folder: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 
 import msgspec
 
@@ -18,6 +20,8 @@ from pileus.drivers.host.guest.qga_request import Order, read_request, run_step,
 from pileus.drivers.host.guest.untrusted import readable
 from pileus.kernel.clock import Clock, system_clock
 from pileus.node.document import document_hash
+
+_HASH = re.compile(r"[0-9a-f]{32}")
 
 
 async def perform(
@@ -35,11 +39,14 @@ async def perform(
 
 
 async def configured(agent: GuestAgent, allowed: Allowed) -> str:
-    """Return the hash of the document that the guest runs, empty when that is not certain."""
+    """Return the hash of the document that the guest runs as this package has it, empty when that is not certain."""
     if not allowed.document:
         return ""
     ledger = await AgentNotes(agent, f"{allowed.state}/configuration").load()
-    return ledger[-1].digest if ledger and _is_done(ledger[-1]) else ""
+    if not ledger or not _is_done(ledger[-1]):
+        return ""
+    hash = ledger[-1].digest.partition(" ")[0]
+    return hash if _HASH.fullmatch(hash) and ledger[-1].digest == _mark(allowed, hash) else ""
 
 
 async def configure(agent: GuestAgent, allowed: Allowed, document: Document) -> None:
@@ -50,7 +57,7 @@ async def configure(agent: GuestAgent, allowed: Allowed, document: Document) -> 
     if not allowed.document:
         raise DriverError("NodeRefused", "its package has no file for a document")
     notes = AgentNotes(agent, f"{allowed.state}/configuration")
-    ledger, wanted = await notes.load(), document_hash(document)
+    ledger, wanted = await notes.load(), _mark(allowed, document_hash(document))
     last = ledger[-1] if ledger else None
     if last is not None and last.digest == wanted and _is_done(last):
         return
@@ -71,6 +78,13 @@ async def configure(agent: GuestAgent, allowed: Allowed, document: Document) -> 
             code = "" if one.exit_code is None else f" with exit code {one.exit_code}"
             said = readable(one.error_output or one.output)
             raise DriverError("NodeRefused", f"{one.step} {one.result}{code}: {said or 'it says nothing'}")
+
+
+def _mark(allowed: Allowed, hash: str) -> str:
+    """Return what is noted of a document: another package may want it in another file, or applied otherwise."""
+    apply = allowed.command(allowed.apply)
+    how = msgspec.json.encode((allowed.document, apply.path, apply.arguments))
+    return f"{hash} {hashlib.sha256(how).hexdigest()[:32]}"
 
 
 def _is_done(record: Record) -> bool:
