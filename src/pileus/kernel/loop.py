@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 from msgspec import Struct
@@ -35,6 +35,8 @@ BATCH = 64
 """Resources leased at once: enough to fill a group commit, few enough to share between servers."""
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 60.0
 STUCK_RECHECK_S = 300.0
+PAUSE_MAX_S = 1.0
+"""What other servers' clocks and lost words may cost."""
 RETRYING = "Retrying"
 """The reason of a passing failure; an ordinary wait is none, and is not counted as a try."""
 AHEAD_MAX_S = 600.0
@@ -81,6 +83,8 @@ class Loop:
         self._tasks: list[asyncio.Task[None]] = []
         self._held: dict[str, Leased] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._wake: Callable[[], None] = lambda: None
+        """Ends the pause: work was given back that is due sooner."""
 
     async def open(self) -> None:
         """Start leasing."""
@@ -103,6 +107,7 @@ class Loop:
 
     async def _lease_and_work(self) -> None:
         with self._hub.watch(("all", "")) as changes:
+            self._wake = changes.wake
             while True:
                 batch = await self._lease()
                 if not batch:
@@ -116,11 +121,11 @@ class Loop:
                     await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
 
     async def _pause(self) -> float:
-        """Return the seconds until something is due, at most 1."""
+        """Return the seconds until something is due, not too many."""
         rows = await self._store.fetch(sql.WORK_NEXT)
         if rows[0][0] is None:
-            return 1.0
-        return min(max(float(rows[0][0]) - self._store.clock(), 0.005), 1.0)
+            return PAUSE_MAX_S
+        return min(max(float(rows[0][0]) - self._store.clock(), 0.005), PAUSE_MAX_S)
 
     async def _lease(self) -> list[Leased]:
         now = self._store.clock()
@@ -192,7 +197,9 @@ class Loop:
         failpoint("loop.finished")
 
     async def _write(self, leased: Leased, seen: Resource, outcome: Outcome) -> None:
-        await self._store.write(lambda tx: self._finish(tx, leased, seen, outcome), reconciling=seen.id)
+        again_s = await self._store.write(lambda tx: self._finish(tx, leased, seen, outcome), reconciling=seen.id)
+        if again_s is not None and again_s < PAUSE_MAX_S:
+            self._wake()
 
     async def _decide(self, resource: Resource, leased: Leased) -> Outcome:
         controller = self._controllers.get(resource.kind)
@@ -207,7 +214,8 @@ class Loop:
                 log.warning("still failing", id=resource.id, kind=resource.kind, error=error.message)
             return Wait(RETRYING, error.message, self._backoff(leased.attempts))
 
-    async def _finish(self, tx: Transaction, leased: Leased, seen: Resource, outcome: Outcome) -> None:
+    async def _finish(self, tx: Transaction, leased: Leased, seen: Resource, outcome: Outcome) -> float | None:
+        """Write the outcome, and return in how many seconds the work is due again; None: it is done, or gone."""
         seq = await tx.check_lease(leased.id, leased.token)
         current = await tx.get(leased.id)
         if current.revision != seen.revision:
@@ -218,24 +226,26 @@ class Loop:
         if current.deleting and isinstance(outcome, Done):
             blocked = await self._collect(tx, current)
             if blocked is None:
-                return
+                return None
             outcome = blocked
         if isinstance(outcome, Done):
             await tx.set_waiting(current, None)
-            await self._settle(tx, leased, seq, again_s=outcome.after_s or None, attempts=0)
-        else:
-            failed = outcome.reason == RETRYING
-            attempts = leased.attempts + 1 if failed else 0
-            hidden = failed and attempts < SHOW_AFTER_ATTEMPTS
-            await tx.set_waiting(current, None if hidden else outcome)
-            await self._settle(tx, leased, seq, again_s=outcome.after_s, attempts=attempts)
+            return await self._settle(tx, leased, seq, again_s=outcome.after_s or None, attempts=0)
+        failed = outcome.reason == RETRYING
+        attempts = leased.attempts + 1 if failed else 0
+        hidden = failed and attempts < SHOW_AFTER_ATTEMPTS
+        await tx.set_waiting(current, None if hidden else outcome)
+        return await self._settle(tx, leased, seq, again_s=outcome.after_s, attempts=attempts)
 
-    async def _settle(self, tx: Transaction, leased: Leased, seq: int, *, again_s: float | None, attempts: int) -> None:
+    async def _settle(
+        self, tx: Transaction, leased: Leased, seq: int, *, again_s: float | None, attempts: int
+    ) -> float | None:
         """Give the lease back: forget the work, unless it became due again since it was leased."""
         if again_s is None and seq == leased.seq:
             await tx.change(sql.WORK_DELETE, id=leased.id)
-        else:
-            await _again(tx, leased, again_s or 0.0, attempts)
+            return None
+        await _again(tx, leased, again_s or 0.0, attempts)
+        return again_s or 0.0 if seq == leased.seq else 0.0
 
     async def _collect(self, tx: Transaction, resource: Resource) -> Wait | None:
         """Remove a resource whose facts are gone: children first, then what refers to it, then the row."""
@@ -256,6 +266,8 @@ class Loop:
 
     async def _again(self, leased: Leased, after_s: float, attempts: int) -> None:
         await self._store.write(lambda tx: _again(tx, leased, after_s, attempts))
+        if after_s < PAUSE_MAX_S:
+            self._wake()
 
     def _backoff(self, attempts: int) -> float:
         ceiling = min(BACKOFF_FIRST_S * 2 ** min(attempts, 16), BACKOFF_MAX_S)

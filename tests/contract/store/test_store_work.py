@@ -11,6 +11,7 @@ import pytest
 import structlog
 from tests.contract.store.store_bench import THING, Bench, ThingAssigned, make
 
+from pileus.kernel import loop as loops
 from pileus.kernel.clock import system_clock
 from pileus.kernel.errors import LeaseLost
 from pileus.kernel.hub import Hub
@@ -85,6 +86,35 @@ def test_work_asked_for_while_it_is_done_is_done_once_more(bench: Bench) -> None
         async with bench.store(clock=system_clock) as store, running(store, Counting()):
             made = await make(store, "a")
             await until(lambda: settled(store, made.id))
+            assert len(seen) == 2
+
+    bench.run(main)
+
+
+def test_work_asked_for_while_it_is_done_does_not_wait_for_a_pause_to_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loops, "PAUSE_MAX_S", 60.0)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    seen: list[int] = []
+
+    class Slow(Controller):
+        async def reconcile(self, resource: Resource, store: Store) -> Outcome:
+            seen.append(resource.revision)
+            begun.set()
+            await go_on.wait()
+            return Done()
+
+    async def main() -> None:
+        async with bench.store(clock=system_clock) as store, running(store, Slow()):
+            made = await make(store, "a")
+            async with asyncio.timeout(LEASE_S / 2):
+                await begun.wait()
+                await store.write(lambda tx: tx.enqueue(made.id))
+                begun.clear()
+                await asyncio.sleep(0.1)  # the loop sees that nothing is free now
+                go_on.set()
+                await begun.wait()
             assert len(seen) == 2
 
     bench.run(main)
