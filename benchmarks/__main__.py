@@ -8,7 +8,20 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import attach, backchannel, cli_start, deploy, fleet, frames, lists, ovf, placement, real_vm, routers
+from benchmarks import (
+    attach,
+    backchannel,
+    cli_start,
+    deploy,
+    fleet,
+    frames,
+    lists,
+    notices,
+    ovf,
+    placement,
+    real_vm,
+    routers,
+)
 from benchmarks.report import Report
 
 BENCHMARKS = {
@@ -18,6 +31,7 @@ BENCHMARKS = {
     "deploy": deploy.run,
     "attach": attach.run,
     "fleet": fleet.run,
+    "notices": notices.run,
     "backchannel": backchannel.run,
     "frames": frames.run,
     "vm": real_vm.run,
