@@ -42,7 +42,7 @@ def test_the_server_ends_only_what_nobody_else_can(
 ) -> None:
     expected = (GIVEN if given else NEVER_GIVEN)[deleting, is_late][state]
     for place in (HERE, THERE, NOWHERE):
-        decided = decide(Asked(deleting=deleting, is_late=is_late, given=given), NodeSeen(state=state, place=place))
+        decided = decide(Asked(unwanted=deleting, is_late=is_late, given=given), NodeSeen(state=state, place=place))
         assert _word(decided) == expected
         if isinstance(decided, Follow):
             assert decided.place == place
@@ -62,7 +62,7 @@ def _word(decided: End | Follow | Queue) -> str:
 @pytest.mark.parametrize("state", ["present", "leaving"])
 def test_with_its_disk_a_node_loses_its_memory_of_what_it_did(state: Literal["present", "leaving"]) -> None:
     for place in (REPLACED, Place()):
-        decided = decide(Asked(deleting=False, is_late=False, given="disk"), NodeSeen(state=state, place=place))
+        decided = decide(Asked(unwanted=False, is_late=False, given="disk"), NodeSeen(state=state, place=place))
         assert _word(decided) == "unknown"
 
 

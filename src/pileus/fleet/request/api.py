@@ -68,6 +68,7 @@ class RequestAdmission(Admission):
             node=node.id,
             deadline=_deadline(desired.deadline, tx.now),
             payload_bytes=len(desired.payload.encode()),
+            asked_by="manager" if change.principal.manager_id else "user",
         )
         if desired.upload == "yes":
             await tx.claim(queue_space(node.id), new.id, new.id)

@@ -53,7 +53,8 @@ class RequestController(Controller):
             return Done(lambda tx: _settle(tx, resource, resource.observed))
         node = await see(store, assigned.node)
         is_late = store.clock() >= assigned.deadline
-        asked = Asked(deleting=resource.deleting, is_late=is_late, given=assigned.disk)
+        unwanted = resource.deleting or assigned.withdrawn == "yes"
+        asked = Asked(unwanted=unwanted, is_late=is_late, given=assigned.disk)
         match decide(asked, node):
             case End(state, message):
                 ended = RequestObserved(state=state, answer=message)

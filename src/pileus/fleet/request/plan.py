@@ -29,9 +29,12 @@ class NodeSeen(Struct, frozen=True, kw_only=True):
 
 
 class Asked(Struct, frozen=True, kw_only=True):
-    """A request that is not settled. ``given``: the disk of the node whose host had it; empty: no host ever had it."""
+    """A request that is not settled. ``unwanted``: deleted, or withdrawn with its manager's consent.
 
-    deleting: bool
+    ``given``: the disk of the node whose host had it; empty: no host ever had it.
+    """
+
+    unwanted: bool
     is_late: bool
     given: str = ""
 
@@ -60,7 +63,7 @@ def decide(asked: Asked, node: NodeSeen) -> End | Follow | Queue:
 
 
 def _never_given(asked: Asked, node: NodeSeen) -> End | Queue:
-    if asked.deleting:
+    if asked.unwanted:
         return End("withdrawn", "it was withdrawn before its node had it")
     if node.state == "quarantined":
         return End("withdrawn", "its node is quarantined and never had it")
@@ -78,7 +81,7 @@ def _given(asked: Asked, node: NodeSeen) -> End | Follow:
         return End("unknown", "its node is quarantined and was not heard saying whether it did it")
     if node.place.disk != asked.given:
         return End("unknown", "its node's disk was replaced before it told whether it did it")
-    return Follow(node.place, withdrawn=asked.deleting or node.state == "leaving")
+    return Follow(node.place, withdrawn=asked.unwanted or node.state == "leaving")
 
 
 # the host

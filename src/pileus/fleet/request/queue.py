@@ -70,7 +70,12 @@ async def give(tx: Transaction, node_id: str) -> None:
         return
     for id in await tx.queue(queue_space(node_id), GIVEN_MAX):
         request = await tx.get(id)
-        if request.deleting or tx.now >= request.assigned.deadline or is_settled(request):
+        if (
+            request.deleting
+            or request.assigned.withdrawn == "yes"
+            or tx.now >= request.assigned.deadline
+            or is_settled(request)
+        ):
             continue  # it ends without, or has ended already
         if not request.assigned.disk:
             await put(tx, request, node.place)

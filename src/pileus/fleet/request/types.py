@@ -73,7 +73,10 @@ class RequestAssigned(Struct, frozen=True, kw_only=True):
     payload_bytes: int = 0
     payload_sha256: str = ""
     """Of an upload that is here; the host fetches it by the request's id."""
+    asked_by: Literal["user", "manager"] = "user"
+    """Who made it: what a manager asked for ends with the account's consent."""
     withdrawn: Literal["no", "yes"] = "no"
+    """Whether the node shall not begin it: it, its node or its manager's consent was deleted."""
     vm: str = ""
     disk: str = ""
     """The VM's root volume when the request was given to its host: the node's memory of what it did is there."""
