@@ -1,6 +1,6 @@
 """The one way to send to an address that a user gave: it decides where the server may be led.
 
-A name is looked up once for each connection, and what is connected to is the address that was checked. No redirects, no
+A name is looked up at most once for each connection, and what is connected to is the address that was checked. No redirects, no
 proxies and no cookies; what comes back is read only as far as needed to use the connection again.
 """
 
@@ -11,6 +11,7 @@ import contextlib
 import functools
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Mapping
 from ipaddress import ip_address
 from typing import Literal, Protocol
@@ -30,6 +31,8 @@ CONNECT_TIMEOUT_S = 5.0
 REPLY_BYTES_MAX = 65_536
 """Of an answer's body, which nobody looks at: it is read so that the connection can be used again."""
 CONNECTIONS_MAX = 8
+LOOKUPS_MAX = 32
+"""Names that are looked up at the same time. Whoever runs a name's server decides how long that takes."""
 
 
 class Poster(Protocol):
@@ -50,14 +53,13 @@ class Internet:
     """The real one."""
 
     def __init__(self, resolver: AbstractResolver | None = None) -> None:
-        self._resolver = resolver
+        self._resolver = resolver or _Names()
 
     @contextlib.asynccontextmanager
     async def open(self, reach: Reach, ca: str) -> AsyncIterator[Poster]:
         """Give a sender for the block. Raises: Transient for a certificate that cannot be read."""
         connector = aiohttp.TCPConnector(
-            resolver=_Lent(self._resolver or aiohttp.ThreadedResolver()),
-            use_dns_cache=False,
+            resolver=_Lent(self._resolver),
             ssl=_trust(ca),
             limit=CONNECTIONS_MAX,
             socket_factory=functools.partial(_socket, reach),
@@ -107,6 +109,53 @@ class _Lent(AbstractResolver):
 
     async def close(self) -> None:
         await asyncio.sleep(0)
+
+
+class _Names(AbstractResolver):
+    """Asks the system, in threads of its own: a name that is never answered takes none that others need, nor delays the end."""
+
+    def __init__(self) -> None:
+        self._under_way = 0
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        if self._under_way >= LOOKUPS_MAX:
+            raise OSError("too many names are being looked up")
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[list[ResolveResult]] = loop.create_future()
+
+        def settle(result: list[ResolveResult] | Exception) -> None:
+            self._under_way -= 1
+            if found.done():
+                return
+            if isinstance(result, Exception):
+                found.set_exception(result)
+            else:
+                found.set_result(result)
+
+        def work() -> None:
+            result = _addresses(host, port, family)
+            with contextlib.suppress(RuntimeError):  # the loop ended meanwhile
+                loop.call_soon_threadsafe(settle, result)
+
+        self._under_way += 1
+        threading.Thread(target=work, name=f"look up {host}", daemon=True).start()
+        return await found
+
+    async def close(self) -> None:
+        await asyncio.sleep(0)
+
+
+def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult] | Exception:
+    try:
+        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    except (OSError, UnicodeError) as error:
+        return error
+    return [
+        ResolveResult(hostname=host, host=str(target[0]), port=port, family=kind, proto=protocol, flags=0)
+        for kind, _, protocol, _, target in found
+    ]
 
 
 def _socket(reach: Reach, about: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
+import threading
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -13,7 +17,7 @@ from tests.receiver import NAME, Receiver, receiving
 
 from pileus.kernel.addresses import is_public
 from pileus.kernel.errors import Transient
-from pileus.kernel.outbound import Internet
+from pileus.kernel.outbound import LOOKUPS_MAX, Internet
 
 pytestmark = pytest.mark.anyio
 
@@ -123,6 +127,34 @@ async def test_who_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyP
         async with Internet().open("any", "") as poster:
             with pytest.raises(Transient, match="no answer within"):
                 await poster.post(f"http://127.0.0.1:{silent.getsockname()[1]}/", b"x", {})
+
+
+async def test_a_name_that_is_never_answered_holds_up_nothing_else(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pileus.kernel.outbound.TIMEOUT_S", 0.5)
+    answered, real = threading.Event(), socket.getaddrinfo
+
+    def slow(host: str, *more: Any, **named: Any) -> Any:
+        if host == NAME:
+            answered.wait()
+            raise socket.gaierror("there is no such name")
+        return real(host, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    internet = Internet()
+    async with internet.open("any", receiver.ca) as poster:
+        for _ in range(LOOKUPS_MAX):
+            with pytest.raises((Transient, TimeoutError)):
+                async with internet.open("any", receiver.ca) as other, asyncio.timeout(0.01):
+                    await other.post(f"https://{NAME}/", b"x", {})
+        with pytest.raises(Transient, match="too many names"):
+            await poster.post(f"https://localhost:{receiver.port}/", b"x", {})
+        answered.set()
+        async with asyncio.timeout(5.0):
+            while not receiver.came:
+                with contextlib.suppress(Transient):
+                    await poster.post(f"https://localhost:{receiver.port}/", b"x", {})
 
 
 @pytest.mark.parametrize(
