@@ -91,7 +91,7 @@ async def _gone(world: Cloud, name: str) -> bool:
     return not await world.exists("fleet.node", name, ACCOUNT)
 
 
-def test_a_wish_that_is_edited_keeps_the_document_that_its_editor_does_not_see() -> None:
+def test_a_wish_that_is_edited_keeps_its_package_and_the_document_that_its_editor_does_not_see() -> None:
     async def main() -> None:
         async with cloud(1) as world:
             await furnish(world)
@@ -100,10 +100,13 @@ def test_a_wish_that_is_edited_keeps_the_document_that_its_editor_does_not_see()
             shown = await world.get("fleet.node", "edge", ACCOUNT)
             assert "document" not in shown["desired"]
             shown["desired"]["power"] = "stopped"
+            assert shown["desired"].pop("package") == "fw-1"
+            await add_package(world, "fw-2", "2", "appliance")
             body = msgspec.json.encode({"name": "edge", "desired": shown["desired"]})
             await world.servers[0].surface.replace(world.call(ACCOUNT), "fleet.node", "edge", body)
             node = await world.resource("fleet.node", "edge", ACCOUNT)
             assert (node.desired.document, node.desired.power) == (rules, "stopped")
+            assert node.desired.package == "fw-1"
 
     run(main)
 

@@ -56,7 +56,8 @@ class NodeAdmission(Admission):
         assigned = NodeAssigned(
             zone=vdc.zone, vdc=vdc.id, manager=manager.id, package=package.id, footprint=footprint_of(package)
         )
-        return replace(new, assigned=assigned)
+        # Said from now on: a newer package is another wish.
+        return replace(new, desired=msgspec.structs.replace(new.desired, package=package.name), assigned=assigned)
 
     async def may_delete(self, tx: Transaction, resource: Resource, principal: Principal) -> None:
         """Raises: Denied for a manager that the account does not let."""
@@ -140,7 +141,10 @@ async def _check_nics(tx: Transaction, change: Change, package: Resource, vdc: R
     desired: NodeDesired = change.new.desired
     wanted = package.assigned.nics
     if len(desired.nics) != wanted:
-        raise Invalid(f"{package} has {wanted} NICs, {len(desired.nics)} were given", field="desired.nics")
+        raise Invalid(
+            f"{package} has {wanted} NICs, {len(desired.nics)} were given; say a network for each of them",
+            field="desired.nics",
+        )
     for position, nic in enumerate(desired.nics):
         field = f"desired.nics[{position}]"
         if nic.attachment != "network" or nic.addresses or nic.stations:
@@ -163,19 +167,19 @@ async def _changed(tx: Transaction, change: Change, old: Resource) -> Resource:
     if old.owner != old.account_id:
         raise Denied(f"{old} belongs to {await tx.get(old.owner)} and changes with that, not by hand")
     new = change.new
-    desired: NodeDesired = new.desired
+    if not new.desired.package:
+        new = replace(new, desired=msgspec.structs.replace(new.desired, package=old.desired.package))
+        change.links["package"] = old.assigned.package
     manager = await tx.get(change.links["manager"])
     for field, what in NEEDS.items():
-        if getattr(desired, field) != getattr(old.desired, field):
+        if getattr(new.desired, field) != getattr(old.desired, field):
             await require(tx, change.principal, old.account_id, manager, what)
-    if desired.nics != old.desired.nics:
-        raise Invalid("the NICs of a node cannot be changed; make another node", code="immutable", field="desired.nics")
-    if desired.readmit_serial < old.desired.readmit_serial:
-        raise Invalid("readmit_serial may only be raised", field="desired.readmit_serial")
+    _check_change(new.desired, old.desired)
     package = await _package(tx, change, manager)
     before = old.assigned.before
     if before is not None and before.turned == "forward" and before.package_id != package.id:
         change.links[BEFORE] = before.package_id
+    desired: NodeDesired = new.desired
     if desired.vm:
         _check_reach(desired, package)
     else:
@@ -185,8 +189,20 @@ async def _changed(tx: Transaction, change: Change, old: Resource) -> Resource:
             )
         environment(package, desired.properties)
         await _charge(tx, new, package, await tx.get(old.vdc))
-    assigned = msgspec.structs.replace(new.assigned, package=package.id)
-    if package.id != old.assigned.package or desired.document != old.desired.document:
-        # Not in force before its controller has looked: nobody who waits shall hear that it is.
-        assigned = msgspec.structs.replace(assigned, hash="")
-    return replace(new, assigned=assigned)
+    return replace(new, assigned=_decided(new, old, package))
+
+
+def _check_change(desired: NodeDesired, before: NodeDesired) -> None:
+    """Raises: Invalid for what of a node never changes."""
+    if desired.nics != before.nics:
+        raise Invalid("the NICs of a node cannot be changed; make another node", code="immutable", field="desired.nics")
+    if desired.readmit_serial < before.readmit_serial:
+        raise Invalid("readmit_serial may only be raised", field="desired.readmit_serial")
+
+
+def _decided(new: Resource, old: Resource, package: Resource) -> NodeAssigned:
+    """Return the decision; what was changed is not in force before its controller has looked: who waits hears so."""
+    assigned: NodeAssigned = msgspec.structs.replace(new.assigned, package=package.id)
+    if package.id != old.assigned.package or new.desired.document != old.desired.document:
+        return msgspec.structs.replace(assigned, hash="")
+    return assigned

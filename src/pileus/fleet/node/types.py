@@ -45,7 +45,7 @@ class NodeDesired(Struct, frozen=True, kw_only=True):
     """The wish: of a user or manager, or of the controller of the node's owner (a router)."""
 
     manager: Annotated[ManagerRef, Meta(description="The manager that runs the node.")]
-    package: Annotated[PackageRef, Meta(description="What it is made of; empty: the manager's newest.")] = ""
+    package: Annotated[PackageRef, Meta(description="What it is made of; left out: the newest of the manager.")] = ""
     vm: Annotated[
         VmRef, Meta(description="A VM of the account that becomes the node; empty: one is made of the package.")
     ] = ""
@@ -86,8 +86,6 @@ class NodeAssigned(Struct, frozen=True, kw_only=True):
     vm: str = ""
     host: str = ""
     hash: str = ""
-    sequence: int = 0
-    """Number of the newest request that it was given."""
     quarantined: str = ""
     """Why nothing is said to it any more, and nothing heard of it."""
     readmit_serial: int = 0
