@@ -52,7 +52,7 @@ class Layout:
         if self._reasons:
             row.append("" if status == "true" and not item["deleting_at"] else reason)
         row.append(age(item["created_at"]))
-        return [clean(text) for text in ([*row, item["id"]] if self._wide else row)]
+        return [clean(text.rstrip()) for text in ([*row, item["id"]] if self._wide else row)]
 
     def fit(self, rows: Iterable[Sequence[str]]) -> None:
         """Widen the columns for these rows."""
@@ -114,7 +114,7 @@ def text_of(value: Any) -> str:
 
 def plain(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table of texts, its columns as wide as they need; the last one is not padded."""
-    every = [list(headers), *([clean(cell) for cell in row] for row in rows)]
+    every = [list(headers), *([clean(cell.rstrip()) for cell in row] for row in rows)]
     widths = [max(len(row[place]) for row in every) for place in range(len(headers))]
     return "\n".join(
         "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in every
