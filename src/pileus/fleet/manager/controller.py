@@ -47,8 +47,8 @@ SUBJECTS_MAX = 256
 """Nodes of one turn."""
 AGAIN_S = 0.05
 """Between two turns of a callback that more waits for."""
-REPORT_EVERY_S = 60.0
-"""How often a number that people are shown is renewed."""
+REPORT_EVERY_S = 300.0
+"""How often a number that people are shown is renewed; each time all keys are looked up again."""
 GOOD = range(200, 300)
 
 
