@@ -6,6 +6,8 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ ROLES = {
     "rules": EXAMPLES / "firewall/firewall.py",
     "hostile": PROGRAMS / "hostile",
     "initiator": PROGRAMS / "initiator",
+    "names": EXAMPLES / "names/names.py",
     "storage": EXAMPLES / "storage/storage.py",
 }
 IMAGE = "test-fleet"
@@ -63,10 +66,11 @@ class Manager:
     """A manager: its key, what it calls with that, and its nodes."""
 
     def __init__(self, cloud: RealCloud, name: str, account: str = "") -> None:
+        """``account``: whose manager it is; empty: the cluster's."""
         own = ["--account", account] if account else []
         cloud.pileus("create", "manager", name, *own)
         made = cloud.json("create", "key", f"{name}-key", "--manager", name, *own)
-        self.name, self.key, self._cloud = name, str(made["secret"]), cloud
+        self.name, self.key, self._cloud, self._own = name, str(made["secret"]), cloud, own
         config = json.loads((cloud.folder / "config.json").read_bytes())
         context = config["contexts"][config["current"]]
         self.api = _example("cloud").Cloud(context["server"], context["ca"], self.key)
@@ -81,7 +85,7 @@ class Manager:
         """Make the package of a role, named as it is."""
         size = ["--vcpus", "1", "--memory-mib", str(MEMORY_MIB), "--nics", str(nics)]
         wish = [role, "--manager", self.name, "--version", role, "--image", IMAGE, *size]
-        self._cloud.pileus("create", "package", *wish, *(options or ("--role", role)))
+        self._cloud.pileus("create", "package", *wish, *self._own, *(options or ("--role", role)))
 
     def node(self, name: str, account: str, **desired: Any) -> Json:
         """Make a node of the package that ``package`` names."""
@@ -128,16 +132,25 @@ class Manager:
 
     def run(self, example: str, *arguments: str) -> str:
         """Return what an example of a manager printed, run with this manager's key."""
-        done = subprocess.run(
-            [sys.executable, str(EXAMPLES / example / "manager.py"), *arguments],
-            env={**self._cloud.environment, "PILEUS_KEY": self.key},
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
+        argv, environment = self._command(example, arguments)
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    @contextmanager
+    def running(self, example: str, *arguments: str) -> Iterator[None]:
+        """Let an example of a manager run during the block."""
+        argv, environment = self._command(example, arguments)
+        with subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL) as child:
+            try:
+                yield
+                assert child.poll() is None, "it runs for ever"
+            finally:
+                child.kill()
+
+    def _command(self, example: str, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        environment = {**self._cloud.environment, "PILEUS_KEY": self.key}
+        return [sys.executable, str(EXAMPLES / example / "manager.py"), *arguments], environment
 
 
 def _example(name: str) -> Any:

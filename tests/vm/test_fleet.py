@@ -121,8 +121,7 @@ def test_a_tenants_vm_uses_a_volume_of_the_storage_manager(cloud: SplitCloud, ma
     tenant = manager.node("vm", "acme", package="initiator", nics=[{"address": "10.1.1.20"}])
     (storage,) = stores.ready(*stores.api.nodes())
     manager.ready(tenant)
-    address = next(vm for vm in _vms(cloud) if vm["id"] == storage["assigned"]["vm"])["observed"]["addresses"][0]
-    wish = {"portal": address, "target": "iqn.2026-11.example.pileus:scratch"}
+    wish = {"portal": _address(cloud, storage), "target": "iqn.2026-11.example.pileus:scratch"}
     assert json.loads(manager.ask(tenant, json.dumps({**wish, "write": "kept"}))) == {"size_mib": 64, "read": "kept"}
 
     (tenant,) = manager.ready(tenant)
@@ -133,10 +132,45 @@ def test_a_tenants_vm_uses_a_volume_of_the_storage_manager(cloud: SplitCloud, ma
         cloud.pileus("delete", "node", name, "--account", "acme", "-y", "--wait")
 
 
-def _vms(cloud: SplitCloud) -> list[Json]:
+def test_the_same_program_serves_one_account_with_the_key_of_its_own_manager(cloud: SplitCloud) -> None:
+    cloud.pileus("create", "account", "umbrella")
+    own = Manager(cloud, "own", account="umbrella")
+    own.package("firewall", nics=1)
+    wishes = {"all": {"rules": {"web": {"protocol": "tcp", "port": 80, "action": "accept"}}}}
+    own.run("firewall", "tend", cloud.file("own.json", json.dumps(wishes)), "--once")
+    own.ready(*own.api.nodes())
+    assert "umbrella/firewall: applied: " in own.run("firewall", "block", "203.0.113.9")
+    until("its status says so", lambda: '"203.0.113.9/32"' in own.run("firewall", "report"))
+    wishes["all"]["rules"] = {"ssh": {"protocol": "tcp", "port": 22, "action": "drop"}}
+    own.run("firewall", "tend", cloud.file("own.json", json.dumps(wishes)), "--once")
+    own.ready(*own.api.nodes())
+    until(
+        "the document is taken whole", lambda: '"counters": {"blocked": 0, "ssh": 0}' in own.run("firewall", "report")
+    )
+    cloud.pileus("delete", "node", "firewall", "--account", "umbrella", "-y", "--wait")
+
+
+def test_a_tenants_vm_is_told_names_by_the_names_manager(cloud: SplitCloud) -> None:
+    names = Manager(cloud, "names")
+    names.consented("acme")
+    names.package("names", nics=1)
+    file = cloud.file("names.json", (EXAMPLES / "names/names.json").read_text())
+    assert names.run("names", "give", file, "acme", "mail.corp") == "10.1.1.101\n"
+    names.run("names", "tend", file, "--once")
+    (node,) = names.ready(*names.api.nodes())
+    assert '"addresses": ["10.1.1.101"]' in names.run("names", "resolve", "mail.corp")
+    script = cloud.file("look.sh", f"#!/bin/sh\nnslookup mail.corp {_address(cloud, node)} | sed 's/^/FOUND /'\n")
+    cloud.pileus("create", "vm", "reader", "--account", "acme", "--user-data", script)
+    cloud.until_printed("reader", r"^FOUND Address.*10\.1\.1\.101")
+    cloud.pileus("delete", "vm", "reader", "--account", "acme", "-y", "--wait")
+    cloud.pileus("delete", "node", "names", "--account", "acme", "-y", "--wait")
+
+
+def _address(cloud: SplitCloud, node: Json) -> str:
+    """Return the address of the node's first NIC in its tenant's network."""
     with cloud.client() as client:
-        found: list[Json] = client.get("/v1/compute.vm", [("all_accounts", "1"), ("owned", "1")])["items"]
-    return found
+        vm: Json = client.get(f"/v1/compute.vm/{node['assigned']['vm']}")
+    return str(vm["observed"]["addresses"][0])
 
 
 @pytest.mark.long

@@ -96,23 +96,22 @@ def _wishes() -> Json:
 
 @pytest.fixture(scope="module")
 def manager(lab: RealLab) -> Manager:
-    """A manager of the cluster, with two nodes per tenant: one that is reached by serial port, one by its NIC."""
+    """A manager of the cluster that tends, with two nodes per tenant: one is reached by serial port, one by its NIC."""
     made = Manager(lab, "firewalls")
     made.package("by-nic", "--channel", "nic", "--role", "firewall", nics=1)
     made.package("firewall", nics=1)
-    file = lab.file("rules.json", json.dumps(_wishes()))
-    for number, tenant in enumerate(TENANTS):
-        made.consented(tenant)
-        lab.alone(HOSTS[number], len(HOSTS))
-        made.run("firewall", "tend", file, "--once")
-        _placed(made, number * 2 + 1)
-        lab.alone(HOSTS[(number + 1) % 3], len(HOSTS))
-        document = _wishes()["accounts"][tenant]
-        made.node(SECOND, tenant, package="by-nic", nics=[{"network": "default"}], document=document)
-        _placed(made, number * 2 + 2)
-    lab.alone("", len(HOSTS))
-    lab.pileus("create", "vm", "a", "--account", "acme")
-    made.ready(*made.api.nodes())
+    with made.running("firewall", "tend", lab.file("rules.json", json.dumps(_wishes()))):
+        for number, tenant in enumerate(TENANTS):
+            lab.alone(HOSTS[number], len(HOSTS))
+            made.consented(tenant)
+            _placed(made, number * 2 + 1)
+            lab.alone(HOSTS[(number + 1) % 3], len(HOSTS))
+            document = _wishes()["accounts"][tenant]
+            made.node(SECOND, tenant, package="by-nic", nics=[{"network": "default"}], document=document)
+            _placed(made, number * 2 + 2)
+        lab.alone("", len(HOSTS))
+        lab.pileus("create", "vm", "a", "--account", "acme")
+        made.ready(*made.api.nodes())
     lab.until_printed("a", "PILEUS-READY", account="acme")
     return made
 
@@ -157,9 +156,9 @@ def test_rules_and_requests_reach_the_nodes_that_are_meant_and_no_other(lab: Rea
         assert [json.loads(text) for _, text in log] == [
             _wishes()["accounts"][tenant], {"block": address}, told[tenant],
         ]  # fmt: skip
-        status = node["observed"]["status"]
-        assert status["blocked"] == [f"{address}/32"]
-        assert set(status["counters"]) == {"blocked", rule, f"later-{rule}"}
+        answer = json.loads(manager.ask(node, "{}"))
+        assert answer["blocked"] == [f"{address}/32"]
+        assert set(answer["counters"]) == {"blocked", rule, f"later-{rule}"}
     _only_own(passed)
 
 
