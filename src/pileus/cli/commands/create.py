@@ -33,6 +33,9 @@ def _command(kind: Kind) -> click.Command:
 
 
 def _build(kind: Kind, run: Callable[..., None], more: Callable[[Any], Any]) -> click.Command:
+    # A default, be it None, makes an argument one that may be left out.
+    named: dict[str, Any] = {"required": False, "default": ""} if kind.name_prefix else {}
+
     @output_option("")
     @click.option("--dry-run", is_flag=True, help="Ask the server what it would do, and change nothing.")
     @wait_options
@@ -41,7 +44,7 @@ def _build(kind: Kind, run: Callable[..., None], more: Callable[[Any], Any]) -> 
     )
     @account_option
     @more
-    @click.argument("name", required=not kind.name_prefix, default="" if kind.name_prefix else None)
+    @click.argument("name", **named)
     @click.pass_obj
     def callback(session: Session, /, **options: Any) -> None:
         run(session, kind, **options)
