@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,9 +18,9 @@ from pileus.ovf.package import open_package
 from pileus.ovf.validation import validate
 
 if TYPE_CHECKING:
-    from tests.vm.realcloud import RealCloud
+    from tests.vm.realcloud import RealCloud, split, until
 else:
-    from realcloud import RealCloud
+    from realcloud import RealCloud, split, until
 
 GIB = 1 << 30
 READY = r"PILEUS-READY (\S+) [0-9.]+$"
@@ -146,3 +147,20 @@ def test_virt_v2v_reads_what_is_exported(cloud: RealCloud, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     for fact in ("leaver", "0 [scsi]", 'Bridge "default"'):
         assert fact in done.stdout
+
+
+def test_an_upload_goes_on_after_its_server_was_killed(tmp_path: Path) -> None:
+    raw = tmp_path / "large.raw"
+    with raw.open("wb") as file:
+        for _ in range(256):
+            file.write(os.urandom(1 << 20))
+    with split() as cloud:
+        said = cloud.start("sender", "create", "image", "large", "--account", "acme", "--file", str(raw), "--wait")
+        images = cloud.data / "server" / "images"
+        until("a piece is there", lambda: any(one.stat().st_size for one in images.glob("*/.unfinished-disk")))
+        cloud.kill(cloud.server)
+        cloud.start_server()
+        assert said.wait(timeout=IMPORT_S) == 0, (cloud.folder / "sender.err").read_text()
+        digest = subprocess.run(["sha256sum", raw], check=True, capture_output=True, text=True).stdout.split()[0]
+        assert f"disk: sha256 {digest}" in (cloud.folder / "sender.err").read_text()
+        assert not list(images.glob("*/.unfinished-disk"))

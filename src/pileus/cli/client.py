@@ -147,6 +147,24 @@ class Client:
             raise refusal(response.status, response.body)
         return response
 
+    def append(self, path: str, query: Query, parts: Sequence[bytes], headers: Json) -> Response:
+        """Send a piece of an upload. Raises: Failure."""
+        said = {"Content-Type": "application/octet-stream", "Content-Length": str(sum(map(len, parts))), **headers}
+        if self._connection is None:
+            self._connection = self._connect(self._timeout_s)
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self._connection.request("PATCH", self.target(path, query), body=parts, headers=self._headers(said))
+            answer = self._connection.getresponse()
+            response = Response(answer.status, answer.headers, answer.read())
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise self._unreachable(error) from None
+        if response.status >= 400:
+            self.close()  # what it did not read of the piece would be taken for the next request
+            raise refusal(response.status, response.body)
+        return response
+
     def download(self, path: str, query: Query) -> Iterator[bytes]:
         """Yield what is at ``path``, however long its maker takes to begin. Raises: Failure, also when it is cut off."""
         connection = self._connect(DOWNLOAD_TIMEOUT_S)

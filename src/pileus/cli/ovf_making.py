@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from pileus.cli.client import Json, segment
 from pileus.cli.commands.create import post
 from pileus.cli.failure import NOT_FOUND, Failure, usage
+from pileus.cli.sending import send
 from pileus.cli.session import Session, noun, root
 from pileus.cli.waiting import DELETED, READY, wait_for
 from pileus.kernel.kind import Kind
@@ -91,15 +92,9 @@ class Making:
             for _ in chunks:  # an earlier run sent it; its digest is checked nevertheless
                 pass
             return image
-        digest = hashlib.sha256()
-        sent = _hashed(_proven(chain((first,), chunks)), digest)
-        size = content.file.size_bytes if content.file.compression == "identity" else None
         path = f"{root(IMAGE)}/{segment(image['id'])}/disk"
-        answer = self._session.client.upload(path, [("account", image["account"])], sent, size)
-        received = answer.headers.get("X-Content-SHA256", "")
-        if received != digest.hexdigest():
-            raise usage(f"the server read another disk than was sent: {received}, not {digest.hexdigest()}; try again")
-        return answer.json() or image
+        sent = send(self._session.client, path, [("account", image["account"])], chain((first,), chunks))
+        return (sent.answer.json() if sent.answer is not None else {}) or image
 
     def ready(self, kind: Kind, made: list[Json]) -> list[Json]:
         """Return the resources once all are ready. Raises: Failure."""
@@ -149,19 +144,4 @@ def _counted(content: Content, read: Callable[[int], object]) -> Iterator[bytes]
     for chunk in content.plain():
         read(content.stored_bytes - told)
         told = content.stored_bytes
-        yield chunk
-
-
-def _proven(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the chunks, the last only when what all of them must be has been compared: no server gets a whole lie."""
-    held = next(chunks, b"")
-    for chunk in chunks:
-        yield held
-        held = chunk
-    yield held
-
-
-def _hashed(chunks: Iterable[bytes], digest: Any) -> Iterator[bytes]:
-    for chunk in chunks:
-        digest.update(chunk)
         yield chunk

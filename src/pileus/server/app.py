@@ -34,6 +34,7 @@ FEATURES = (
     "join-token",
     "merge-patch",
     "request-payload",
+    "resumable-upload",
     "upload",
     "usage",
     "watch",
@@ -79,7 +80,12 @@ def _routes(parts: Parts) -> list[BaseRoute]:
         Route("/v1/{kind}/{ident}/events", resources.events_of),
         Route("/v1/{kind}/{ident}/counters", resources.counters),
         Route("/v1/{kind}/{ident}/usage", resources.usage),
-        Route("/v1/storage.image/{ident}/{part}", content.upload, methods=["PUT"]),
+        _route(
+            "/v1/storage.image/{ident}/{part}",
+            PUT=content.upload,
+            PATCH=content.append,
+            HEAD=content.offset,
+        ),
         Route("/v1/storage.volume/{ident}/content", disks.content),
         Route("/v1/fleet.node/{ident}/document", content.document),
         _route("/v1/fleet.request/{ident}/payload", GET=payloads.payload, PUT=payloads.upload),
@@ -91,7 +97,7 @@ def _route(path: str, **by_method: Callable[[Request], Awaitable[Response]]) -> 
     """Return one route for several methods, so that a refusal can name all of them."""
 
     async def endpoint(request: Request) -> Response:
-        method = "GET" if request.method == "HEAD" else request.method
+        method = "GET" if request.method == "HEAD" and "GET" in by_method else request.method
         return await by_method[method](request)
 
     return Route(path, endpoint, methods=list(by_method))

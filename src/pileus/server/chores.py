@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from pileus.kernel.background import for_ever
 from pileus.kernel.clock import iso
@@ -26,9 +26,9 @@ CREDENTIAL_S = 30 * 86_400.0
 
 
 @contextlib.asynccontextmanager
-async def running(store: Store, renew: Callable[[], None]) -> AsyncIterator[None]:
-    """Do the chores in the background for the block."""
-    tasks = [for_ever(lambda: _prune_later(store), "prune"), for_ever(lambda: _renew_later(renew), "renewal")]
+async def running(store: Store, *tidy: Callable[[], None]) -> AsyncIterator[None]:
+    """Do the chores in the background for the block; ``tidy``: others, which need no store."""
+    tasks = [for_ever(lambda: _prune_later(store), "prune"), for_ever(lambda: _tidy_later(tidy), "tidying")]
     try:
         yield
     finally:
@@ -60,6 +60,7 @@ async def _prune_later(store: Store) -> None:
     await prune(store)
 
 
-async def _renew_later(renew: Callable[[], None]) -> None:
+async def _tidy_later(tidy: Sequence[Callable[[], None]]) -> None:
     await asyncio.sleep(EVERY_S)
-    renew()
+    for each in tidy:
+        each()

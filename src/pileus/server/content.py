@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -15,7 +16,7 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.reading import Call
 from pileus.kernel.transaction import Transaction
 from pileus.server import bodies, reach, streams, tunnel
-from pileus.server.images import UPLOADS
+from pileus.server.images import UPLOADS, Received
 from pileus.server.links import Connection
 from pileus.server.parts import Parts
 from pileus.server.query import COMMON, Query, answer_json, call, ident
@@ -25,6 +26,7 @@ IMAGE, VM, NODE = "storage.image", "compute.vm", "fleet.node"
 TAIL_BYTES, TAIL_BYTES_MAX = 65_536, 16_777_216
 HOST_ANSWERS_S = 10.0
 PORT_MAX = 65_535
+OFFSET_DIGITS_MAX = 20
 
 
 class Content:
@@ -35,6 +37,46 @@ class Content:
 
     async def upload(self, request: Request) -> Response:
         """``PUT /v1/storage.image/{ident}/{part}``: the body is the file."""
+        part, asked, image = await self._image(request)
+        with self._deleted_meanwhile(image):
+            received = await self._parts.images.receive(
+                image.id,
+                part,
+                bodies.stream(request, self._limit(part)),
+                announced=bodies.length(request),
+                digests=_digests(request, image, part),
+            )
+        return await self._uploaded(asked, image, part, received)
+
+    async def offset(self, request: Request) -> Response:
+        """``HEAD /v1/storage.image/{ident}/{part}``: how much of an unfinished upload is here."""
+        part, _, image = await self._image(request)
+        here = await asyncio.to_thread(self._parts.images.offset, image.id, part)
+        return Response(status_code=204, headers={"Upload-Offset": str(here), "Cache-Control": "no-store"})
+
+    async def append(self, request: Request) -> Response:
+        """``PATCH /v1/storage.image/{ident}/{part}``: the body goes on at ``Upload-Offset``.
+
+        ``Upload-Complete: ?0`` says that more will come. In the manner of the IETF's resumable uploads.
+        """
+        part, asked, image = await self._image(request)
+        at = _offset(request)
+        is_last = request.headers.get("upload-complete", "?1") != "?0"
+        with self._deleted_meanwhile(image):
+            received = await self._parts.images.append(
+                image.id,
+                part,
+                bodies.stream(request, max(0, self._limit(part) - at)),
+                at=at,
+                digests=_digests(request, image, part) if is_last else None,
+            )
+        if received is not None:
+            return await self._uploaded(asked, image, part, received)
+        here = await asyncio.to_thread(self._parts.images.offset, image.id, part)
+        return Response(status_code=204, headers={"Upload-Offset": str(here)})
+
+    async def _image(self, request: Request) -> tuple[str, Call, Resource]:
+        """Return the part, the call and the image that the caller may upload to. Raises: NotFound, Denied, Conflict."""
         part = request.path_params["part"]
         if part not in UPLOADS:
             raise NotFound(f"an image has no part {part!r}; it has {', '.join(UPLOADS)}")
@@ -42,20 +84,28 @@ class Content:
         asked = call(request, Query(request, COMMON))
         image = await self._parts.surface.row(asked, IMAGE, ident(request), "update")
         _may_upload(asked, image, part)
-        desired: ImageDesired = image.desired
-        limit = self._parts.image_bytes_max if part == "disk" else self._parts.boot_bytes_max
+        return part, asked, image
+
+    def _limit(self, part: str) -> int:
+        return self._parts.image_bytes_max if part == "disk" else self._parts.boot_bytes_max
+
+    @contextlib.contextmanager
+    def _deleted_meanwhile(self, image: Resource) -> Iterator[None]:
         try:
-            received = await self._parts.images.receive(
-                image.id,
-                part,
-                bodies.stream(request, limit),
-                announced=bodies.length(request),
-                digests=(request.headers.get("x-content-sha256", ""), desired.sha256 if part == "disk" else ""),
-            )
+            yield
+        except FileNotFoundError as error:
+            raise self._gone(image) from error
+
+    def _gone(self, image: Resource) -> NotFound:
+        self._parts.images.remove(image.id)
+        return NotFound(f"{image} was deleted during the upload")
+
+    async def _uploaded(self, asked: Call, image: Resource, part: str, received: Received) -> Response:
+        """Note an upload that is whole and return the image."""
+        try:
             image = await self._parts.store.get(image.id)
-        except (NotFound, FileNotFoundError) as error:
-            self._parts.images.remove(image.id)
-            raise NotFound(f"{image} was deleted during the upload") from error
+        except NotFound as error:
+            raise self._gone(image) from error
         await self._parts.store.write(lambda tx: note(tx, asked, "upload", image))
         await self._parts.uploaded(image, part, received.sha256, received.size_bytes)
         answer = await self._parts.surface.get(asked, IMAGE, image.id)
@@ -153,6 +203,20 @@ def _farewell(connection: Connection) -> tuple[int, str]:
     if connection.done:
         return streams.NORMAL, ""
     return streams.POLICY, "what you may do has changed; connect again if you may"  # or the caller is gone anyway
+
+
+def _digests(request: Request, image: Resource, part: str) -> tuple[str, ...]:
+    """Return what the SHA-256 of an upload must be."""
+    desired: ImageDesired = image.desired
+    return request.headers.get("x-content-sha256", ""), desired.sha256 if part == "disk" else ""
+
+
+def _offset(request: Request) -> int:
+    """Return where a piece of an upload begins. Raises: Invalid."""
+    text = request.headers.get("upload-offset", "")
+    if not (text.isascii() and text.isdigit() and len(text) < OFFSET_DIGITS_MAX):
+        raise Invalid("Upload-Offset must say where the piece begins, in bytes")
+    return int(text)
 
 
 def _may_upload(asked: Call, image: Resource, part: str) -> None:

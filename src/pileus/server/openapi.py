@@ -103,8 +103,6 @@ def _own_paths(by_type: dict[Any, Json]) -> Json:
     """Return the paths that are not the same for every kind."""
     part = {"name": "part", "in": "path", "required": True, "schema": {"enum": ["disk", "kernel", "initrd"]}}
     binary: Json = {"application/octet-stream": {}}
-    upload = _plain("upload", _named("storage.image")) | {"requestBody": {"required": True, "content": binary}}
-    upload["parameters"] = [_header("X-Content-SHA256", "What the file's SHA-256 must be, in hex.")]
     text = {"200": {"description": "The text.", "content": {"text/plain": {}}}, "default": _error()}
     socket = {"101": {"description": "A WebSocket of binary messages."}, "default": _error()}
     agent: Json = {"security": [{"agent": []}]}
@@ -115,7 +113,7 @@ def _own_paths(by_type: dict[Any, Json]) -> Json:
         "/v1/event": {"get": _plain("events", {"type": "object"})},
         "/v1/audit": {"get": _plain("audit", {"type": "object"})},
         **_vm_paths(text, socket),
-        "/v1/storage.image/{ident}/{part}": {"parameters": [_ident_of("image"), part], "put": upload},
+        **_disk_paths(part, binary),
         "/v1/fleet.node/{ident}/document": {
             "parameters": [_ident_of("node")],
             "get": _plain("document", {"type": "object"}),
@@ -175,6 +173,32 @@ CONNECT = (
     "A TCP port of the VM. A binary message is bytes, an empty one the end of that direction. A text message is a number: "
     "the other side may send so many bytes more; neither sends before. Closed with 1000 when both directions ended."
 )
+
+
+def _disk_paths(part: Json, binary: Json) -> Json:
+    """Return what images and volumes have besides: their bytes."""
+    upload = _plain("upload", _named("storage.image")) | {"requestBody": {"required": True, "content": binary}}
+    upload["parameters"] = [_header("X-Content-SHA256", "What the file's SHA-256 must be, in hex.")]
+    append = upload | {"operationId": "append"}
+    append["parameters"] = [
+        *upload["parameters"],
+        _header("Upload-Offset", "Where the piece begins, in bytes; HEAD says how much is here."),
+        _header("Upload-Complete", "?0: more will come."),
+    ]
+    here = {"204": {"description": "Upload-Offset says how much is here."}, "default": _error()}
+    disk = {"200": {"description": "A streamOptimized VMDK.", "content": binary}, "default": _error()}
+    return {
+        "/v1/storage.image/{ident}/{part}": {
+            "parameters": [_ident_of("image"), part],
+            "put": upload,
+            "patch": append,
+            "head": {"operationId": "offset", "responses": here},
+        },
+        "/v1/storage.volume/{ident}/content": {
+            "parameters": [_ident_of("volume")],
+            "get": {"operationId": "download", "responses": disk},
+        },
+    }
 
 
 def _vm_paths(text: Json, socket: Json) -> Json:

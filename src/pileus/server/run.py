@@ -120,7 +120,13 @@ async def serve(
         port = listener.getsockname()[1]
         server = _Server(parts, _context(settings, authority))
         stack.enter_context(_signals(server.stop))
-        await stack.enter_async_context(chores.running(store, lambda: _renew(server, settings, authority, store.clock)))
+        await stack.enter_async_context(
+            chores.running(
+                store,
+                lambda: _renew(server, settings, authority, store.clock),
+                lambda: parts.images.forget_unfinished(store.clock()),
+            )
+        )
         started = Started(
             url=_url(settings.host, port),
             port=port,

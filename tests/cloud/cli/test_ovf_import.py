@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.appliances import MIB, System, boot_disk, descriptor, ova, packed, vmdk_of
 
+from pileus.cli import sending
 from pileus.cli.client import Client
-from pileus.cli.failure import OK, REFUSED, USAGE
+from pileus.cli.commands import upload
+from pileus.cli.failure import INTERRUPTED, OK, REFUSED, UNREACHABLE, USAGE, Failure
 
 if TYPE_CHECKING:
     from tests.cloud.cli.conftest import Run
@@ -148,7 +153,7 @@ def test_a_failure_in_the_middle_leaves_nothing_and_others_things_alone(
         raise OSError("the line is cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Client, "upload", broken)
+        patch.setattr(Client, "append", broken)
         with pytest.raises(OSError, match="cut"):
             imported(pileus, account, file, "--network", "default", "--name", "shop")
     assert nothing_left(pileus, account)
@@ -182,3 +187,54 @@ def test_a_package_of_a_manager(pileus: Run, account: str, tmp_path: Path, disk:
     refused = imported(pileus, account, single(tmp_path, disk, memory_mib=64), "--package", "wall-2", *said[2:])
     assert refused.code == REFUSED  # that version is there
     assert names(pileus, account, "image") == ["wall-1-root"]
+
+
+def test_an_upload_goes_on_where_a_broken_connection_stopped(
+    pileus: Run, account: str, tmp_path: Path, disk: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second piece reaches the server and its answer gets lost; every third does not leave."""
+    monkeypatch.setattr(sending, "PIECE_BYTES", 1 << 16)
+    monkeypatch.setattr(sending, "RETRY_S", 0.01)
+    append, calls = Client.append, itertools.count(1)
+
+    def flaky(client: Client, *words: Any) -> Any:
+        number = next(calls)
+        if number % 3 == 0:
+            client.close()
+            raise Failure("the line is cut", exit_code=UNREACHABLE)
+        answer = append(client, *words)
+        if number % 2 == 0:
+            client.close()
+            raise Failure("the line is cut", exit_code=UNREACHABLE)
+        return answer
+
+    monkeypatch.setattr(Client, "append", flaky)
+    raw = tmp_path / "random.raw"
+    raw.write_bytes(os.urandom(1 << 20))
+    ran = pileus("create", "image", "cut", "--account", account, "--file", str(raw), "--wait")
+    assert ran.code == OK, ran.err
+    assert f"disk: sha256 {hashlib.sha256(raw.read_bytes()).hexdigest()}" in ran.err
+    assert imported(pileus, account, single(tmp_path, disk), "--network", "default").code == OK
+
+
+def test_a_command_that_was_ended_goes_on_in_the_next(
+    pileus: Run, account: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "PIECE_BYTES", 1 << 18)
+    append, sent = Client.append, list[int]()
+
+    def ended(client: Client, path: str, query: Any, parts: Any, headers: Any) -> Any:
+        if sum(sent) >= 2 << 18 and len(sent) == 2:
+            sent.append(0)
+            raise KeyboardInterrupt
+        sent.append(sum(map(len, parts)))
+        return append(client, path, query, parts, headers)
+
+    monkeypatch.setattr(upload, "CHUNK_BYTES", 1 << 16)
+    monkeypatch.setattr(Client, "append", ended)
+    raw = tmp_path / "random.raw"
+    raw.write_bytes(os.urandom(1 << 20))
+    words = ("create", "image", "ended", "--account", account, "--file", str(raw), "--wait")
+    assert pileus(*words).code == INTERRUPTED
+    assert pileus(*words).code == OK
+    assert sum(sent) == 1 << 20  # nothing twice

@@ -88,6 +88,7 @@ class StandInAgents:
         self.connected: dict[str, int] = {}
         self.logs: dict[str, bytes] = {}
         self.listening: dict[tuple[str, int], Callable[[], Connection]] = {}
+        self.disks: dict[str, Connection] = {}
         self.consoles: list[Console] = []
         self.changed = asyncio.Event()
 
@@ -121,6 +122,12 @@ class StandInAgents:
         if (address, port) not in self.listening:
             raise Conflict(f"{address} port {port} refused the connection", code="connect-refused")
         return self.listening[address, port]()
+
+    async def disk(self, host_id: str, volume: str) -> Connection:
+        """Send what a volume holds."""
+        if volume not in self.disks:
+            raise Transient(f"volume {volume} is not in the pool", code="host-refused")
+        return self.disks[volume]
 
 
 class TestClock:

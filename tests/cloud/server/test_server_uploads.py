@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -166,3 +167,69 @@ def _nothing_kept(world: World, id: str) -> None:
     assert world.uploads == []
     folder = world.parts.images.path(id, "upload").parent
     assert not folder.exists() or list(folder.iterdir()) == []
+
+
+def _piece(at: int, *, last: bool = False, **more: str) -> dict[str, str]:
+    return {"upload-offset": str(at), "upload-complete": "?1" if last else "?0", **more}
+
+
+async def test_an_upload_in_pieces_lands_whole_with_the_last(world: World) -> None:
+    call, id = await _image(world)
+    path = f"/v1/storage.image/{id}/disk"
+    assert (await call("HEAD", path)).headers["upload-offset"] == "0"
+    first = await call("PATCH", path, CONTENT[:1000], _piece(0))
+    assert (first.status, first.headers["upload-offset"]) == (204, "1000")
+    wrong = await call("PATCH", path, CONTENT[900:], _piece(900))
+    assert (wrong.status, wrong.code) == (409, "upload-offset")
+    assert (await call("HEAD", path)).headers["upload-offset"] == "1000"
+    assert world.uploads == []
+    last = await call("PATCH", path, CONTENT[1000:], _piece(1000, last=True, **{"x-content-sha256": DIGEST}))
+    assert (last.status, last.headers["x-content-sha256"]) == (200, DIGEST)
+    assert world.uploads == [(id, "disk", DIGEST, len(CONTENT))]
+    assert world.parts.images.path(id, "upload").read_bytes() == CONTENT
+    assert [path.name for path in world.parts.images.path(id, "upload").parent.iterdir()] == ["upload"]
+
+
+async def test_a_piece_that_breaks_off_stays_as_far_as_it_came_also_for_the_next_server(tmp_path: Path) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield CONTENT
+        yield CONTENT * 4
+        raise ConnectionResetError
+
+    store = ImageStore(tmp_path)
+    image = "01900000-0000-7000-8000-000000000001"
+    with pytest.raises(ConnectionResetError):
+        await store.append(image, "disk", broken(), at=0, digests=None)
+    next_store = ImageStore(tmp_path, "another")
+    next_store.open()
+    here = next_store.offset(image, "disk")
+    assert here == 5 * len(CONTENT)
+
+    async def rest() -> AsyncIterator[bytes]:
+        yield b"end"
+
+    whole = hashlib.sha256(CONTENT * 5 + b"end").hexdigest()
+    received = await next_store.append(image, "disk", rest(), at=here, digests=(whole,))
+    assert received is not None
+    assert (received.sha256, received.size_bytes) == (whole, here + 3)
+
+
+async def test_pieces_of_another_file_are_not_taken_for_this_one(world: World) -> None:
+    call, id = await _image(world)
+    path = f"/v1/storage.image/{id}/disk"
+    await call("PATCH", path, b"another file", _piece(0))
+    last = await call("PATCH", path, CONTENT[12:], _piece(12, last=True, **{"x-content-sha256": DIGEST}))
+    assert (last.status, last.code) == (400, "digest-mismatch")
+    assert (await call("HEAD", path)).headers["upload-offset"] == "0"
+    assert (await call("PUT", path, CONTENT)).status == 200
+
+
+async def test_an_unfinished_upload_is_forgotten_after_a_day(world: World) -> None:
+    call, id = await _image(world)
+    path = f"/v1/storage.image/{id}/disk"
+    await call("PATCH", path, CONTENT, _piece(0))
+    written = time.time()
+    world.parts.images.forget_unfinished(written + 80_000)
+    assert (await call("HEAD", path)).headers["upload-offset"] == str(len(CONTENT))
+    world.parts.images.forget_unfinished(written + 90_000)
+    assert (await call("HEAD", path)).headers["upload-offset"] == "0"

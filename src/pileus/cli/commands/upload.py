@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pileus.cli.commands.create import finish, post
 from pileus.cli.failure import Failure, usage
 from pileus.cli.flags import check, desired_of, given_flags
 from pileus.cli.progress import Bar
+from pileus.cli.sending import send
 from pileus.cli.session import Session, root
 from pileus.kernel.kind import Kind
 
@@ -96,15 +96,10 @@ def _format(disk: BinaryIO) -> str:
 
 def _upload(session: Session, kind: Kind, image: Json, part: str, stream: BinaryIO) -> Json:
     size = None if stream is sys.stdin.buffer else os.fstat(stream.fileno()).st_size
-    digest = hashlib.sha256()
     bar = Bar(f"uploading {part}", size)
+    path = f"{root(kind)}/{segment(image['id'])}/{part}"
     try:
-        answer = session.client.upload(
-            f"{root(kind)}/{segment(image['id'])}/{part}",
-            [("account", image["account"])],
-            _chunks(stream, digest, bar),
-            size,
-        )
+        sent = send(session.client, path, [("account", image["account"])], _chunks(stream, bar))
     except Failure as failure:
         account = f" --account {image['account']}" if image["account"] else ""
         failure.hint = (
@@ -114,15 +109,11 @@ def _upload(session: Session, kind: Kind, image: Json, part: str, stream: Binary
         raise
     finally:
         bar.close()
-    said = answer.headers.get("X-Content-SHA256", digest.hexdigest())
-    if said != digest.hexdigest():
-        raise usage(f"the server read another {part} than was sent: {said}, not {digest.hexdigest()}; upload it again")
-    sys.stderr.write(f"{part}: sha256 {digest.hexdigest()}\n")
-    return answer.json() or image
+    sys.stderr.write(f"{part}: sha256 {sent.sha256}\n")
+    return (sent.answer.json() if sent.answer is not None else {}) or image
 
 
-def _chunks(stream: BinaryIO, digest: Any, bar: Bar) -> Iterator[bytes]:
+def _chunks(stream: BinaryIO, bar: Bar) -> Iterator[bytes]:
     while chunk := stream.read(CHUNK_BYTES):
-        digest.update(chunk)
         bar.add(len(chunk))
         yield chunk
