@@ -22,7 +22,7 @@ from pileus.kernel.transaction import AlreadyClaimed, Exhausted, Transaction
 from pileus.network.addresses import claim_addresses
 from pileus.network.network.plan import offset, parse_range
 from pileus.network.network.types import address_space
-from pileus.storage.image.types import ImageObserved, refuse_unready
+from pileus.storage.image.types import ImageObserved, kernel_arguments, refuse_unready
 from pileus.storage.volume.types import attachment_space
 
 DEFAULT_OFFERING = "tiny"
@@ -246,7 +246,6 @@ def _assigned(old: Resource | None, vdc: Resource, image: Resource, wanted: Size
             memory_mib=wanted.memory_mib,
             disk_gib=wanted.disk_gib,
         )
-    direct = image.observed is not None and image.observed.kernel_sha256 and image.account_id == ""
     return VmAssigned(
         zone=vdc.zone,
         vdc=vdc.id,
@@ -254,5 +253,5 @@ def _assigned(old: Resource | None, vdc: Resource, image: Resource, wanted: Size
         memory_mib=wanted.memory_mib,
         disk_gib=wanted.disk_gib,
         image=image.id,
-        append=image.desired.append if direct else "",
+        append=kernel_arguments(image),
     )

@@ -10,6 +10,7 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.store import statements as sql
 from pileus.kernel.transaction import Transaction
 from pileus.network.port.types import PortDesired
+from pileus.storage.image.types import kernel_arguments
 from pileus.storage.volume.types import VolumeAssigned, VolumeDesired, attachment_space
 
 
@@ -90,7 +91,7 @@ async def rebuild(tx: Transaction, vm: Resource, image: Resource) -> Resource:
     changed = replace(
         assigned,
         image=image.id,
-        append=image.desired.append if image.observed.kernel_sha256 else "",
+        append=kernel_arguments(image),
         disk_gib=vm.desired.disk_gib,
     )
     if assigned.volumes:

@@ -21,6 +21,7 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 from pileus.network.network.types import address_space
 from pileus.node.document import document_hash
+from pileus.storage.image.types import kernel_arguments
 
 ROLLOUT_AFTER_S = 1.0
 """How late a rollout looks at a node that it changed: it looks at all of them at once."""
@@ -210,7 +211,7 @@ async def _make_vm(tx: Transaction, node: Resource, around: Around, image: Resou
             zone=assigned.zone,
             vdc=assigned.vdc,
             image=image.id,
-            append=image.desired.append if image.observed.kernel_sha256 else "",
+            append=kernel_arguments(image),
             **size,
         ),
     )

@@ -70,6 +70,16 @@ def refuse_unready(image: Resource) -> None:
         )
 
 
+def kernel_arguments(image: Resource) -> str:
+    """Return what a VM of the image is booted with directly; empty: it boots from its disk, as accounts' images do.
+
+    The hypervisor itself reads a kernel that it boots directly, so that has to be one of the cluster's own.
+    """
+    observed: ImageObserved | None = image.observed
+    is_direct = observed is not None and observed.kernel_sha256 and image.account_id == ""
+    return str(image.desired.append) if is_direct else ""
+
+
 KIND = Kind(
     name="storage.image",
     summary="A disk image that VMs start from; public when it belongs to no account and no manager.",
