@@ -22,6 +22,7 @@ from pileus.server.streams import SEND_S
 from pileus.storage.volume.types import VolumeObserved, attachment_space
 
 VOLUME = "storage.volume"
+MEDIA_TYPE = "application/octet-stream"
 
 
 class Disks:
@@ -41,6 +42,8 @@ class Disks:
             raise Conflict(
                 f"{volume} is not made yet; it is when the first VM that uses it has a host", code="not-made"
             )
+        if request.method == "HEAD":
+            return Response(media_type=MEDIA_TYPE)
         with self._parts.streams.one_of(principal.user_id):
             disk = await self._parts.agents.disk(volume.host, volume.id)
             first = await _first(disk)
@@ -76,7 +79,7 @@ class _Download(StreamingResponse):
     """
 
     def __init__(self, first: bytes, disk: Connection) -> None:
-        super().__init__(_all(first, disk), media_type="application/octet-stream")
+        super().__init__(_all(first, disk), media_type=MEDIA_TYPE)
         self._disk = disk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

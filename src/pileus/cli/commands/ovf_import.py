@@ -45,6 +45,7 @@ PACKAGE_ONLY = ("manager", "version", "channel", "role", "guest_agent")
 @click.option("--accept-eulas", is_flag=True, help="Accept the package's licences, which are shown.")
 @trust_option
 @click.option("--start", is_flag=True, help="Start the VMs, in the order and with the delays that the package says.")
+@click.option("--vdc", default="", metavar="VDC", help="The account's vdc.  [default: the only one]")
 @click.option("--package", default="", metavar="NAME", help="Make a package of a fleet manager instead of VMs.")
 @click.option("--manager", default="", metavar="MANAGER", help="Whose package it is.")
 @click.option("--version", default="", metavar="VERSION", help="Its version, such as 1.4.2.")
@@ -115,7 +116,7 @@ def _import_vms(session: Session, package: StoredPackage, terms: Terms, account:
         there = [making.there(VM, vm.name) for vm in made.vms]
         vms = [vm for vm in there if vm is not None]
         if len(vms) < len(made.vms):
-            vms = _make(making, package, made)
+            vms = _make(making, package, made, {"vdc": options["vdc"]} if options["vdc"] else {})
         making.keep()
     for vm in vms:
         click.echo(f"{noun(VM, vm)} is imported")
@@ -123,13 +124,13 @@ def _import_vms(session: Session, package: StoredPackage, terms: Terms, account:
         _start(session, made.vms, vms, options["timeout"])
 
 
-def _make(making: Making, package: StoredPackage, made: Plan) -> list[Json]:
+def _make(making: Making, package: StoredPackage, made: Plan, more: Json) -> list[Json]:
     images = _send(making, package, made.images, {})
     making.ready(IMAGE, images)
     for volume in made.volumes:
         desired = {"size_gib": volume.size_gib} | ({"image": volume.image} if volume.image else {})
-        making.make(VOLUME, volume.name, desired)
-    return [making.make(VM, vm.name, vm.desired) for vm in made.vms]
+        making.make(VOLUME, volume.name, desired | more)
+    return [making.make(VM, vm.name, vm.desired | more) for vm in made.vms]
 
 
 def _send(making: Making, package: StoredPackage, names: dict[str, str], more: Json) -> list[Json]:
@@ -194,8 +195,8 @@ def _import_package(session: Session, package: StoredPackage, terms: Terms, acco
 
     if not options["manager"] or not options["version"]:
         raise usage("--package needs --manager MANAGER and --version VERSION")
-    if terms.networks or terms.choice != Choice() or options["start"]:
-        raise usage("networks, properties and starts are a node's, not its package's")
+    if terms.networks or terms.choice != Choice() or options["start"] or options["vdc"]:
+        raise usage("networks, properties, vdcs and starts are a node's, not its package's")
     # Which network a NIC is on is said by whoever asks for a node.
     name = options["package"]
     made = _planned(package, type(terms)(prefix=name, networks={ANY: "any"}))
