@@ -468,3 +468,19 @@ async def test_two_that_call_at_once_each_get_their_answer(agent: qga_rigs.RealA
     assert await asyncio.gather(*(say(word) for word in words)) == words
     assert isinstance(mine, GuestAgent)
     mine.close()
+
+
+async def test_what_was_done_is_told_although_the_package_does_not_allow_it_any_more(
+    agent: qga_rigs.RealAgent, host: Host, folder: Path
+) -> None:
+    channel = host.attach()
+    await host.until(ready)
+    done = await channel.request(request(1, run("say", what="hello")))
+    assert done.state == "applied"
+    await host.die()
+    channel = host.attach(package=Allowed(state=f"{folder}/state"))
+    await host.until(ready)
+    assert await channel.request(request(1, run("say", what="hello"))) == done
+    later = await channel.request(request(2, run("say", what="hello")))
+    assert later.state == "refused"
+    assert b"allows no command 'say'" in later.answer

@@ -14,9 +14,9 @@ from pileus.drivers.host.guest.base import Document, GuestAnswer, GuestRequest
 from pileus.drivers.host.guest.qga import GuestAgent
 from pileus.drivers.host.guest.qga_allowed import Allowed
 from pileus.drivers.host.guest.qga_carry import carry_out
-from pileus.drivers.host.guest.qga_ledger import Record
+from pileus.drivers.host.guest.qga_ledger import Ledger, Record
 from pileus.drivers.host.guest.qga_notes import AgentNotes
-from pileus.drivers.host.guest.qga_request import Order, read_request, run_step, write_step
+from pileus.drivers.host.guest.qga_request import Order, answer, read_request, run_step, write_step
 from pileus.drivers.host.guest.untrusted import readable
 from pileus.kernel.clock import Clock, system_clock
 from pileus.node.document import document_hash
@@ -31,11 +31,22 @@ async def perform(
 
     Raises: DriverError (NodeSilent, NodeHostile, NodeBusy: ask again; NotesLost, NodeFailed: mend the guest first).
     """
+    notes = AgentNotes(agent, f"{allowed.state}/requests")
     try:
         order = read_request(request, allowed)
     except DriverError as error:
-        return GuestAnswer(state="refused", answer=error.message.encode())
-    return await carry_out(AgentNotes(agent, f"{allowed.state}/requests"), order, clock)
+        return _told(await notes.load(), request) or GuestAnswer(state="refused", answer=error.message.encode())
+    return await carry_out(notes, order, clock)
+
+
+def _told(ledger: Ledger, request: GuestRequest) -> GuestAnswer | None:
+    """Return how a request ended that the package allowed when it was begun, and does not any more; None: never begun."""
+    record = next((one for one in ledger if (one.sequence, one.id) == (request.sequence, request.id)), None)
+    if record is None:
+        return None
+    if len(record.results) == record.steps:
+        return answer(record.results)
+    return GuestAnswer(state="unknown", answer=b"it was begun, and the package does not allow it any more")
 
 
 async def configured(agent: GuestAgent, allowed: Allowed) -> str:
