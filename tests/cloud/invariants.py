@@ -143,7 +143,8 @@ async def _versions(server: Server, ledger: Ledger) -> None:
         raise Broken(f"I7: the cluster's revision went from {ledger.newest} to {newest}")
     for id, kind, name, generation, observed, revision in await server.store.fetch(CHANGED, after=ledger.newest):
         before = ledger.versions.get(id, (0, 0, 0))
-        now = (generation, observed, revision)
+        heard = observed or before[1]  # 0: its host was silent, came back, and has not said it anew
+        now = (generation, heard, revision)
         if any(new < old for new, old in zip(now, before, strict=True)) or observed > generation:
             raise Broken(f"I7: {kind} {name} {id}: {before} became {now}")
         ledger.versions[id] = now
