@@ -29,7 +29,7 @@ GUEST_AGENT = {
     "document": "/etc/document",
     "apply": "apply",
 }
-QUARANTINE_S = 300.0
+QUARANTINE_S = 500.0
 """A flood is hung up on six times, for 5 s and each time twice as long, before it is heard no more."""
 
 
@@ -185,7 +185,7 @@ def test_a_node_that_floods_is_quarantined_and_its_neighbour_answers(
     def is_quarantined() -> bool:
         nonlocal slowest_s
         began = time.monotonic()
-        assert manager.ask(counter, "list")
+        assert manager.ask(counter, "hello").endswith(" 5")
         slowest_s = max(slowest_s, time.monotonic() - began)
         found = manager.api.call("GET", f"/v1/fleet.node/{hostile['id']}")
         return bool(found["conditions"][0]["reason"] == "Quarantined")
