@@ -85,6 +85,11 @@ def visible(principal: Principal, kind: Kind, resource: Resource) -> bool:
     return sees(principal, kind, resource.account_id, resource.manager)
 
 
+def is_stranger(principal: Principal, account_id: str) -> bool:
+    """Tell whether an object that the caller sees is not of the caller's own: the cluster's, seen by an account's user."""
+    return not (principal.operator or principal.manager_id) and account_id != principal.account_id
+
+
 def nameable(principal: Principal, kind: Kind, account_id: str, target: Resource) -> bool:
     """Tell whether the caller's wish in this account may name ``target``.
 

@@ -125,6 +125,8 @@ class Kind(Struct, frozen=True, kw_only=True):
     """What names begin with that are made for those that come without one; empty: each must come with a name."""
     notice: Callable[[Resource | None, Resource | None], Notice | None] | None = None
     """Pure: what the resource's manager is told of a write, from what was and what is; None: nothing."""
+    discreet: frozenset[str] = frozenset()
+    """Paths as in ``private``, of the cluster's own, that accounts' users are not shown."""
     created_by: Literal["user", "kernel"] = "user"
     """``kernel``: only controllers make one (a VM's port); users read it."""
 

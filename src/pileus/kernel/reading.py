@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from pileus.kernel import records
-from pileus.kernel.access import Principal, nameable, sees, visible
+from pileus.kernel.access import Principal, is_stranger, nameable, sees, visible
 from pileus.kernel.admission import list_hint, look_up
 from pileus.kernel.errors import Denied, Invalid, NotFound
 from pileus.kernel.hub import Hub
@@ -87,13 +87,20 @@ class Reading:
         filter = await self._filter(call, definition, query)
         revision = self._hub.revision
         rows = await self._visible_rows(call.principal, definition, filter, query.after, limit)
-        items = ",".join([records.public(self._registry, row) for row in rows])
+        items = ",".join([self._shown(call.principal, row) for row in rows])
         cursor = f'"{rows[-1][0]}"' if len(rows) == limit else "null"
         return Answer(200, f'{{"items":[{items}],"next":{cursor},"revision":{revision}}}')
 
     async def get(self, call: Call, kind: str, ident: str) -> Answer:
         """Return one resource. Raises: NotFound."""
-        return Answer(200, records.public_of(self._registry, await self.row(call, kind, ident)))
+        found = await self.row(call, kind, ident)
+        to_stranger = is_stranger(call.principal, found.account_id)
+        return Answer(200, records.public_of(self._registry, found, to_stranger=to_stranger))
+
+    def _shown(self, principal: Principal, row: Row) -> str:
+        """Return a row as the caller is shown it."""
+        account_id, _ = records.standing_of(row)
+        return records.public(self._registry, row, to_stranger=is_stranger(principal, account_id))
 
     async def row(self, call: Call, kind: str, ident: str, verb: str = "get") -> Resource:
         """Return the resource if the caller may ``verb`` it. Raises: NotFound also when it is another account's."""
@@ -124,7 +131,7 @@ class Reading:
                 after = ""
                 while rows := await self._visible_rows(principal, definition, filter, after, CHANGES_PAGE):
                     for row in rows:
-                        yield "put", records.revision_of(row), records.public(self._registry, row)
+                        yield "put", records.revision_of(row), self._shown(principal, row)
                     after = rows[-1][0]
                 since = revision
                 yield "synced", revision, "{}"
@@ -176,7 +183,7 @@ class Reading:
             if not _watched(principal, kind, filter, *records.standing_of(row)):
                 continue
             if matches(filter, row):
-                events.append(("put", revision, records.public(self._registry, row)))
+                events.append(("put", revision, self._shown(principal, row)))
             else:
                 events.append(("gone", revision, _gone(filter.kind, row[0], row[2], revision)))
         for revision, id, _, account_id, host, name, _, manager in gone:  # without a name: it only left its host

@@ -83,14 +83,15 @@ def encode(resource: Resource) -> dict[str, Any]:
     }
 
 
-def public(registry: Registry, row: Sequence[Any]) -> str:
+def public(registry: Registry, row: Sequence[Any], *, to_stranger: bool = False) -> str:
     """Return the resource's JSON as the API gives it; the stored sections pass through as they are, what is private never.
 
     Only ``kind``, ids, names and times stand outside the stored JSON, and none of them can hold a character that
     JSON escapes.
     """
     deleting = f'"{row[_DELETING]}"' if row[_DELETING] else "null"
-    private = registry[row[_KIND]].private
+    kind = registry[row[_KIND]]
+    private = kind.private | kind.discreet if to_stranger else kind.private
     desired, assigned, observed = row[_DESIRED], row[_ASSIGNED], row[_OBSERVED]
     if private:
         desired, assigned = _shown("desired", desired, private), _shown("assigned", assigned, private)
@@ -118,10 +119,10 @@ def _shown(section: str, text: str | None, private: frozenset[str]) -> str | Non
     return _encode(parts).decode()
 
 
-def public_of(registry: Registry, resource: Resource) -> str:
+def public_of(registry: Registry, resource: Resource, *, to_stranger: bool = False) -> str:
     """Return the same JSON of a resource in hand."""
     values = encode(resource)
-    return public(registry, [values[name] for name in COLUMNS])
+    return public(registry, [values[name] for name in COLUMNS], to_stranger=to_stranger)
 
 
 def revision_of(row: Sequence[Any]) -> int:

@@ -418,3 +418,15 @@ async def shown_nothing(caller: Caller, id: str, secret: str) -> bool:
             told.append(str(event[1]).replace("'", '"').encode())
     assert all(b'"version":"2"' in text.replace(b" ", b"") for text in (told[0], told[1], b"".join(told[2:])))
     return not any(secret.encode() in text for text in told)
+
+
+async def test_an_account_is_not_shown_where_a_manager_of_the_cloud_is_told_things(fleet: Fleet) -> None:
+    secret = "https://hooks.example.org/t0ken"  # noqa: S105
+    changed = await fleet.operator("PATCH", f"/v1/fleet.manager/{CENTRAL}", {"desired": {"callback_url": secret}})
+    assert changed.status == 200
+    assert b"t0ken" in (await fleet.callers[CENTRAL]("GET", f"/v1/fleet.manager/{CENTRAL}")).body
+    for path in (f"/v1/fleet.manager/{CENTRAL}", "/v1/fleet.manager"):
+        said = await fleet.callers[ACME]("GET", path)
+        assert said.status == 200
+        assert CENTRAL.encode() in said.body
+        assert b"t0ken" not in said.body

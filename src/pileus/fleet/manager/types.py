@@ -68,7 +68,7 @@ def _ready(resource: Resource) -> Condition:
         return unready("Disabled", "the manager is disabled; set state to active to let its keys work again")
     if observed is not None and observed.failing_since:
         since = observed.failing_since
-        return unready("CallbackFails", f"notices waiting: {observed.waiting}, since {since}: {observed.message}")
+        return unready("CallbackFails", f"notices waiting: {observed.waiting}, since {since}; its observed message says why")
     return ready()
 
 
@@ -80,6 +80,7 @@ KIND = Kind(
     observed=ManagerObserved,
     ready=_ready,
     scope="either",
+    discreet=frozenset({"desired.callback_url", "desired.callback_ca", "assigned", "observed.message"}),
     columns=(
         Column("SERVES", "desired.serves"),
         Column("STATE", "desired.state"),
