@@ -10,7 +10,7 @@ from pathlib import Path
 from pileus.node.duty import Duty
 from pileus.node.nics import set_up
 from pileus.node.places import open_frames, open_port
-from pileus.node.role import Role
+from pileus.node.role import Role, RoleRefused
 from pileus.node.seed import Seed, load_seed
 from pileus.node.serve import RESUME_TIMEOUT_S, Server
 from pileus.node.transport import FrameTransport, PortTransport, PromptSelector
@@ -20,14 +20,14 @@ DOCUMENT = Path("/var/lib/pileus/document.json")
 
 
 class Idle:
-    """The role of an appliance that was given none: it takes every document and request, and does nothing."""
+    """The role of an appliance that was given none: it takes every document, and does nothing."""
 
     def apply(self, document: object) -> None:
         """Do nothing."""
 
     def request(self, id: str, payload: bytes, again: bool) -> bytes:
-        """Do nothing."""
-        return b""
+        """Raises: RoleRefused."""
+        raise RoleRefused("the appliance has no role that could do it; its package says which")
 
     def tick(self) -> None:
         """Do nothing."""
