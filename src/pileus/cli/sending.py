@@ -11,7 +11,7 @@ from msgspec import Struct
 from pileus.cli.client import Client, Query, Response
 from pileus.cli.failure import REFUSED, UNREACHABLE, Failure
 
-PIECE_BYTES = 32 << 20
+PIECE_BYTES = 16 << 20
 """Kept in memory until the server has it."""
 RETRY_S = 1.0
 RESUME_S = 300.0
