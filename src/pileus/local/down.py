@@ -15,6 +15,8 @@ from pileus.compute.vm.host import Note
 from pileus.kernel.clock import system_clock
 
 LOOK_EVERY_S = 0.2
+APPLIANCES_S = 5.0
+"""What appliances get although guests took all the time."""
 
 
 async def take_down(settings: AgentSettings, grace_s: float, say: Callable[[str], None]) -> int:
@@ -25,20 +27,27 @@ async def take_down(settings: AgentSettings, grace_s: float, say: Callable[[str]
     with sole_user(settings.data):
         async with opened_drivers(settings) as drivers:
             running = await _running(drivers)
-            # An appliance has nothing to lose, and guests may need it to the end.
-            guests = [machine for machine in running if not settings.paths.channel_key(machine).exists()]
-            if guests and grace_s > 0:
-                say(f"asking {len(guests)} guests to power off (at most {grace_s:.0f} s; --now does not ask)")
-                for machine in guests:
-                    _note_asked(drivers, machine)
-                    await drivers.hypervisor.shutdown(machine)
+            # Guests may need their appliances to the end: routers, and nodes that serve their disks.
+            appliances = [machine for machine in running if settings.paths.channel_key(machine).exists()]
+            guests = [machine for machine in running if machine not in appliances]
+            if running and grace_s > 0:
+                say(f"asking {len(running)} VMs to power off (at most {grace_s:.0f} s; --now does not ask)")
                 end = time.monotonic() + grace_s
-                while {*guests} & {*await _running(drivers)} and time.monotonic() < end:  # noqa: ASYNC110 - no events here
-                    await asyncio.sleep(LOOK_EVERY_S)
+                await _ask(drivers, guests, end)
+                await _ask(drivers, appliances, max(end, time.monotonic() + APPLIANCES_S))
             for machine in await _running(drivers):
                 await drivers.hypervisor.power_off(machine)
             await drivers.switch.remove()
     return len(guests)
+
+
+async def _ask(drivers: Drivers, machines: list[str], end: float) -> None:
+    """Ask the machines to power off, and wait until they did, at most until ``end`` (monotonic)."""
+    for machine in machines:
+        _note_asked(drivers, machine)
+        await drivers.hypervisor.shutdown(machine)
+    while {*machines} & {*await _running(drivers)} and time.monotonic() < end:  # noqa: ASYNC110 - no events here
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def _running(drivers: Drivers) -> list[str]:

@@ -23,6 +23,9 @@ from pileus.network.network.types import address_space
 from pileus.node.document import document_hash
 from pileus.storage.image.types import kernel_arguments
 
+SHUTDOWN_S = 30
+"""For a node to write down what it has not yet, before it is ended."""
+
 ROLLOUT_AFTER_S = 1.0
 """How late a rollout looks at a node that it changed: it looks at all of them at once."""
 
@@ -183,6 +186,7 @@ async def _remake(tx: Transaction, vm: Resource, image: Resource, footprint: Foo
 async def _make_vm(tx: Transaction, node: Resource, around: Around, image: Resource, footprint: Footprint) -> Resource:
     desired: NodeDesired = node.desired
     assigned: NodeAssigned = node.assigned
+    is_of_account = node.owner == node.account_id
     size: dict[str, Any] = {
         "vcpus": footprint.vcpus, "memory_mib": footprint.memory_mib, "disk_gib": disk_gib(image),
     }  # fmt: skip
@@ -191,13 +195,13 @@ async def _make_vm(tx: Transaction, node: Resource, around: Around, image: Resou
         nics=desired.nics,
         power=desired.power,
         restart="always",
-        shutdown_timeout_s=0,
+        shutdown_timeout_s=SHUTDOWN_S if is_of_account else 0,  # a router has nothing to lose
         ovf_environment=around.told,
         appliance=VmAppliance(
             channel=footprint.channel,
             role=footprint.role,
             apart_from=await _apart_from(tx, desired),
-            part_of="account" if node.owner == node.account_id else "cloud",
+            part_of="account" if is_of_account else "cloud",
         ),
         vdc=assigned.vdc,
         **size,
