@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from pileus.fleet.request.api import upload
 from pileus.fleet.request.controller import answer_of
-from pileus.fleet.request.types import ANSWER, PAYLOAD, RequestDesired, is_settled
+from pileus.fleet.request.types import ANSWER, PAYLOAD, PAYLOAD_BYTES_MAX, RequestDesired, is_settled
 from pileus.kernel.errors import Conflict, Invalid, NotFound
 from pileus.kernel.kind import Resource
 from pileus.kernel.transaction import Transaction
@@ -21,7 +21,6 @@ from pileus.server.problems import TooMany, TooSlow
 from pileus.server.query import COMMON, Query, call, ident
 
 REQUEST = "fleet.request"
-PAYLOAD_BYTES_MAX = 16 << 20
 UPLOADS_MAX = 16
 """At once, each of them in memory."""
 UPLOAD_S = 120.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pileus.cli.failure import OK, REFUSED, USAGE
+from pileus.cli.failure import NOT_FOUND, OK, REFUSED, USAGE
 from pileus.drivers.host.guest.base import GuestAnswer
 from pileus.fleet.node.types import NodeAssigned, NodeDesired
 from pileus.fleet.request.host import observed_of
@@ -90,6 +90,16 @@ def test_a_payload_comes_from_a_file_however_long(
     assert ran.code == OK, ran.err
     assert ran.json["desired"]["upload"] == ("no" if body == b"short" else "yes")
     assert ran.json["assigned"]["payload_bytes"] == len(body)
+
+
+def test_a_payload_that_is_too_long_makes_no_request(pileus: Run, account: str, node: str, tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(bytes((16 << 20) + 1))
+    ended = pileus(
+        "create", "request", "big", "--node", node, "--account", account, "--payload-file", str(tmp_path / "big")
+    )
+    assert ended.code == USAGE
+    assert "longer than the 16777216 bytes" in ended.err
+    assert pileus("get", "request", "big", "--account", account).code == NOT_FOUND
 
 
 def test_a_payload_is_said_once(pileus: Run, account: str, node: str) -> None:

@@ -18,7 +18,7 @@ from pileus.cli.flags import check, desired_of, given_flags
 from pileus.cli.progress import Bar
 from pileus.cli.session import Session, noun, root
 from pileus.cli.waiting import READY, wait_for
-from pileus.fleet.request.types import INLINE_BYTES_MAX
+from pileus.fleet.request.types import INLINE_BYTES_MAX, PAYLOAD_BYTES_MAX
 from pileus.kernel.kind import Kind
 
 CHUNK_BYTES = 1 << 18
@@ -56,9 +56,12 @@ def _read(name: str, desired: Json) -> bytes | None:
     if "payload" in desired or "upload" in desired:
         raise usage("--payload-file says the payload; leave --payload and --upload out")
     try:
-        body = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
+        with sys.stdin.buffer if name == "-" else Path(name).expanduser().open("rb") as file:
+            body = file.read(PAYLOAD_BYTES_MAX + 1)
     except OSError as error:
         raise usage(f"cannot read {name}: {error.strerror}") from None
+    if len(body) > PAYLOAD_BYTES_MAX:
+        raise usage(f"{name} is longer than the {PAYLOAD_BYTES_MAX} bytes that a payload may have")
     try:
         text = body.decode()
     except UnicodeDecodeError:

@@ -11,6 +11,9 @@ from pileus.kernel.fields import NodeRef, Problem
 from pileus.kernel.kind import Column, Kind, Resource
 from pileus.kernel.notice import Notice
 
+PAYLOAD_BYTES_MAX = 16 << 20
+"""Of one that is uploaded."""
+
 INLINE_BYTES_MAX = 65_536
 """Of a payload that comes with the request; a longer one is uploaded after it."""
 
