@@ -421,7 +421,7 @@ async def shown_nothing(caller: Caller, id: str, secret: str) -> bool:
 
 
 async def test_an_account_is_not_shown_where_a_manager_of_the_cloud_is_told_things(fleet: Fleet) -> None:
-    secret = "https://hooks.example.org/t0ken"  # noqa: S105
+    secret = "https://hooks.example.org/t0ken"
     changed = await fleet.operator("PATCH", f"/v1/fleet.manager/{CENTRAL}", {"desired": {"callback_url": secret}})
     assert changed.status == 200
     assert b"t0ken" in (await fleet.callers[CENTRAL]("GET", f"/v1/fleet.manager/{CENTRAL}")).body

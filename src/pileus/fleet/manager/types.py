@@ -68,7 +68,9 @@ def _ready(resource: Resource) -> Condition:
         return unready("Disabled", "the manager is disabled; set state to active to let its keys work again")
     if observed is not None and observed.failing_since:
         since = observed.failing_since
-        return unready("CallbackFails", f"notices waiting: {observed.waiting}, since {since}; its observed message says why")
+        return unready(
+            "CallbackFails", f"notices waiting: {observed.waiting}, since {since}; its observed message says why"
+        )
     return ready()
 
 
