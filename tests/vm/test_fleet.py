@@ -86,7 +86,7 @@ def test_a_node_without_nic_one_with_a_nic_and_a_foreign_one_take_configurations
         cloud.pileus("delete", "node", node["name"], "--account", "acme", "-y", "--wait")
 
 
-@pytest.mark.parametrize("delay_s", [0.2, 1.6])
+@pytest.mark.parametrize("delay_s", [pytest.param(0.2, marks=pytest.mark.long), 1.6])
 @pytest.mark.parametrize("victim", ["server", "agent", "node"])
 def test_what_is_asked_while_something_is_killed_is_done_once_and_in_order(
     cloud: SplitCloud, manager: Manager, counter: Json, victim: str, delay_s: float
