@@ -354,7 +354,9 @@ def test_a_vm_that_may_still_boot_is_asked_until_it_answers(young: Callable[[flo
     account = young(1.0)
     with (
         serving(Echo) as here,
-        running("forward", "vm/web", "--account", account, "--stdio", "22", stdin=subprocess.PIPE) as child,
+        running(
+            "forward", "vm/web", "--account", account, "--stdio", "22", "--booting", stdin=subprocess.PIPE
+        ) as child,
     ):
         assert cloud.hosts.refused.wait(LIMIT_S)
         listen(cloud, 22, here)
@@ -368,7 +370,7 @@ def test_a_vm_that_may_still_boot_is_asked_until_it_answers(young: Callable[[flo
 
 
 def test_a_vm_that_never_answers_is_given_up_and_what_it_does_can_be_seen(young: Callable[[float], str]) -> None:
-    code, _, err = stdio("vm/web", "--account", young(BOOT_S - 8.0), "--stdio", "22")
+    code, _, err = stdio("vm/web", "--account", young(BOOT_S - 8.0), "--stdio", "22", "--booting")
     assert code == REFUSED
     assert re.fullmatch(
         r"error: vm web does not answer: .*; does something listen on port 22\?\n"
@@ -458,7 +460,7 @@ def test_ssh_gets_its_way_to_the_vm_and_its_exit_code_is_ours(
     assert done.stderr.decode() == "vm web was made without --ssh-key; it may know no key of yours\n"
     vm = pileus("get", "vm", "web", "--account", web, "-o", "json").json["id"]
     said = log.read_text()
-    assert f"--context local forward vm/{vm} --account {web} --stdio 22" in said
+    assert f"--context local forward vm/{vm} --account {web} --stdio 22 --booting" in said
     assert f"-o HostKeyAlias={vm} " in said
     assert f'-o UserKnownHostsFile="{tmp_path}/known_hosts/local" -o StrictHostKeyChecking=accept-new' in said
     assert said.endswith(f"-l debian web.{web}.pileus -v uptime -p\n")

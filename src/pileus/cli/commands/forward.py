@@ -39,6 +39,9 @@ class Pair(Struct, frozen=True):
     "--stdio", type=click.IntRange(1, PORT_MAX), default=None, metavar="PORT",
     help="Connect standard input and output to this port instead, as ssh's ProxyCommand needs it.",
 )  # fmt: skip
+@click.option(
+    "--booting", is_flag=True, help="With --stdio: ask a VM that started less than two minutes ago until it answers."
+)
 @account_option
 @click.pass_obj
 def command(session: Session, /, words: tuple[str, ...], **options: Any) -> None:
@@ -53,7 +56,8 @@ def command(session: Session, /, words: tuple[str, ...], **options: Any) -> None
         raise usage("say which ports, such as `pileus forward vm/web 8080:80`, or --stdio PORT, not both")
     vm = session.get(VM, name, options["account"])
     if options["stdio"] is not None:
-        asyncio.run(_join_stdio(session, vm, options["stdio"], options["network"]))
+        patience_s = _boots_s(vm) if options["booting"] else 0.0
+        asyncio.run(_join_stdio(session, vm, options["stdio"], options["network"], patience_s))
     else:
         asyncio.run(_Listening(session, vm, options["network"]).run(options["address"], pairs))
 
@@ -71,10 +75,10 @@ def _is_port(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= PORT_MAX
 
 
-async def _join_stdio(session: Session, vm: Json, port: int, network: str) -> None:
+async def _join_stdio(session: Session, vm: Json, port: int, network: str, patience_s: float) -> None:
     from pileus.cli.tunnel import StandardStreams, join, way
 
-    await join(way(session, vm, port, network), StandardStreams(), _boots_s(vm))
+    await join(way(session, vm, port, network), StandardStreams(), patience_s)
 
 
 def _boots_s(vm: Json) -> float:

@@ -64,7 +64,7 @@ def _options(session: Session, vm: Json, proxy: str) -> list[str]:
 def _proxy(session: Session, vm: Json, port: int, network: str) -> str:
     """Return this program's command line that connects its standard streams to the VM's port."""
     words = [sys.executable, "-P", "-m", "pileus.cli.main", "--context", session.context_name, "forward"]
-    words += [f"vm/{vm['id']}", "--account", vm["account"], "--stdio", str(port)]
+    words += [f"vm/{vm['id']}", "--account", vm["account"], "--stdio", str(port), "--booting"]
     return shlex.join([*words, "--network", network] if network else words)
 
 
