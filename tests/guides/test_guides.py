@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
@@ -23,6 +23,8 @@ else:
     from console import Command, Guide, matches, read
 
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+LONG = {"a-firewall-manager", "balancing", "site-vpn"}
+"""What they show is also shown by tests/vm/test_fleet.py, test_appliance.py and test_sites.py."""
 PAGES = [ROOT / "README.md", *GUIDES, *sorted((ROOT / "docs" / "concepts").glob("*.md"))]
 
 LIMIT_S = 120
@@ -124,7 +126,12 @@ def is_as_shown(command: Command, folder: Path, environment: Mapping[str, str]) 
         time.sleep(0.3)
 
 
-@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def _pages() -> Iterator[Any]:
+    for page in GUIDES:
+        yield pytest.param(page, id=page.stem, marks=[pytest.mark.long] if page.stem in LONG else [])
+
+
+@pytest.mark.parametrize("page", _pages())
 def test_a_guide_run_from_top_to_bottom_prints_what_it_shows(
     page: Path, tmp_path: Path, environment: Mapping[str, str]
 ) -> None:
