@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import pytest
@@ -126,12 +126,9 @@ def is_as_shown(command: Command, folder: Path, environment: Mapping[str, str]) 
         time.sleep(0.3)
 
 
-def _pages() -> Iterator[Any]:
-    for page in GUIDES:
-        yield pytest.param(page, id=page.stem, marks=[pytest.mark.long] if page.stem in LONG else [])
-
-
-@pytest.mark.parametrize("page", _pages())
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.stem, marks=[pytest.mark.long] * (page.stem in LONG)) for page in GUIDES]
+)
 def test_a_guide_run_from_top_to_bottom_prints_what_it_shows(
     page: Path, tmp_path: Path, environment: Mapping[str, str]
 ) -> None:
