@@ -12,6 +12,8 @@ from pileus.compute.offering.types import limits
 from pileus.compute.vm.capacity import ALL_FREE, need_of, seen
 from pileus.compute.vm.placement import fits
 from pileus.compute.vm.types import VmObserved, is_of_cloud
+from pileus.infra.zone.plan import public_pool
+from pileus.infra.zone.types import public_space
 from pileus.kernel.kind import Resource
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
@@ -41,6 +43,7 @@ LEGITIMATE = {
 }
 """Why a VM may be other than wished when nothing is broken."""
 
+PUBLIC_CLAIMS = sa.text("SELECT DISTINCT owner FROM claim WHERE space = :space")
 REVISIONS = sa.text("SELECT id, revision FROM resource ORDER BY id")
 TENANTS = sa.text("SELECT kind, name, account, reason FROM resource WHERE account_id <> '' OR kind = 'network.segment'")
 CLAIMS = sa.text(
@@ -75,7 +78,7 @@ async def check_truth(world: Cloud) -> None:
     """At a fixed point everything is as it says, and what is not as wished has a reason that holds. Raises: Broken."""
     store = world.store
     for vm in await _all(store, "compute.vm"):
-        _check_vm(world, vm)
+        _check_vm(world, vm, await _lacks_public_address(store, vm))
         await _check_limits(world, vm)
         if vm.ready is not None and vm.ready.reason == "NoCapacity" and not vm.host:
             await _check_no_room(store, vm)
@@ -100,7 +103,18 @@ async def _everything(store: Store) -> list[Resource]:
     return [row for kind in store.registry for row in await _all(store, kind.name)]
 
 
-def _check_vm(world: Cloud, vm: Resource) -> None:
+async def _lacks_public_address(store: Store, vm: Resource) -> bool:
+    """Tell whether the VM waits for a router that cannot have an address because others really have all of them."""
+    ready = vm.ready
+    if ready is None or ready.reason != "NetworkNotServed" or "no public address is left" not in ready.message:
+        return False
+    pool = public_pool((await store.get(vm.zone)).desired)
+    assert pool is not None
+    holders = [row[0] for row in await store.fetch(PUBLIC_CLAIMS, space=public_space(vm.zone))]
+    return len(await store.get_all(holders)) == pool.high - pool.low + 1
+
+
+def _check_vm(world: Cloud, vm: Resource, is_out_of_addresses: bool) -> None:
     ready = vm.ready
     assert ready is not None
     machine = world.hosts[vm.host].machines.machines.get(vm.id) if vm.host else None
@@ -116,7 +130,7 @@ def _check_vm(world: Cloud, vm: Resource) -> None:
                 raise Broken(f"{vm} has {disks} and {nics}, assigned are {vm.assigned}")
             if len(nics) != len(vm.desired.nics) or len(disks) != 1 + len(vm.desired.volumes):
                 raise Broken(f"{vm} has {len(nics)} NICs and {len(disks)} disks, wished {vm.desired}")
-    elif ready.reason not in LEGITIMATE:
+    elif ready.reason not in LEGITIMATE and not is_out_of_addresses:
         raise Broken(f"{vm} is not ready for no good reason: {ready}; {vm.desired} {vm.assigned} {observed}")
     elif ready.reason == "Ended" and vm.desired.restart != "never":
         raise Broken(f"{vm} ended and is not restarted: {ready}, {observed}")

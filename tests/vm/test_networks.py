@@ -174,7 +174,7 @@ def test_a_pair_survives_the_death_of_its_active_one(lab: RealLab) -> None:
         )
 
     until("both nodes are ready", pair, limit_s=120)
-    nodes = {each["id"]: each for each in lab.json("get", "node", "--account", "acme")["items"]}
+    nodes = {each["id"]: each for each in lab.json("get", "node", "--owned", "--account", "acme")["items"]}
     active = lab.json("get", "router", "router-zone1", "--account", "acme")["observed"]["active_node"]
     assert len({each["host"] for each in nodes.values()}) == 2
     with _pings(lab) as lost_s:
@@ -192,7 +192,7 @@ def test_a_newer_image_replaces_a_pair_within_a_second(lab: RealLab) -> None:
 
     def generation() -> set[str] | None:
         router = lab.json("get", "router", "router-zone1", "--account", "acme")["observed"]
-        nodes = lab.json("get", "node", "--account", "acme")["items"]
+        nodes = lab.json("get", "node", "--owned", "--account", "acme")["items"]
         is_whole = router["state"] == "ready" and router["active_node"]
         ids = {each["id"] for each in nodes if each["observed"] and each["observed"]["state"] == "ready"}
         return ids if is_whole and len(ids) == len(nodes) == 2 else None

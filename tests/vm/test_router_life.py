@@ -36,7 +36,7 @@ def test_a_router_is_collected_after_its_time_although_the_server_was_killed() -
         _with_routers(cloud)
         cloud.pileus("create", "vm", "web", "--account", "acme", "--network", "served")
         cloud.pileus("wait", "vm", "web", "--account", "acme", "--timeout", "120", timeout_s=130)
-        nodes = cloud.json("get", "node", "--account", "acme")["items"]
+        nodes = cloud.json("get", "node", "--owned", "--account", "acme")["items"]
         appliance, web = cloud.vm(nodes[0]["assigned"]["vm"]), cloud.vm("web")
         assert nodes[0]["observed"]["state"] == "ready"
         assert appliance["observed"]["started_at"] <= web["observed"]["started_at"]
@@ -55,7 +55,7 @@ def test_a_router_is_collected_after_its_time_although_the_server_was_killed() -
         )
         assert time.monotonic() - stopped_at >= IDLE_S
         assert router(cloud)["assigned"]["public_address"] == ""
-        assert cloud.json("get", "node", "--account", "acme")["items"] == []
+        assert cloud.json("get", "node", "--owned", "--account", "acme")["items"] == []
         assert list(cloud.qemus()) == []
         cloud.pileus("delete", "vm", "web", "--account", "acme", "-y", "--wait")
         assert not cloud.taps()

@@ -20,6 +20,7 @@ from pileus.kernel.errors import Transient
 from pileus.kernel.flow import PART_BYTES, Duplex, Flow, carry
 
 if TYPE_CHECKING:
+    from websockets import ConnectionClosed
     from websockets.asyncio.client import ClientConnection
 
 OPEN_TIMEOUT_S = 30.0
@@ -70,7 +71,7 @@ async def join(way: Way, local: Duplex, patience_s: float = 0.0) -> None:
         try:
             await _carry(socket, local)
         except (websockets.ConnectionClosed, Transient) as error:
-            reason = error.message if isinstance(error, Transient) else _reason(socket)
+            reason = error.message if isinstance(error, Transient) else _reason(error)
             raise Failure(f"the connection to {way.name} ended: {reason}", exit_code=UNREACHABLE) from None
 
 
@@ -113,8 +114,11 @@ async def _open(way: Way) -> ClientConnection:
 
 
 async def _carry(socket: ClientConnection, local: Duplex) -> None:
+    import websockets
+
     async def grant(more_bytes: int) -> None:
-        await socket.send(str(more_bytes))
+        with contextlib.suppress(websockets.ConnectionClosedOK):  # all is here already; it only has to be read
+            await socket.send(str(more_bytes))
 
     flow = Flow(socket.send, grant)
     receiving = asyncio.create_task(_receive(socket, flow))
@@ -133,19 +137,22 @@ async def _receive(socket: ClientConnection, flow: Flow) -> None:
     import websockets
 
     try:
-        async for message in socket:
+        while True:
+            message = await socket.recv()
             if isinstance(message, str):
                 flow.granted(int(message) if message.isdigit() else 0)
             else:
                 flow.arrived(message)
-    except websockets.ConnectionClosedError:
-        pass  # the code says it
-    flow.ended(None if socket.close_code == 1000 else Transient(_reason(socket)))
+    except websockets.ConnectionClosed as closed:  # the socket itself may not know yet how it was closed
+        ended_well = closed.rcvd is not None and closed.rcvd.code == 1000
+        flow.ended(None if ended_well else Transient(_reason(closed)))
 
 
-def _reason(socket: ClientConnection) -> str:
+def _reason(closed: ConnectionClosed) -> str:
     """Return why the server closed. Source: RFC 6455 7.4, and the registry that it begins."""
-    return socket.close_reason or ("the server stops" if socket.close_code in (1001, 1012) else "the server is gone")
+    if closed.rcvd is None:
+        return "the server is gone"
+    return closed.rcvd.reason or ("the server stops" if closed.rcvd.code in (1001, 1012) else "the server is gone")
 
 
 class LocalSocket:

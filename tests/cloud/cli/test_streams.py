@@ -263,7 +263,7 @@ def test_a_bug_is_one_line_and_a_traceback_only_on_request() -> None:
         ("pileus describe vm --account {account} ", {"web"}),
         ("pileus create vm x --account {account} --network d", {"default"}),
         ("pileus create vm x --power p", {"paused"}),
-        ("pileus create n", {"network"}),
+        ("pileus create n", {"network", "node"}),
         ("pileus explain vm.nics.ad", {"vm.nics.address"}),
         ("pileus get vm -o js", {"json", "jsonpath="}),
     ],
