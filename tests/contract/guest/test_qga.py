@@ -216,6 +216,7 @@ async def test_what_the_package_does_not_allow_is_refused_by_name_and_nothing_of
     assert not (folder / "rules").exists()
 
 
+@pytest.mark.long  # after a death qemu-ga in its listening mode sometimes answers no sync any more; see limits
 async def test_a_host_that_dies_in_the_middle_leaves_a_command_that_runs_once(
     agent: qga_rigs.RealAgent, host: Host
 ) -> None:
@@ -241,6 +242,7 @@ async def test_a_host_that_dies_in_the_middle_leaves_a_command_that_runs_once(
     assert host.log() == ["ran"]
 
 
+@pytest.mark.long  # after a death qemu-ga in its listening mode sometimes answers no sync any more; see limits
 async def test_an_agent_that_dies_in_the_middle_is_found_again(agent: qga_rigs.RealAgent, host: Host) -> None:
     channel = host.attach()
     await host.until(ready)
@@ -262,6 +264,7 @@ async def test_an_agent_that_dies_in_the_middle_is_found_again(agent: qga_rigs.R
     assert host.log() == ["ran"]
 
 
+@pytest.mark.long  # after a death qemu-ga in its listening mode sometimes answers no sync any more; see limits
 @pytest.mark.parametrize(("command", "state", "times"), [("count", "unknown", 1), ("again", "applied", 2)])
 async def test_a_command_that_was_killed_with_its_guest_is_told_as_unknown_unless_it_may_run_again(
     agent: qga_rigs.RealAgent, host: Host, folder: Path, command: str, state: str, times: int
