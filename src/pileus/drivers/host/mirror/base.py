@@ -1,0 +1,137 @@
+"""The contract of the mirror of one host: copies of ports' packets, carried to decapsulators and delivered to sniffers.
+
+See docs/decisions/0016-mirror.md for the way of a packet and its header.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from pileus.node.mirror.rules import Rule
+
+
+class SourceSpec(Struct, frozen=True, kw_only=True):
+    """Copies are taken at a port of this host.
+
+    ``number``: sessions of a port are asked in this order, then by id. ``rules``: the first that fits decides; none at all: every
+    packet is taken; otherwise what no rule fits is not. ``snap_bytes`` 0: whole frames. ``sample_one_in`` 1: every packet.
+    ``rate_limit_kbps``: of the frames' own bytes, as copied; 0: none. ``target``: tunnel address of the decapsulator's host; "": this host.
+    """
+
+    id: str
+    port: str
+    key: int
+    target: str
+    number: int = 0
+    direction: Literal["ingress", "egress", "both"] = "both"
+    rules: tuple[Rule, ...] = ()
+    snap_bytes: int = 0
+    sample_one_in: int = 1
+    sample_by: Literal["packet", "flow"] = "packet"
+    rate_limit_kbps: int = 0
+
+
+class RelaySpec(Struct, frozen=True, kw_only=True):
+    """Copies with ``key`` from ``source`` (tunnel address; "": this host) go to a decapsulator's VM on this host.
+
+    ``tunnel_port``, ``sniffer_port``: ports of its two NICs. What it gives back goes to ``target`` (tunnel address of the
+    sniffer's host; "": this host); ``target`` None: it keeps the packets, and gives nothing back.
+    """
+
+    id: str
+    key: int
+    source: str
+    tunnel_port: str
+    sniffer_port: str
+    target: str | None = None
+
+
+class DeliverySpec(Struct, frozen=True, kw_only=True):
+    """Copies with ``key`` from the decapsulator's host ``source`` (tunnel address; "": this host) go into a sniffer's port."""
+
+    id: str
+    key: int
+    source: str
+    port: str
+
+
+LegSpec = SourceSpec | RelaySpec | DeliverySpec
+"""What a session has on one host. Ids are of legs, and unique over all three."""
+
+
+class SourceCounts(Struct, frozen=True, kw_only=True):
+    """Of packets, but for ``sent_bytes`` (of frames as copied). ``seen``: passed the port in the session's direction.
+
+    ``matched``: its rules took. ``sampled``: of these, its sampling too. ``limited``: over the rate cap. ``failed``: could not be
+    copied or sent. ``sent`` = next sequence number = sampled - limited - failed, but for packets between two counters.
+    """
+
+    seen: int = 0
+    matched: int = 0
+    sampled: int = 0
+    limited: int = 0
+    failed: int = 0
+    sent: int = 0
+    sent_bytes: int = 0
+    truncated: int = 0
+
+
+class RelayCounts(Struct, frozen=True, kw_only=True):
+    """``arrived``: for the decapsulator, ``dropped``: of these, its NIC could not take. ``relayed``: given back and sent on."""
+
+    arrived: int = 0
+    dropped: int = 0
+    relayed: int = 0
+
+
+class DeliveryCounts(Struct, frozen=True, kw_only=True):
+    """``arrived`` = ``delivered`` + ``dropped``; what was dropped the sniffer's NIC could not take."""
+
+    arrived: int = 0
+    delivered: int = 0
+    dropped: int = 0
+    delivered_bytes: int = 0
+
+
+LegCounts = SourceCounts | RelayCounts | DeliveryCounts
+
+
+class LegFact(Struct, frozen=True, kw_only=True):
+    """A leg in force: its spec, and its counts since it was made. A changed spec with the same key keeps its counts."""
+
+    spec: LegSpec
+    counts: LegCounts
+
+
+class Mirror(Protocol):
+    """The mirror of one host. Every call is idempotent; what is in force outlives the agent."""
+
+    async def open(self) -> None:
+        """Adopt what is in force. A host that cannot mirror is no error: ``problem`` says why."""
+
+    async def close(self) -> None:
+        """Let go; copies go on."""
+
+    def problem(self) -> str:
+        """Return why this host cannot mirror (no root, kernel without TCX or XDP, no bpffs); "" when it can."""
+
+    async def observe(self) -> dict[str, LegFact]:
+        """Return every leg in force, by id. One whose tap is gone or was made anew since is not in force."""
+
+    async def put(self, spec: LegSpec) -> None:
+        """Make the leg be as ``spec`` says; packets of other sessions of the port are neither lost nor doubled by it.
+
+        Raises: DriverError (MirrorUnsupported; NoPort: the port has no tap; NoTunnel: this host has no tunnel address and ``target``
+        or ``source`` is another's; TooManySessions: more than SESSIONS_PER_PORT_MAX at the port; BadRules).
+        """
+
+    async def remove(self, id: str) -> None:
+        """Take the leg out of force; with the last one all programs, maps, devices and pins go. None: nothing."""
+
+    async def tear_down(self) -> None:
+        """Remove everything, whoever made it."""
+
+
+SESSIONS_PER_PORT_MAX = 8
