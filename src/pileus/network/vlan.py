@@ -10,7 +10,7 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.outcome import Waiting
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.transaction import Exhausted, Transaction
-from pileus.network.port.types import PUBLIC_VLAN, PortAssigned
+from pileus.network.port.types import APART, PUBLIC_VLAN, PortAssigned
 from pileus.network.segment.plan import has_uplinks, placed, with_peers
 from pileus.network.segment.types import ACCOUNT_LABEL, VLANS, ZONE_NUMBERS, SegmentAssigned, SegmentDesired
 
@@ -38,7 +38,7 @@ async def claim_vlan(tx: Transaction, account_id: str, zone: Resource) -> int:
 
 async def ensure_segment(tx: Transaction, port: Resource, vlan: int, zone: Resource, host: Resource) -> None:
     """Make the segment of a port's VLAN on its host, and wake those that it meets. Raises: Waiting while one leaves."""
-    if vlan == PUBLIC_VLAN or not has_uplinks(host):
+    if vlan in (PUBLIC_VLAN, APART) or not has_uplinks(host):
         return
     name = f"{host.name}-vlan{vlan}"
     found = await tx.find(SEGMENT, "", name)
@@ -65,7 +65,7 @@ async def leave_host(tx: Transaction, port: Resource) -> None:
     """Let the VLAN of a port that goes leave its host, or go back to its zone, when no other port needs it there."""
     assigned: PortAssigned = port.assigned
     here = Filter(kind=PORT, account_id=port.account_id, host=assigned.host)
-    if assigned.vlan == PUBLIC_VLAN or await _is_used(tx, here, assigned.vlan, but=port.id):
+    if assigned.vlan in (PUBLIC_VLAN, APART) or await _is_used(tx, here, assigned.vlan, but=port.id):
         return
     host = await tx.find_id(assigned.host)
     segment = await tx.find(SEGMENT, "", f"{host.name}-vlan{assigned.vlan}") if host is not None else None

@@ -55,8 +55,14 @@ class ManagerObserved(Struct, frozen=True, kw_only=True):
 ROUTERS = "routers"
 """The manager whose nodes the platform's own routers are: no account need consent to what it asked for."""
 
+MIRRORS = "mirrors"
+"""The manager whose nodes the platform's own decapsulators are."""
+
 BUILTIN: dict[str, ManagerDesired] = {
     ROUTERS: ManagerDesired(description="The cloud's own: the routing appliances of all accounts.", serves=("router",)),
+    MIRRORS: ManagerDesired(
+        description="The cloud's own: decapsulators, on the way of mirrored packets.", serves=("decapsulator",)
+    ),
 }
 """Managers that every cluster has from the first start."""
 

@@ -9,6 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.compute.vm.types import VmNic, is_of_cloud
+from pileus.fleet.builtin import Appliance, ensure_package
 from pileus.fleet.manager.types import ROUTERS
 from pileus.fleet.node.plan import footprint_of
 from pileus.fleet.node.types import NodeAssigned, NodeDesired, NodeObserved, answers, in_force
@@ -23,7 +24,6 @@ from pileus.gateway.router.document import (
     with_links,
     with_pair,
 )
-from pileus.gateway.router.package import ensure_router_package
 from pileus.gateway.router.plan import SLOTS, Activity, Member, Membership, activity, membership, slots
 from pileus.gateway.router.types import RouterAssigned, RouterObserved
 from pileus.gateway.router.view import load_view
@@ -39,6 +39,8 @@ from pileus.kernel.transaction import Exhausted, Transaction
 from pileus.network.network.types import NetworkObserved
 from pileus.node.document import Document, document_hash
 from pileus.storage.image.types import ImageObserved
+
+APPLIANCE = Appliance(manager=ROUTERS, role="router", vcpus=1, memory_mib=192)
 
 PAIR_ADDRESSES = {"a": "169.254.255.1", "b": "169.254.255.2"}
 """Of the two nodes of a pair on the guest link (link-local, RFC 3927): they never leave the account's VLAN."""
@@ -289,7 +291,7 @@ def _node_name(world: World, slot: str) -> str:
 async def _make_node(tx: Transaction, world: World, slot: str, shared: Document) -> None:
     assert world.image is not None  # nodes are made of it
     assigned: RouterAssigned = world.router.assigned
-    package = await ensure_router_package(tx, world.image)
+    package = await ensure_package(tx, APPLIANCE, world.image)
     links = await tx.links(package.id)
     empty = NodeDesired(manager=ROUTERS, package=package.name, vdc=assigned.vdc)
     node = Resource(

@@ -12,7 +12,7 @@ from pileus.kernel.transaction import AlreadyClaimed, Exhausted, Transaction
 from pileus.network.network.plan import pool
 from pileus.network.network.types import NetworkDesired, address_space
 from pileus.network.port.plan import followed, guest_dns, host_numbers, numbered, served, wished_numbers
-from pileus.network.port.types import MAC_SPACE, PUBLIC_VLAN, PortAssigned, PortDesired, PortObserved, mac_of
+from pileus.network.port.types import APART, MAC_SPACE, PUBLIC_VLAN, PortAssigned, PortDesired, PortObserved, mac_of
 from pileus.network.vlan import claim_vlan, ensure_segment, leave_host
 
 
@@ -85,7 +85,7 @@ async def _wake_router(tx: Transaction, network: Resource | None) -> None:
 async def _assign(
     tx: Transaction, port: Resource, network: Resource | None, zone: Resource, vm: Resource
 ) -> PortAssigned:
-    vlan = PUBLIC_VLAN if port.desired.attachment == "public" else await claim_vlan(tx, port.account_id, zone)
+    vlan = await _vlan(tx, port, zone)
     mac = mac_of(await tx.claim_number(MAC_SPACE, 1, 2**32 - 1, port.id))
     if network is None:
         return PortAssigned(
@@ -114,6 +114,16 @@ async def _assign(
         dns=guest_dns(network, zone),
         served=served(network),
     )
+
+
+async def _vlan(tx: Transaction, port: Resource, zone: Resource) -> int:
+    match port.desired.attachment:
+        case "public":
+            return PUBLIC_VLAN
+        case "mirror":
+            return APART
+        case _:
+            return await claim_vlan(tx, port.account_id, zone)
 
 
 async def _addresses(tx: Transaction, port: Resource, network: Resource) -> list[int]:

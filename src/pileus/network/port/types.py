@@ -10,9 +10,9 @@ from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.fields import NetworkRef, Problem
 from pileus.kernel.kind import Column, Kind, Resource
 
-Attachment = Literal["network", "gateway", "public"]
+Attachment = Literal["network", "gateway", "public", "mirror"]
 """``network``: a guest's place in a network. ``gateway``: an appliance's in all networks of the account in the zone.
-``public``: an appliance's in the zone's public segment."""
+``public``: an appliance's in the zone's public segment. ``mirror``: an appliance's in none; its host's mirror uses it."""
 
 
 class PortStation(Struct, frozen=True, kw_only=True):
@@ -41,7 +41,7 @@ class PortDesired(Struct, frozen=True, kw_only=True):
 class PortAssigned(Struct, frozen=True, kw_only=True):
     """Everything the switch and the guest need to know. An appliance's port has no network and no ``address``.
 
-    ``vlan`` 0 is the zone's public segment.
+    ``vlan`` 0 is the zone's public segment, -2 none at all.
     """
 
     zone: str
@@ -69,6 +69,9 @@ class PortObserved(Struct, frozen=True, kw_only=True):
 
 PUBLIC_VLAN = 0
 """In place of a VLAN: the zone's public segment."""
+
+APART = -2
+"""In place of a VLAN: of none, as of a mirror's ports."""
 
 MAC_SPACE = "mac"
 """Claim space of all MAC addresses of the cluster; numbers are the low 32 bits."""

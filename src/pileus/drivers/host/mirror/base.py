@@ -1,6 +1,7 @@
 """The contract of the mirror of one host: copies of ports' packets, carried to decapsulators and delivered to sniffers.
 
-See docs/decisions/0016-mirror.md for the way of a packet and its header.
+See docs/decisions/0016-mirror.md for the way of a packet and its header. Frames that stay on the host have 0.0.0.0 as both
+addresses of that header.
 """
 
 from __future__ import annotations

@@ -10,6 +10,9 @@ PUBLIC_VLAN = 0
 """In place of a VLAN: the zone's public segment, untagged on the public uplink."""
 
 
+APART = -2
+"""In place of a VLAN: of none. The switch takes nothing from the port and gives it nothing; a mirror's programs use its tap."""
+
 STRAY = -1
 """In place of a VLAN, of frames that should not have arrived; see ``Switch.vlan_counts``."""
 
@@ -44,7 +47,7 @@ class Station(Struct, frozen=True, kw_only=True):
 class PortSpec(Struct, frozen=True, kw_only=True):
     """A port of a VM. ``addresses`` are the only IPv4 addresses it may use, ``mac`` its only MAC.
 
-    1 <= ``vlan`` <= 4094, or ``PUBLIC_VLAN``. ``rate_limit_kbps`` 0 means no limit; it holds in each direction.
+    1 <= ``vlan`` <= 4094, ``PUBLIC_VLAN`` or ``APART``. ``rate_limit_kbps`` 0 means no limit; it holds in each direction.
     ``routes``: any IPv4 source address may come out of it that is of no other port of this host in its VLAN (a router
     forwards), and DHCP answers in its own name. ``stations``: those that may speak through it besides (IPv4 and ARP), with
     their own MACs, which are sent to it from all hosts.

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from pileus.drivers.host.errors import DriverError
-from pileus.drivers.host.ovs.base import PUBLIC_VLAN, PortFact, PortSpec, Station
+from pileus.drivers.host.ovs.base import APART, PUBLIC_VLAN, PortFact, PortSpec, Station
 
 ADMISSION, VLAN, DELIVERY, INBOUND, OUTBOUND, FORWARDED = 0, 1, 2, 3, 4, 5
 PORT_MARK, SHARED_MARK, SEGMENT_MARK, CONTROL_MARK, LEARNED_MARK = 0x7069, 0x706A, 0x706B, 0x706C, 0x7169
@@ -98,7 +98,7 @@ def check(spec: PortSpec) -> PortSpec:
 
     Raises: DriverError (PortRefused).
     """
-    if spec.vlan != PUBLIC_VLAN and not 1 <= spec.vlan <= 4094:
+    if spec.vlan not in (PUBLIC_VLAN, APART) and not 1 <= spec.vlan <= 4094:
         raise DriverError("PortRefused", f"port {spec.id}: VLAN {spec.vlan} is not between 1 and 4094")
     if not 0 <= spec.rate_limit_kbps < 2**32:
         raise DriverError("PortRefused", f"port {spec.id}: a rate limit of {spec.rate_limit_kbps} kbit/s is impossible")
@@ -199,6 +199,8 @@ def base_flows() -> list[Flow]:
 
 def port_flows(spec: PortSpec, ofport: int) -> list[Flow]:
     """Return all flows of one port, ``spec`` having passed ``check``."""
+    if spec.vlan == APART:
+        return _refusals(ofport)
     macs = [spec.mac, *(station.mac for station in spec.stations)]
     admissions = [
         *_admissions(spec, ofport),
@@ -298,6 +300,8 @@ def _deliveries(spec: PortSpec, ofport: int) -> list[Flow]:
 
 def shared_lines(vlan: int, members: Mapping[int, PortSpec]) -> list[str]:
     """Return the bundle lines of what the ports of ``vlan`` (OpenFlow port: its spec, all of them) have in common."""
+    if vlan == APART:
+        return []
     return [*_flood_lines(vlan, members), *_owned_lines(vlan, members)]
 
 

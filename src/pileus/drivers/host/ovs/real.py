@@ -17,6 +17,7 @@ import msgspec
 from pileus.drivers.host.errors import DriverError, OvsdbError
 from pileus.drivers.host.ovs import daemons, flows, namespace, segments
 from pileus.drivers.host.ovs.base import (
+    APART,
     PUBLIC_VLAN,
     STRAY,
     FrameExchange,
@@ -187,7 +188,7 @@ class OpenVSwitch:
             reached = taps[row.tap].tx_packets - row.delivered_before if row.tap in taps else 0
             stray = reached - delivered[row.ofport] - control[row.ofport]
             counts[port] = {row.spec.vlan: delivered[row.ofport]}
-            if stray > 0:
+            if stray > 0 and row.spec.vlan != APART:
                 counts[port][STRAY] = stray
         return counts
 
