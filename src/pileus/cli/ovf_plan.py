@@ -12,7 +12,7 @@ from pileus.ovf.environment import Platform, environment_of, environment_xml
 from pileus.ovf.faults import Faults, shown
 from pileus.ovf.limits import GIB
 from pileus.ovf.machines import Choice, chosen_configuration, machines
-from pileus.ovf.model import Envelope, Machine, MachineDisk, MachineNic, Startup
+from pileus.ovf.model import Envelope, Firmware, Machine, MachineDisk, MachineNic, Startup
 from pileus.ovf.properties import settings
 
 NAME_CHARACTERS_MAX = 63
@@ -34,6 +34,14 @@ class Terms(Struct, frozen=True, kw_only=True):
     """Network of the cloud by that of the package; ``ANY``: of all others."""
 
 
+class PlannedImage(Struct, frozen=True, kw_only=True):
+    """What a disk with content becomes."""
+
+    name: str
+    firmware: Firmware = "bios"
+    """By what the VMs start that have it as their first disk."""
+
+
 class PlannedVolume(Struct, frozen=True, kw_only=True):
     """A further disk; a blank one has no image."""
 
@@ -51,9 +59,9 @@ class PlannedVm(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """All that is made of a package. ``images``: names by the descriptor's disk."""
+    """All that is made of a package. ``images``: by the descriptor's disk."""
 
-    images: dict[str, str]
+    images: dict[str, PlannedImage]
     volumes: tuple[PlannedVolume, ...]
     vms: tuple[PlannedVm, ...]
 
@@ -63,12 +71,13 @@ def plan(envelope: Envelope, terms: Terms, faults: Faults) -> Plan:
     made = machines(envelope, faults, choice=terms.choice)
     for machine in made:
         _check(machine, faults)
+    firmware = _firmware(made, faults)
     networks = _networks(made, terms.networks, faults)
     names = _Names()
     prefix = slug(terms.prefix or (made[0].name if len(made) == 1 else envelope.content.name or envelope.content.id))
     prefix = prefix[:PREFIX_CHARACTERS_MAX].rstrip("-")
     environments = _environments(envelope, terms, faults)
-    images: dict[str, str] = {}
+    images: dict[str, PlannedImage] = {}
     volumes: list[PlannedVolume] = []
     vms: list[PlannedVm] = []
     for machine in made:
@@ -76,19 +85,22 @@ def plan(envelope: Envelope, terms: Terms, faults: Faults) -> Plan:
         disks = [disk for disk in machine.disks if disk.kind == "disk"]
         for disk in disks:
             if disk.file_id and disk.disk_id not in images:
-                images[disk.disk_id] = names.new(f"{prefix}-{slug(disk.disk_id)}")
+                images[disk.disk_id] = PlannedImage(
+                    name=names.new(f"{prefix}-{slug(disk.disk_id)}"), firmware=firmware.get(disk.disk_id, "bios")
+                )
         further = [
             PlannedVolume(
                 name=names.new(f"{name}-disk{number}"),
                 size_gib=_gib(disk),
-                image=images[disk.disk_id] if disk.file_id else "",
+                image=images[disk.disk_id].name if disk.file_id else "",
             )
             for number, disk in enumerate(disks[1:], 2)
         ]
         volumes += further
         desired = _desired(machine, disks, networks, environments.get(machine.id, ""))
         if disks:
-            desired |= {"image": images.get(disks[0].disk_id, ""), "volumes": [{"volume": one.name} for one in further]}
+            first = images.get(disks[0].disk_id)
+            desired |= {"image": first.name if first else "", "volumes": [{"volume": one.name} for one in further]}
         vms.append(PlannedVm(name=name, desired=desired, startup=machine.startup))
     return Plan(images=images, volumes=tuple(volumes), vms=tuple(vms))
 
@@ -138,11 +150,8 @@ def _connected(machine: Machine) -> list[MachineNic]:
 def _check(machine: Machine, faults: Faults) -> None:
     """Say what a VM of the package needs and cannot have here."""
     named = shown(machine.name)
-    if machine.firmware == "uefi":
-        faults.error(
-            "firmware", f"VM {named} starts by UEFI; VMs start by BIOS here: have it exported with BIOS firmware",
-            line=machine.hardware_line,
-        )  # fmt: skip
+    if machine.secure_boot:
+        faults.warn("secure-boot", f"VM {named} has secure boot, which is off here", line=machine.hardware_line)
     disks = [disk for disk in machine.disks if disk.kind == "disk"]
     if not disks or not disks[0].file_id:
         what = "its first disk is blank" if disks else "it has no disk"
@@ -156,6 +165,19 @@ def _check(machine: Machine, faults: Faults) -> None:
                 "medium", f"the {disk.kind} drive of VM {named} has a medium, and VMs have no such drive here; take it out",
                 line=disk.line,
             )  # fmt: skip
+
+
+def _firmware(made: Sequence[Machine], faults: Faults) -> dict[str, Firmware]:
+    """Return by what each disk starts that is the first of a VM."""
+    found: dict[str, Firmware] = {}
+    for machine in made:
+        for disk in [disk for disk in machine.disks if disk.kind == "disk"][:1]:
+            if found.setdefault(disk.disk_id, machine.firmware) != machine.firmware:
+                faults.error(
+                    "firmware", f"disk {shown(disk.disk_id)} starts one VM by BIOS and another one by UEFI; give each its own",
+                    line=machine.hardware_line,
+                )  # fmt: skip
+    return found
 
 
 def _networks(made: Sequence[Machine], given: Mapping[str, str], faults: Faults) -> dict[str, str]:

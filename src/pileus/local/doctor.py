@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 from msgspec import Struct
 
+from pileus.drivers.host.qemu.firmware import PACKAGE, UEFI_CODE, has_uefi
+
 PROGRAMS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-img": "qemu-utils",
@@ -49,6 +51,10 @@ def examine() -> Iterator[Finding]:
         yield Finding(level="ok", subject="/dev/net/tun", message="taps can be made")
     else:
         yield Finding(level="error", subject="/dev/net/tun", message="missing: modprobe tun")
+    if has_uefi():
+        yield Finding(level="ok", subject="UEFI", message=str(UEFI_CODE))
+    else:
+        yield Finding(level="warning", subject="UEFI", message=f"only for BIOS; for UEFI: apt-get install {PACKAGE}")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     level = "ok" if memory >= MEMORY_MIB_MIN else "warning"
     yield Finding(level=level, subject="memory", message=f"{memory} MiB")

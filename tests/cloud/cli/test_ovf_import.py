@@ -69,6 +69,21 @@ def test_a_package_becomes_a_vm(pileus: Run, account: str, tmp_path: Path, disk:
     assert names(pileus, account, "vm") == ["web-1"]
 
 
+def test_firmware_is_the_images(pileus: Run, account: str, tmp_path: Path, disk: bytes) -> None:
+    ran = imported(pileus, account, single(tmp_path, disk, firmware="efi"), "--network", "default")
+    assert ran.code == OK, ran.err
+    assert (
+        pileus("get", "image", "web-1-root", "--account", account, "-o", "json").json["desired"]["firmware"] == "uefi"
+    )
+    assert pileus("get", "vm", "web-1", "--account", account, "-o", "json").json["assigned"]["firmware"] == "uefi"
+    systems = (System(name="old", disks=("root",)), System(name="new", disks=("root",), firmware="efi"))
+    text = descriptor({"a.vmdk": len(disk)}, {"root": ("a.vmdk", 16 * MIB)}, systems)
+    both = imported(
+        pileus, account, ova(tmp_path / "b.ova", packed("b", text, {"a.vmdk": disk})), "--network", "default"
+    )
+    assert (both.code, 'disk "root" starts one VM by BIOS and another one by UEFI' in both.err) == (REFUSED, True)
+
+
 def test_several_vms_with_further_and_blank_disks(pileus: Run, account: str, tmp_path: Path, disk: bytes) -> None:
     systems = (System(name="db", disks=("root", "more", "blank")), System(name="web", disks=("root",)))
     disks = {"root": ("a.vmdk", 16 * MIB), "more": ("b.vmdk", 16 * MIB), "blank": ("", 3 << 30)}
@@ -115,7 +130,7 @@ def test_a_licence_is_shown_and_must_be_accepted(pileus: Run, account: str, tmp_
     ("more", "message"),
     [
         ({"network": "Front"}, 'which network is "Front"? Say --network Front=NETWORK'),
-        ({"firmware": "efi"}, "starts by UEFI"),
+        ({"firmware": "coreboot"}, "neither bios nor efi"),
     ],
 )
 def test_what_cannot_be_is_said_with_its_line(
@@ -184,6 +199,11 @@ def test_a_package_of_a_manager(pileus: Run, account: str, tmp_path: Path, disk:
     assert (
         pileus("get", "image", "wall-1-root", "--account", account, "-o", "json").json["desired"]["manager"] == "walls"
     )
+    uefi = ("--package", "wall-3", "--manager", "walls", "--version", "3.0")
+    ran = imported(pileus, account, single(tmp_path, disk, firmware="efi"), *uefi)
+    assert ran.code == OK, ran.err
+    assert pileus("delete", "package", "wall-3", "--account", account, "--wait").code == OK
+    assert pileus("delete", "image", "wall-3-root", "--account", account, "--wait").code == OK
     refused = imported(pileus, account, single(tmp_path, disk, memory_mib=64), "--package", "wall-2", *said[2:])
     assert refused.code == REFUSED  # that version is there
     assert names(pileus, account, "image") == ["wall-1-root"]

@@ -29,6 +29,9 @@ async def furnish(world: Cloud, **package: Any) -> None:
 
 PROPERTIES = """<ProductSection ovf:class="app"><Info>App</Info>
 <Property ovf:key="zone" ovf:type="string" ovf:userConfigurable="true" ovf:qualifiers="MinLen(1)"/></ProductSection>"""
+UEFI = descriptor(
+    {"fw.vmdk": 1024}, {"root": ("fw.vmdk", 1 << 30)}, (System(name="fw", disks=("root",), firmware="efi"),)
+).decode()
 
 
 async def add_package(world: Cloud, name: str, version: str, image: str, **fields: Any) -> None:
@@ -384,6 +387,8 @@ def test_a_package_says_once_and_for_all_what_it_is() -> None:
                 await add_package(world, "frames", "2", "appliance", channel="nic", nics=0)
             with pytest.raises(Invalid, match="OVF package is refused: descriptor:1"):
                 await add_package(world, "torn", "2", "appliance", descriptor="<Envelope")
+            with pytest.raises(Invalid, match="starts by uefi, and image appliance is for bios"):
+                await add_package(world, "modern", "2", "appliance", descriptor=UEFI)
             agent = {"commands": [{"name": "rm", "path": "rm"}]}
             with pytest.raises(Invalid, match=r"guest_agent"):
                 await add_package(world, "bad", "2", "appliance", channel="qga", role="", guest_agent=agent)

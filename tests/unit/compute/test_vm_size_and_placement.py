@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from msgspec.structs import replace
 
 from pileus.compute.offering.types import OfferingDesired, limits
 from pileus.compute.vm.placement import Candidate, Need, explain, fits, rank, refusal, summary
@@ -112,6 +113,8 @@ def test_a_size_that_makes_no_sense_is_refused(
         (host("a", vcpus=1), NEED, "NoVcpus"),
         (host("a", gib=3), NEED, "NoDisk"),
         (host("a", mib=512, vcpus=2, gib=4), NEED, None),
+        (host("a"), replace(NEED, uefi="yes"), "NoUefi"),
+        (replace(host("a"), uefi="yes"), replace(NEED, uefi="yes"), None),
     ],
 )
 def test_a_host_refuses_for_the_reason_that_it_has(candidate: Candidate, need: Need, reason: str | None) -> None:

@@ -207,3 +207,14 @@ def test_a_channel_is_a_port_that_the_guest_finds_by_name(channel: Any, name: st
     files = OpenFiles(qmp=1, console=2, console_log=3, channel=4, disks={"disk0": (5,)})
     ports = [word for word in command(spec, files, "tcg", plan_slots(spec)) if word.startswith("virtserialport")]
     assert [port.rpartition("name=")[2] for port in ports] == ([name] if name else [])
+
+
+def test_uefi_is_two_flash_devices_of_which_the_machine_writes_its_own() -> None:
+    files = OpenFiles(qmp=1, console=2, console_log=3, firmware=(6, 7), disks={"disk0": (5,)})
+    arguments = command(machine(firmware="uefi"), files, "tcg", plan_slots(machine()))
+    assert options(arguments, "-machine")[0].endswith(",pflash0=firmware-0,pflash1=firmware-1")
+    nodes = {one["node-name"]: one for one in parsed(arguments, "-blockdev")}
+    assert [nodes[f"firmware-{number}"]["read-only"] for number in (0, 1)] == [True, False]
+    sets = [one.split(",")[1] for one in options(arguments, "-add-fd")]
+    assert len(set(sets)) == len(sets)
+    assert "pflash" not in options(argv(machine()), "-machine")[0]

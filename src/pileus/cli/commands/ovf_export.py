@@ -107,6 +107,7 @@ def _machine(vm: Json, disks: dict[str, int]) -> Machine:
         name=vm["name"],
         vcpus=vm["assigned"]["vcpus"],
         memory_mib=vm["assigned"]["memory_mib"],
+        firmware=vm["assigned"].get("firmware", "bios"),
         disks=tuple(
             MachineDisk(disk_id=id, capacity_bytes=capacity, bus="virtio", unit=unit)
             for unit, (id, capacity) in enumerate(disks.items())

@@ -21,7 +21,7 @@ from pileus.registry import KINDS
 
 if TYPE_CHECKING:
     from pileus.cli.ovf_making import Making
-    from pileus.cli.ovf_plan import Plan, PlannedVm, Terms
+    from pileus.cli.ovf_plan import Plan, PlannedImage, PlannedVm, Terms
     from pileus.ovf.package import StoredPackage
 
 VM, VOLUME, NETWORK, IMAGE, PACKAGE = (
@@ -133,7 +133,7 @@ def _make(making: Making, package: StoredPackage, made: Plan, more: Json) -> lis
     return [making.make(VM, vm.name, vm.desired | more) for vm in made.vms]
 
 
-def _send(making: Making, package: StoredPackage, names: dict[str, str], more: Json) -> list[Json]:
+def _send(making: Making, package: StoredPackage, planned: dict[str, PlannedImage], more: Json) -> list[Json]:
     """Read the whole package once, and return the images that its disks became. Raises: OvfFault, Failure."""
     from pileus.cli.ovf_making import drain
 
@@ -142,8 +142,10 @@ def _send(making: Making, package: StoredPackage, names: dict[str, str], more: J
     images = []
     try:
         for content in package.contents():
-            if content.disk is not None and content.disk.id in names:
-                images.append(making.image(names[content.disk.id], content, more, bar.add))
+            if content.disk is not None and content.disk.id in planned:
+                image = planned[content.disk.id]
+                said = {"firmware": image.firmware} if image.firmware != "bios" else {}
+                images.append(making.image(image.name, content, more | said, bar.add))
             else:
                 drain(content, bar.add)
     finally:

@@ -254,4 +254,5 @@ def _assigned(old: Resource | None, vdc: Resource, image: Resource, wanted: Size
         disk_gib=wanted.disk_gib,
         image=image.id,
         append=kernel_arguments(image),
+        firmware=image.desired.firmware,
     )

@@ -45,6 +45,7 @@ async def need_of(reader: Reader, vm: Resource, links: dict[str, str]) -> Need:
         disk_gib=disk_gib,
         only_host=only_host,
         avoid=await _host_to_avoid(reader, desired),
+        uefi="yes" if assigned.firmware == "uefi" and not assigned.append else "no",
     )
 
 
@@ -73,6 +74,7 @@ def seen(hosts: Sequence[Resource], pools: Sequence[Resource], free: dict[str, A
             refuses=_refuses(host),
             roles=host.desired.roles,
             public=host.observed.has_public if host.observed is not None else "no",
+            uefi=host.observed.has_uefi if host.observed is not None else "no",
         )
         for host in hosts
     ]

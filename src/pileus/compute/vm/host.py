@@ -179,6 +179,7 @@ class VmHalf(Half[Seen, Step]):
                 disks=disks,
                 nics=nics,
                 boot=await self._boot(assigned),
+                firmware=assigned.firmware,
                 seed=seed,
                 channel=_port_form(resource),
             )

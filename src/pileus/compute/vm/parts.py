@@ -92,6 +92,7 @@ async def rebuild(tx: Transaction, vm: Resource, image: Resource) -> Resource:
         assigned,
         image=image.id,
         append=kernel_arguments(image),
+        firmware=image.desired.firmware,
         disk_gib=vm.desired.disk_gib,
     )
     if assigned.volumes:

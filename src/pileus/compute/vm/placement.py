@@ -22,6 +22,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     roles: tuple[str, ...] = ("compute", "routing", "storage")
     public: Literal["yes", "no"] = "no"
     """Whether the host has an uplink to the public segment."""
+    uefi: Literal["yes", "no"] = "no"
+    """Whether VMs start by UEFI there."""
 
 
 class Need(Struct, frozen=True, kw_only=True):
@@ -39,6 +41,7 @@ class Need(Struct, frozen=True, kw_only=True):
     avoid: str = ""
     public: Literal["yes", "no"] = "no"
     """Whether only hosts with an uplink to the public segment will do."""
+    uefi: Literal["yes", "no"] = "no"
 
 
 class Refusal(Struct, frozen=True):
@@ -56,6 +59,7 @@ def refusal(candidate: Candidate, need: Need) -> Refusal | None:
         (bool(candidate.refuses), candidate.refuses, "takes no VMs now"),
         (need.role not in candidate.roles, f"Not{need.role.capitalize()}", f"is not for {need.role}"),
         (need.public == "yes" and candidate.public == "no", "NoPublic", "has no uplink to the public segment"),
+        (need.uefi == "yes" and candidate.uefi == "no", "NoUefi", "has no UEFI firmware: the package ovmf"),
         (bool(need.only_host) and candidate.host != need.only_host, "VolumeElsewhere", "a volume is on another host"),
         (
             candidate.memory_mib < need.memory_mib,
@@ -81,6 +85,7 @@ def fits(candidate: Candidate, need: Need) -> bool:
         and not candidate.refuses
         and need.role in candidate.roles
         and (need.public == "no" or candidate.public == "yes")
+        and (need.uefi == "no" or candidate.uefi == "yes")
         and (not need.only_host or candidate.host == need.only_host)
     )
 

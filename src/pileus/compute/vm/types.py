@@ -10,6 +10,7 @@ from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.fields import ImageRef, NetworkRef, OfferingRef, Problem, VdcRef, VolumeRef
 from pileus.kernel.kind import Column, Kind, Resource
 from pileus.network.port.types import Attachment, PortStation
+from pileus.storage.image.types import Firmware
 
 APPLIANCES = Meta(description="For the cloud's own appliances only.", extra={"internal": True})
 Power = Literal["running", "stopped", "paused"]
@@ -113,6 +114,8 @@ class VmAssigned(Struct, frozen=True, kw_only=True):
     image: str = ""
     append: str = ""
     """Kernel arguments when the image is booted directly; empty: from its disk."""
+    firmware: Firmware = "bios"
+    """The image's, by which it starts from its disk."""
     iops_limit: int = 0
     throughput_limit_kib_s: int = 0
     rate_limit_kbps: int = 0

@@ -42,6 +42,10 @@ class HostPaths(Struct, frozen=True):
         """The machine's NoCloud ISO."""
         return self.machine(machine) / "seed.iso"
 
+    def firmware(self, machine: str) -> Path:
+        """What the machine's UEFI keeps: the order of starting, and what the guest tells it."""
+        return self.machine(machine) / "firmware.vars"
+
     def console_log(self, machine: str) -> Path:
         """What the machine's serial console printed; QEMU appends to it (O_APPEND), so it may be truncated in place."""
         return self.machine(machine) / "console.log"

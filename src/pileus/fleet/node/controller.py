@@ -216,6 +216,7 @@ async def _make_vm(tx: Transaction, node: Resource, around: Around, image: Resou
             vdc=assigned.vdc,
             image=image.id,
             append=kernel_arguments(image),
+            firmware=image.desired.firmware,
             **size,
         ),
     )

@@ -80,6 +80,8 @@ async def _footing(tx: Transaction, change: Change) -> Footing:
     """Return what a node of it needs: what is said outright goes before what the descriptor says. Raises: Invalid."""
     desired: PackageDesired = change.new.desired
     read = read_package(desired) if desired.descriptor else Footing()
+    if desired.descriptor and "image" in change.links:
+        _check_firmware(read, await tx.get(change.links["image"]))
     if desired.manifest and not desired.descriptor:
         raise Invalid("desired.manifest: there is no descriptor for it", field="desired.manifest")
     vcpus, memory_mib = desired.vcpus or read.vcpus, desired.memory_mib or read.memory_mib
@@ -92,3 +94,14 @@ async def _footing(tx: Transaction, change: Change) -> Footing:
             field="desired.nics",
         )
     return msgspec.structs.replace(read, vcpus=vcpus, memory_mib=memory_mib, nics=nics)
+
+
+def _check_firmware(read: Footing, image: Resource) -> None:
+    """Raises: Invalid for an image that the descriptor's VM does not start from."""
+    there = image.desired.firmware
+    if there != read.firmware:
+        raise Invalid(
+            f"the descriptor's VM starts by {read.firmware}, and {image} is for {there}; "
+            f"make one with `pileus create image NAME --firmware {read.firmware}`",
+            field="desired.image",
+        )

@@ -13,7 +13,7 @@ from pileus.ovf.descriptor import read_descriptor
 from pileus.ovf.faults import Faults, OvfFault
 from pileus.ovf.machines import machines
 from pileus.ovf.manifest import Manifest, read_manifest
-from pileus.ovf.model import Machine
+from pileus.ovf.model import Firmware, Machine
 
 DESCRIPTOR, MANIFEST, CERTIFICATE = "descriptor", "manifest", "certificate"
 
@@ -24,6 +24,7 @@ class Footing(Struct, frozen=True, kw_only=True):
     vcpus: int = 0
     memory_mib: int = 0
     nics: int = 0
+    firmware: Firmware = "bios"
     product: str = ""
     vendor: str = ""
     signed_by: str = ""
@@ -50,6 +51,7 @@ def read_package(desired: PackageDesired) -> Footing:
         vcpus=made[0].vcpus,
         memory_mib=made[0].memory_mib,
         nics=len(made[0].nics),
+        firmware=made[0].firmware,
         product=" ".join((product.name, product.full_version or product.version)).strip() if product else "",
         vendor=product.vendor if product else "",
         signed_by=signed_by,
@@ -57,12 +59,10 @@ def read_package(desired: PackageDesired) -> Footing:
 
 
 def _check_disks(machine: Machine, faults: Faults) -> None:
-    """Raises: OvfFault for a node that needs more than one disk, or a firmware that it cannot have."""
+    """Raises: OvfFault for a node that needs more than one disk."""
     disks = [disk for disk in machine.disks if disk.kind == "disk"]
     if len(disks) > 1:
         faults.stop("several-disks", f"a node has one disk; this VM has {len(disks)}", line=disks[1].line)
-    if machine.firmware == "uefi":
-        faults.stop("firmware", "a node boots by BIOS; this VM wants UEFI", line=machine.hardware_line)
 
 
 def _signer(desired: PackageDesired, descriptor: bytes, faults: Faults) -> str:

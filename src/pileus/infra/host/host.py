@@ -62,5 +62,6 @@ class HostHalf(Half[Seen, Step]):
             tunnel_address=uplinks.tunnel_address.partition("/")[0],
             has_trunk="yes" if uplinks.trunk else "no",
             has_public="yes" if uplinks.public else "no",
+            has_uefi="yes" if system.has_uefi else "no",
             problem=problem,
         )

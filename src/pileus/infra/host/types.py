@@ -74,6 +74,8 @@ class HostObserved(Struct, frozen=True, kw_only=True):
     """Where its VXLAN tunnels end, without a prefix length; empty: it has none."""
     has_trunk: Literal["yes", "no"] = "no"
     has_public: Literal["yes", "no"] = "no"
+    has_uefi: Literal["yes", "no"] = "no"
+    """Whether it has firmware for VMs that start by UEFI."""
     problem: Problem | None = None
 
 

@@ -11,6 +11,7 @@ from pileus.kernel.errors import Conflict
 from pileus.kernel.fields import ManagerRef, Problem
 from pileus.kernel.kind import Column, Kind, Resource
 
+Firmware = Literal["bios", "uefi"]
 Sha256 = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
 
 
@@ -24,6 +25,9 @@ class ImageDesired(Struct, frozen=True, kw_only=True):
     append: Annotated[
         str, Meta(max_length=500, description="Kernel arguments when a kernel and an initrd were uploaded too.")
     ] = ""
+    firmware: Annotated[
+        Firmware, Meta(description="What starts a VM from the disk: what is installed on it was made for one of them.")
+    ] = "bios"
     description: Annotated[str, Meta(max_length=200, description="For people.")] = ""
     manager: Annotated[
         ManagerRef,
@@ -88,7 +92,7 @@ KIND = Kind(
     ready=_ready,
     scope="either",
     managed="hidden",
-    immutable=frozenset({"format", "sha256", "manager"}),
+    immutable=frozenset({"format", "sha256", "firmware", "manager"}),
     columns=(
         Column("FORMAT", "desired.format"),
         Column("STATE", "observed.state"),

@@ -72,6 +72,8 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
     disks: tuple[DiskAttachment, ...]
     nics: tuple[NicAttachment, ...]
     boot: DirectBoot | None = None
+    firmware: Literal["bios", "uefi"] = "bios"
+    """What starts the root disk; a direct boot needs none."""
     seed: str | None = None
     channel: Literal["", "serial", "qga"] = ""
     """An appliance's backchannel, a virtio-serial port: ``serial`` for a node of ours, ``qga`` for QEMU's guest agent."""

@@ -38,7 +38,7 @@ ON_END = "reboot=reset,shutdown=pause,panic=pause"
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-_CONSOLE_SET, _SEED_SET, _FIRST_DISK_SET = 1, 2, 3
+_CONSOLE_SET, _SEED_SET, _FIRMWARE_SET, _FIRST_DISK_SET = 1, 2, 3, 5
 
 QmpArguments = dict[str, Any]
 
@@ -53,6 +53,8 @@ class OpenFiles(Struct, frozen=True, kw_only=True):
     seed: int | None = None
     kernel: int | None = None
     initrd: int | None = None
+    firmware: tuple[int, int] | None = None
+    """UEFI's code, and the machine's own variables of it; None: BIOS."""
     disks: Mapping[str, tuple[int, ...]] = {}
     taps: Mapping[str, int] = {}
 
@@ -114,10 +116,11 @@ def free_slot(slots: Mapping[str, int], kind: Literal["disk", "nic"]) -> int:
 def command(spec: MachineSpec, files: OpenFiles, accelerator: str, slots: Mapping[str, int]) -> list[str]:
     """Return QEMU's arguments, the program first. ``slots`` as from ``plan_slots``. Source: qemu(1)."""
     return [
-        *_base(spec, accelerator),
+        *_base(spec, files, accelerator),
         *_consoles(files),
         *_channel(spec, files),
         *_boot(spec.boot, files),
+        *_firmware(files),
         *_disks(spec, files, slots),
         *_seed(files),
         *_nics(spec, files, slots),
@@ -215,14 +218,15 @@ def _tag(id_: str) -> str:
     return blake2s(id_.encode(), digest_size=8).hexdigest()
 
 
-def _base(spec: MachineSpec, accelerator: str) -> list[str]:
+def _base(spec: MachineSpec, files: OpenFiles, accelerator: str) -> list[str]:
     accel, cpu = ("kvm", "host") if accelerator == "kvm" else ("tcg,tb-size=64", "max")
     # Without direct boot the firmware and boot loader write to the serial console: "no bootable disk" becomes visible.
     graphics = "" if spec.boot else ",graphics=off"
+    flash = ",pflash0=firmware-0,pflash1=firmware-1" if files.firmware else ""
     identity = UUID(bytes=blake2s(spec.id.encode(), digest_size=16).digest(), version=4)
     return [
         QEMU, "-name", f"guest={spec.id}", "-uuid", str(identity),
-        "-machine", f"pc,usb=off,vmport=off,dump-guest-core=off{graphics}", "-accel", accel, "-cpu", cpu,
+        "-machine", f"pc,usb=off,vmport=off,dump-guest-core=off{graphics}{flash}", "-accel", accel, "-cpu", cpu,
         "-smp", str(spec.vcpus), "-m", str(spec.memory_mib),
         "-nodefaults", "-no-user-config", "-display", "none", "-sandbox", SANDBOX, "-action", ON_END,
         # A node reads its deadlines off this clock: it goes on while the machine is paused.
@@ -263,6 +267,19 @@ def _boot(boot: DirectBoot | None, files: OpenFiles) -> list[str]:
         "-append",
         boot.append,
     ]
+
+
+def _firmware(files: OpenFiles) -> list[str]:
+    """Return the two flash devices. Source: QEMU, docs/system/i386/pc.rst; OvmfPkg/README."""
+    arguments: list[str] = []
+    for number, fd in enumerate(files.firmware or ()):
+        fdset, read_only = _FIRMWARE_SET + number, number == 0
+        file: QmpArguments = {"driver": "file", "node-name": f"firmware-file-{number}", "read-only": read_only}
+        node: QmpArguments = {"driver": "raw", "node-name": f"firmware-{number}", "read-only": read_only}
+        arguments += ["-add-fd", f"fd={fd},set={fdset},opaque=firmware"]
+        arguments += ["-blockdev", json.dumps(file | {"filename": f"/dev/fdset/{fdset}", "locking": "on"})]
+        arguments += ["-blockdev", json.dumps(node | {"file": f"firmware-file-{number}"})]
+    return arguments
 
 
 def _disks(spec: MachineSpec, files: OpenFiles, slots: Mapping[str, int]) -> list[str]:

@@ -44,6 +44,7 @@ class MachineFolder:
         self.machine = machine
         self.state = paths.machine(machine)
         self.run = paths.machine_run(machine)
+        self.firmware = paths.firmware(machine)
         self.console_log = paths.console_log(machine)
         self.console_socket = paths.console_socket(machine)
         self.channel_socket = paths.channel_socket(machine)

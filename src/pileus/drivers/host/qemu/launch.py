@@ -11,6 +11,7 @@ from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.paths import HostPaths
 from pileus.drivers.host.qemu.base import DiskAttachment, MachineSpec
 from pileus.drivers.host.qemu.command import OpenFiles, command
+from pileus.drivers.host.qemu.firmware import UEFI_CODE, uefi_variables
 from pileus.drivers.host.qemu.folder import MachineFolder
 from pileus.drivers.host.qemu.jail import Descriptors, claim_uid, jail, kvm_groups, spawn
 from pileus.drivers.host.qemu.procfs import ProcessId, identify
@@ -53,10 +54,13 @@ class Launcher:
         return fds.keep(await self._open_tap(tap))
 
     async def _open(self, folder: MachineFolder, spec: MachineSpec, fds: Descriptors) -> OpenFiles:
-        kernel = initrd = seed = None
+        kernel = initrd = seed = firmware = None
         if spec.boot is not None:
             kernel = _public(_open(fds, "kernel", spec.boot.kernel))
             initrd = _public(_open(fds, "initrd", spec.boot.initrd))
+        elif spec.firmware == "uefi":
+            variables = uefi_variables(folder.firmware)
+            firmware = (_open(fds, "firmware", UEFI_CODE), _open(fds, "firmware variables", variables, os.O_RDWR))
         if spec.seed is not None:
             seed = _open(fds, "seed", spec.seed)
         return OpenFiles(
@@ -64,7 +68,7 @@ class Launcher:
             console=fds.listen(folder.console_socket),
             channel=fds.listen(folder.channel_socket) if spec.channel else None,
             console_log=fds.open(folder.console_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
-            seed=seed, kernel=kernel, initrd=initrd,
+            seed=seed, kernel=kernel, initrd=initrd, firmware=firmware,
             disks={disk.id: self.open_disk(disk, fds) for disk in spec.disks},
             taps={nic.id: await self.open_tap(nic.tap, fds) for nic in spec.nics},
         )  # fmt: skip

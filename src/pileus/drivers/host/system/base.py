@@ -27,6 +27,7 @@ class SystemFacts(Struct, frozen=True, kw_only=True):
     hypervisor: str = ""
     switch: str = ""
     nics: tuple[NicFact, ...] = ()
+    has_uefi: bool = False
 
 
 class System(Protocol):

@@ -10,7 +10,12 @@ class FakeSystem:
 
     def __init__(self, cpus: int = 32, memory_mib: int = 262_144) -> None:
         self.current = SystemFacts(
-            cpus=cpus, memory_mib=memory_mib, kernel="simulated", hypervisor="simulated", switch="simulated"
+            cpus=cpus,
+            memory_mib=memory_mib,
+            kernel="simulated",
+            hypervisor="simulated",
+            switch="simulated",
+            has_uefi=True,
         )
 
     async def facts(self) -> SystemFacts:

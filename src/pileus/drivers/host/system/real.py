@@ -9,6 +9,7 @@ import socket
 import struct
 from pathlib import Path
 
+from pileus.drivers.host.qemu.firmware import has_uefi
 from pileus.drivers.host.system.base import NicFact, SystemFacts
 
 _NET = Path("/sys/class/net")
@@ -33,6 +34,7 @@ class LinuxSystem:
             hypervisor=f"QEMU {self._versions[0]}",
             switch=f"Open vSwitch {self._versions[1]}",
             nics=_nics(),
+            has_uefi=has_uefi(),
         )
 
 
