@@ -1,4 +1,4 @@
-"""Starts a new kind: ``make kind NAME=mirror.session`` writes its folder and its tests from templates."""
+"""Starts a new kind: ``make kind NAME=metering.usage`` writes its folder and its tests from templates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write(root: Path, name: str) -> list[Path]:
     """Write the files of kind ``name`` below the checkout ``root`` and return them. Raises: ValueError."""
     match = NAME.fullmatch(name)
     if match is None:
-        raise ValueError(f"{name!r} is not CAPABILITY.KIND in lower-case letters, such as mirror.session")
+        raise ValueError(f"{name!r} is not CAPABILITY.KIND in lower-case letters, such as metering.usage")
     capability, kind = match.groups()
     folder = root / "src" / "pileus" / capability / kind
     if folder.exists():
@@ -55,7 +55,7 @@ def _replaced(text: str, words: dict[str, str]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Write the kind and return the exit code."""
     if len(arguments) != 1:
-        print("say which kind: make kind NAME=mirror.session", file=sys.stderr)
+        print("say which kind: make kind NAME=metering.usage", file=sys.stderr)
         return 2
     try:
         written = write(ROOT, arguments[0])

@@ -22,6 +22,11 @@ from pileus.infra.pod import types as pod
 from pileus.infra.provider import types as provider
 from pileus.infra.zone import types as zone
 from pileus.kernel.kind import Registry
+from pileus.mirror.decapsulator import types as decapsulator
+from pileus.mirror.filter import types as filter
+from pileus.mirror.leg import types as leg
+from pileus.mirror.session import types as session
+from pileus.mirror.sniffer import types as sniffer
 from pileus.network.network import types as network
 from pileus.network.port import types as port
 from pileus.network.segment import types as segment
@@ -66,5 +71,10 @@ KINDS = Registry(
         firewall.KIND,
         vpn.KIND,
         link.KIND,
+        session.KIND,
+        filter.KIND,
+        sniffer.KIND,
+        decapsulator.KIND,
+        leg.KIND,
     )
 )

@@ -35,12 +35,12 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_a_new_kind_is_clean_and_its_tests_pass(copy: Path) -> None:
-    written = [str(path.relative_to(copy)) for path in write(copy, "mirror.session")]
-    assert "src/pileus/mirror/session/types.py" in written
+    written = [str(path.relative_to(copy)) for path in write(copy, "metering.usage")]
+    assert "src/pileus/metering/usage/types.py" in written
     run(copy, "ruff", "check", *written)
     run(copy, "ruff", "format", "--check", *written)
     run(copy, "mypy", "--no-incremental", *(path for path in written if path.startswith("src")))
-    run(copy, "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/mirror")
+    run(copy, "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/metering")
 
 
 def test_a_kind_that_exists_is_left_alone(copy: Path) -> None:

@@ -9,6 +9,7 @@ from msgspec import Struct
 from pileus.compute.vm.host import VmHalf
 from pileus.drivers.host.disk.base import DiskPool
 from pileus.drivers.host.guest.base import Guest
+from pileus.drivers.host.mirror.base import Mirror
 from pileus.drivers.host.notes import Notes
 from pileus.drivers.host.ovs.base import Switch, Uplinks
 from pileus.drivers.host.qemu.base import Hypervisor
@@ -17,6 +18,7 @@ from pileus.fleet.node.host import NodeHalf
 from pileus.fleet.request.host import RequestHalf
 from pileus.infra.host.host import HostHalf
 from pileus.kernel.half import Half
+from pileus.mirror.leg.host import LegHalf
 from pileus.network.port.host import PortHalf
 from pileus.network.segment.host import SegmentHalf
 from pileus.storage.pool.host import PoolHalf
@@ -34,6 +36,7 @@ class Drivers(Struct, frozen=True, kw_only=True):
     notes: Notes
     volume_notes: Notes
     uplinks: Uplinks = Uplinks()
+    mirror: Mirror | None = None
 
 
 def halves(drivers: Drivers) -> list[Half[Any, Any]]:
@@ -47,4 +50,5 @@ def halves(drivers: Drivers) -> list[Half[Any, Any]]:
         VmHalf(drivers.hypervisor, drivers.guest, drivers.disks, drivers.switch, drivers.notes),
         NodeHalf(drivers.guest),
         RequestHalf(drivers.guest),
+        *([LegHalf(drivers.mirror)] if drivers.mirror is not None else []),
     ]

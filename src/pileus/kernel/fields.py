@@ -29,6 +29,8 @@ OfferingRef = Annotated[str, Meta(extra={"ref": "compute.offering"})]
 ManagerRef = Annotated[str, Meta(extra={"ref": "fleet.manager"})]
 PackageRef = Annotated[str, Meta(extra={"ref": "fleet.package"})]
 NodeRef = Annotated[str, Meta(extra={"ref": "fleet.node"})]
+FilterRef = Annotated[str, Meta(extra={"ref": "mirror.filter"})]
+SnifferRef = Annotated[str, Meta(extra={"ref": "mirror.sniffer"})]
 
 
 class Problem(Struct, frozen=True, kw_only=True):

@@ -148,6 +148,8 @@ class Transaction:
             raise Conflict(f"{old} was changed by somebody else; read it again and repeat", code="stale-revision")
         if old.host and new.host != old.host:
             await self._note_gone(replace(old, name=""))  # for the host only: it is still there
+        if new.host != old.host:
+            await self._wake_referrers(new.id)
         if new.labels != old.labels:
             await self._session.run(sql.LABELS_DELETE, id=new.id)
             await self._insert_labels(new)
@@ -381,6 +383,11 @@ class Transaction:
 
     async def _deleting(self, id: str) -> bool:
         return bool(await self._session.all(sql.DELETING, id=id))
+
+    async def _wake_referrers(self, target: str) -> None:
+        """Make due what refers to a resource that is on another host now."""
+        for (source,) in await self._session.all(sql.SOURCES_OF, target=target):
+            await self.enqueue(source)
 
     async def _note_gone(self, resource: Resource) -> None:
         """Tell watchers that the resource left the cluster, or its host."""

@@ -55,6 +55,12 @@ from pileus.kernel.loop import Controller
 from pileus.kernel.outbound import Internet, Outbound
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
+from pileus.mirror.decapsulator.controller import DecapsulatorController
+from pileus.mirror.filter.api import FilterAdmission
+from pileus.mirror.leg.controller import LegController
+from pileus.mirror.session.api import SessionAdmission
+from pileus.mirror.session.controller import SessionController
+from pileus.mirror.sniffer.api import SnifferAdmission
 from pileus.network.network.controller import NetworkController
 from pileus.network.port.controller import PortController
 from pileus.network.segment.controller import SegmentController
@@ -104,6 +110,9 @@ def controllers(store: Store, images: Files, outbound: Outbound | None = None) -
         "gateway.firewall": FirewallController(),
         "gateway.vpn": VpnController(),
         "gateway.link": LinkController(),
+        "mirror.session": SessionController(store.clock),
+        "mirror.decapsulator": DecapsulatorController(store.clock),
+        "mirror.leg": LegController(),
     }
 
 
@@ -133,6 +142,9 @@ def admissions() -> dict[str, Admission]:
         "gateway.firewall": FirewallAdmission(),
         "gateway.vpn": VpnAdmission(),
         "gateway.link": LinkAdmission(),
+        "mirror.session": SessionAdmission(),
+        "mirror.filter": FilterAdmission(),
+        "mirror.sniffer": SnifferAdmission(),
     }
     result["tenancy.account"] = AccountAdmission(result)
     result["infra.host"] = HostWithPool(result)

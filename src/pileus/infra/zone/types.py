@@ -11,6 +11,7 @@ from pileus.kernel.kind import Column, Kind, Resource
 from pileus.tenancy.account.types import VmLimits
 
 RouterWish = Literal["none", "single", "redundant"]
+MirrorWish = Literal["allowed", "approval", "forbidden"]
 VlanId = Annotated[int, Meta(ge=1, le=4094)]
 
 
@@ -42,6 +43,17 @@ class ZoneDesired(Struct, frozen=True, kw_only=True):
     public_first: Annotated[str, Meta(description="First address given out; empty: the first after the gateway.")] = ""
     public_last: Annotated[str, Meta(description="Last address given out; empty: the last of the range.")] = ""
     limits: Annotated[VmLimits, Meta(description="The most that each VM of the zone gets.")] = VmLimits()
+    mirroring: Annotated[
+        MirrorWish,
+        Meta(description="Whether tenants may watch their packets: allowed, approval (an operator's, each time), forbidden."),
+    ] = "allowed"
+    decapsulators: Annotated[
+        int,
+        Meta(ge=1, le=16, description="Appliances that share mirror sessions; with 2 another takes over from one that dies."),
+    ] = 1
+    decapsulator_idle_s: Annotated[
+        int, Meta(ge=5, le=2_592_000, description="How long they stay after the zone's last session ended, in seconds.")
+    ] = 300
 
 
 def public_space(zone: str) -> str:

@@ -1,0 +1,1 @@
+"""A decapsulator: the appliance through which the mirrored packets of many tenants go."""

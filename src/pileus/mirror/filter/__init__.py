@@ -1,0 +1,1 @@
+"""A filter: which packets a mirror session takes."""

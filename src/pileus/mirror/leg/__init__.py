@@ -1,0 +1,1 @@
+"""A leg: what a mirror session has on one host."""

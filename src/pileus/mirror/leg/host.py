@@ -1,0 +1,150 @@
+"""The host half of a leg: its programs on the host's mirror."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
+
+from pileus.drivers.host.errors import DriverError
+from pileus.drivers.host.mirror.base import DeliverySpec, LegFact, LegSpec, Mirror, RelaySpec, SourceSpec
+from pileus.drivers.host.snapshot import Snapshot
+from pileus.kernel.fields import Problem
+from pileus.kernel.half import Half, Peers
+from pileus.kernel.kind import Resource
+from pileus.mirror.leg.types import LegAssigned, LegObserved
+from pileus.network.port.types import PortObserved
+
+PORT_AWAITED_S = 0.2
+"""How soon a leg looks again whether its port is plugged."""
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """Put or remove."""
+
+    verb: str
+    after_s: float = 0.0
+
+
+class Seen(Struct, frozen=True):
+    """The leg as found on the host, if it is there."""
+
+    leg: LegFact | None
+
+
+def spec_of(leg: Resource) -> LegSpec:
+    """Return what the host's mirror shall have."""
+    assigned: LegAssigned = leg.assigned
+    key = int(assigned.key, 16)
+    match assigned.role:
+        case "source":
+            return SourceSpec(
+                id=leg.id,
+                port=assigned.port,
+                key=key,
+                target=assigned.target or "",
+                number=assigned.number,
+                direction=assigned.direction,
+                rules=assigned.rules,
+                snap_bytes=assigned.snap_bytes,
+                sample_one_in=assigned.sample_one_in,
+                sample_by=assigned.sample_by,
+                rate_limit_kbps=assigned.rate_limit_kbps,
+            )
+        case "relay":
+            return RelaySpec(
+                id=leg.id,
+                key=key,
+                source=assigned.source,
+                tunnel_port=assigned.port,
+                sniffer_port=assigned.sniffer_port,
+                target=assigned.target,
+            )
+        case "delivery":
+            return DeliverySpec(id=leg.id, key=key, source=assigned.source, port=assigned.port)
+
+
+def plan(deleting: bool, wanted: LegSpec, fact: LegFact | None, lacking: bool) -> Step | None:
+    """Return the next step: put until spec and host agree, as soon as its ports are plugged; remove when deleting."""
+    if deleting:
+        return None if fact is None else Step(verb="remove")
+    if lacking:
+        return Step(verb="wait", after_s=PORT_AWAITED_S)
+    return None if fact is not None and fact.spec == wanted else Step(verb="put")
+
+
+class LegHalf(Half[Seen, Step]):
+    """Drives the mirror of the host."""
+
+    kind = "mirror.leg"
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+        self._legs = Snapshot(mirror.observe)
+        self._last: dict[str, dict[str, int]] = {}
+        """Counts of legs that were removed, until their rows are."""
+
+    async def observe(self, resource: Resource, peers: Peers) -> Seen:
+        """Find the leg on the host."""
+        return Seen((await self._legs.get()).get(resource.id))
+
+    def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
+        """Return the next step of the leg."""
+        return plan(resource.deleting, spec_of(resource), fact.leg, _lacks_port(resource.assigned, peers))
+
+    async def do(self, step: Step, resource: Resource, peers: Peers) -> None:
+        """Do one step with the mirror. Raises: DriverError."""
+        try:
+            if step.verb == "remove":
+                await self._remove(resource.id)
+                return
+            problem = self._mirror.problem()
+            if problem:
+                raise DriverError("MirrorUnsupported", f"this host cannot mirror: {problem}")
+            await self._mirror.put(spec_of(resource))
+        finally:
+            self._legs.changed()
+
+    def report(self, resource: Resource, fact: Seen | None, problem: Problem | None) -> Struct:
+        """Return the leg's observed section; what changes all the time, its counts, goes another way."""
+        leg = fact.leg if fact is not None else None
+        if leg is None:
+            return LegObserved(state="absent", counts=self._last.get(resource.id, {}), problem=problem)
+        current = leg.spec == spec_of(resource)
+        return LegObserved(state="in-force", assigned=resource.assigned if current else None, problem=problem)
+
+    async def inventory(self) -> Collection[str]:
+        """Return every leg on the host."""
+        known = await self._mirror.observe()
+        self._last = {id: counts for id, counts in self._last.items() if id in known or len(self._last) < LAST_MAX}
+        return known.keys()
+
+    async def remove(self, id: str) -> None:
+        """Remove a leg that no resource stands for."""
+        await self._mirror.remove(id)
+        self._legs.changed()
+
+    async def counters(self) -> dict[str, dict[str, Any]]:
+        """Return the counts of every leg."""
+        return {id: asdict(fact.counts) for id, fact in (await self._mirror.observe()).items()}
+
+    async def _remove(self, id: str) -> None:
+        fact = (await self._mirror.observe()).get(id)
+        await self._mirror.remove(id)
+        if fact is not None:
+            self._last[id] = asdict(fact.counts)
+
+
+LAST_MAX = 1000
+
+
+def _lacks_port(assigned: LegAssigned, peers: Peers) -> bool:
+    """Tell whether a port of the leg is not plugged yet."""
+    for id in filter(None, (assigned.port, assigned.sniffer_port)):
+        port = peers.peer(id)
+        observed: PortObserved | None = port.observed if port is not None else None
+        if observed is None or observed.state != "plugged":
+            return True
+    return False

@@ -1,0 +1,257 @@
+"""The server half of a session: a place at a decapsulator, its legs on up to three hosts, its counts, its end."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+
+from msgspec.structs import replace
+
+from pileus.kernel.clock import Clock
+from pileus.kernel.kind import Resource
+from pileus.kernel.loop import Controller
+from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
+from pileus.kernel.store.store import Store
+from pileus.kernel.transaction import Exhausted, Transaction
+from pileus.mirror.leg.types import LegAssigned, LegDesired, in_force
+from pileus.mirror.platform import ensure_decapsulators
+from pileus.mirror.session import plan
+from pileus.mirror.session.plan import Offered
+from pileus.mirror.session.types import (
+    KEY_RANDOM_BITS,
+    SESSIONS_PER_DECAPSULATOR_MAX,
+    AtDecapsulator,
+    SessionAssigned,
+    SessionCounts,
+    SessionObserved,
+    slot_space,
+)
+from pileus.mirror.session.world import World, load_world
+
+LOOK_AGAIN_S = 10.0
+"""How often a session's counts are read; hosts say them as often."""
+ENDING_S = 15.0
+"""How long the last counts are waited for: nodes say them every ten seconds."""
+
+
+class SessionController(Controller):
+    """Keeps a session's packets on their way."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    async def reconcile(self, resource: Resource, store: Store) -> Outcome:
+        """Find it a decapsulator, keep its legs as things are now, count, and end it when its time is over."""
+        if resource.deleting:
+            return Done()
+        assigned: SessionAssigned = resource.assigned
+        world = await load_world(resource, store)
+        now = self._clock()
+        if assigned.ended != "no" or (assigned.ends_at and now >= assigned.ends_at):
+            return await self._end(world, store, now)
+        if world.lacking is not None:
+            return _waiting(world, "waiting", world.lacking.reason, world.lacking.message)
+        best = plan.chosen(assigned.decapsulator, world.offered)
+        if best is None:
+            return _waiting(world, "starting", "Starting", "a decapsulator is being made for it")
+        if best.id != assigned.decapsulator or world.is_elsewhere:
+            return await self._place(world, best, store)
+        if world.course is None:
+            return _waiting(world, "starting", "Starting", "the VM of its decapsulator is being made")
+        stranger = plan.without_tunnel(world.course)
+        if stranger:
+            message = f"{await store.get(stranger)} has no tunnel, and its packets would have to go to another host"
+            return _waiting(world, "waiting", "NoTunnel", message)
+        return await self._keep(world, store, now)
+
+    async def _place(self, world: World, best: Offered, store: Store) -> Outcome:
+        """Give it a place and a key at a decapsulator that has a host."""
+        source = await world.address_at(best, store)
+        if source is None:
+            return _waiting(world, "starting", "Starting", "its decapsulator has no host yet")
+        random = secrets.randbits(KEY_RANDOM_BITS)
+
+        async def apply(tx: Transaction) -> None:
+            session = await tx.get(world.session.id)
+            assigned: SessionAssigned = session.assigned
+            if assigned.decapsulator:
+                await tx.release(session.id, slot_space(assigned.decapsulator))
+                await tx.enqueue(assigned.decapsulator)
+            try:
+                slot = await tx.claim_number(slot_space(best.id), 0, SESSIONS_PER_DECAPSULATOR_MAX - 1, session.id)
+            except Exhausted:
+                raise Waiting("Starting", "its decapsulator has no place left; another is looked for", 1.0) from None
+            placed = replace(
+                assigned,
+                decapsulator=best.id,
+                node=best.node,
+                slot=slot,
+                key=plan.key_of(random, slot),
+                source_host=world.session_host,
+                source_address=source,
+            )
+            await tx.update(session, assigned=placed)
+            await tx.enqueue(best.id)
+
+        return Wait("Starting", "it gets its place at a decapsulator", 0.0, apply)
+
+    async def _keep(self, world: World, store: Store, now: float) -> Outcome:
+        """Keep its legs as wished; the source comes last, when all that follows is ready for it."""
+        assert world.course is not None  # it was asked for before
+        session = world.session
+        assigned: SessionAssigned = session.assigned
+        wished = plan.legs(session.id, assigned, session.desired, world.rules, world.course)
+        missing = _missing(world, wished)
+        runs = not missing
+        began = assigned.began_at or (now if runs else 0.0)
+        duration_s = session.desired.duration_s
+        ends_at = began + duration_s if began and duration_s else 0.0
+        at, closed = plan.followed(_at(session), world.said, assigned.closed)
+        counts = plan.counted(closed, await _live(world, store), at)
+
+        async def apply(tx: Transaction) -> None:
+            await _make_legs(tx, world, wished, with_source=not missing or _may_send(world, wished))
+            if len(world.offered) < world.zone.desired.decapsulators:
+                await ensure_decapsulators(tx, world.zone)
+            current = await tx.get(session.id)
+            decided = replace(current.assigned, began_at=began, ends_at=ends_at, closed=closed)
+            found = SessionObserved(
+                state="running" if runs else "starting",
+                reason="Starting",
+                message=missing,
+                counts=counts,
+                at_decapsulator=at,
+            )
+            await tx.update(current, assigned=decided, observed=found)
+            if began != assigned.began_at:
+                await tx.event(session, "Mirror", "Started", f"{session} runs: packets are copied")
+            if ends_at != assigned.ends_at:
+                await tx.enqueue(assigned.decapsulator)
+
+        if not runs:
+            return Wait("Starting", missing, LOOK_AGAIN_S, apply)
+        return Done(apply, min(LOOK_AGAIN_S, max(0.1, ends_at - now)) if ends_at else LOOK_AGAIN_S)
+
+    async def _end(self, world: World, store: Store, now: float) -> Outcome:
+        """Take the source away, wait for the last counts, then give everything back; the counts stay with the session."""
+        session = world.session
+        assigned: SessionAssigned = session.assigned
+        at, closed = plan.followed(_at(session), world.said, assigned.closed)
+        sources = [leg for leg in world.legs.values() if leg.assigned.role == "source"]
+        is_late = assigned.ended != "no" and now >= assigned.ends_at + ENDING_S
+        is_whole = not sources and at.received + at.before >= assigned.closed.get("sent", 0) - closed.get("received", 0)
+        going = list(world.legs.values()) if (is_late or is_whole) else sources
+        if (is_late or is_whole) and not world.legs:
+            closed = plan.settled(closed, at)
+            at = AtDecapsulator()
+        counts = plan.counted(closed, await _live(world, store), at)
+        done = (is_late or is_whole) and not world.legs
+
+        async def apply(tx: Transaction) -> None:
+            for leg in going:
+                await tx.mark_deleting(leg)
+            current = await tx.get(session.id)
+            decided = replace(current.assigned, ended="expired", ends_at=assigned.ends_at or now, closed=closed)
+            if done and assigned.decapsulator:
+                await tx.release(session.id, slot_space(assigned.decapsulator))
+                await tx.release(session.id, plan.nic_space(assigned, session.desired))
+                await tx.enqueue(assigned.decapsulator)
+                decided = replace(decided, decapsulator="", node="", key="", slot=-1)
+                await tx.event(session, "Mirror", "Ended", f"{session} has ended: {_words(counts)}")
+            message = f"its time is over; {_words(counts)}"
+            found = SessionObserved(
+                state="ended" if done else "starting",
+                reason="Ending",
+                message=message,
+                counts=counts,
+                at_decapsulator=at,
+            )
+            await tx.update(current, assigned=decided, observed=found)
+
+        if assigned.ended != "no" and not assigned.decapsulator and session.observed is not None:
+            return Done()  # all was given back
+        return Done(apply, 0.5 if not done else 0.1)
+
+
+def _waiting(world: World, state: str, reason: str, message: str) -> Wait:
+    """Return a wait that is said in the observed section too, with what is to be made for the session."""
+    session = world.session
+
+    async def apply(tx: Transaction) -> None:
+        if world.lacking is None and len(world.offered) < world.zone.desired.decapsulators:
+            await ensure_decapsulators(tx, world.zone)
+        if world.lacking is not None and world.lacking.stops:
+            for leg in world.legs.values():
+                await tx.mark_deleting(leg)
+        current = await tx.get(session.id)
+        counts = current.observed.counts if current.observed is not None else SessionCounts()
+        found = SessionObserved(
+            state="waiting" if state == "waiting" else "starting",
+            reason=reason,
+            message=message,
+            counts=counts,
+            at_decapsulator=_at(current),
+        )
+        await tx.update(current, observed=found)
+
+    return Wait(reason, message, LOOK_AGAIN_S, apply)
+
+
+def _at(session: Resource) -> AtDecapsulator:
+    observed: SessionObserved | None = session.observed
+    return observed.at_decapsulator if observed is not None else AtDecapsulator()
+
+
+async def _live(world: World, store: Store) -> list[tuple[LegAssigned, Mapping[str, int]]]:
+    """Return what each leg that is there counted last."""
+    found: list[tuple[LegAssigned, Mapping[str, int]]] = []
+    for leg in world.legs.values():
+        sample = await store.sample(leg.id)
+        counts = json.loads(sample[1]) if sample is not None else {}
+        found.append((leg.assigned, {word: n for word, n in counts.items() if isinstance(n, int)}))
+    return found
+
+
+def _missing(world: World, wished: Mapping[str, LegAssigned]) -> str:
+    """Return what is not in force yet, for people; empty: everything is."""
+    if not world.is_loaded:
+        return "its decapsulator has not taken it yet"
+    for name, wish in wished.items():
+        leg = world.legs.get(name)
+        if leg is None or leg.deleting or leg.assigned != wish or not in_force(leg):
+            said = leg.ready.message if leg is not None and leg.ready is not None and not leg.deleting else ""
+            return f"the {wish.role} is not ready yet{': ' if said else ''}{said}"
+    return ""
+
+
+def _may_send(world: World, wished: Mapping[str, LegAssigned]) -> bool:
+    """Tell whether all that follows the source is ready for its packets."""
+    later = [(name, wish) for name, wish in wished.items() if wish.role != "source"]
+    return world.is_loaded and all(
+        name in world.legs and world.legs[name].assigned == wish and in_force(world.legs[name]) for name, wish in later
+    )
+
+
+async def _make_legs(tx: Transaction, world: World, wished: Mapping[str, LegAssigned], *, with_source: bool) -> None:
+    """Make, change and remove legs; a source that is there stays while what follows it changes."""
+    for name, leg in world.legs.items():
+        if name not in wished:
+            await tx.mark_deleting(leg)
+    for name, wish in wished.items():
+        known = world.legs.get(name)
+        if known is not None and not known.deleting:
+            await tx.update(known, assigned=wish)
+        elif known is None and (wish.role != "source" or with_source):
+            made = Resource(
+                id="", kind="mirror.leg", name=name, owner=world.session.id, desired=LegDesired(), assigned=wish
+            )
+            await tx.create(made, {"host": wish.host})
+
+
+def _words(counts: SessionCounts) -> str:
+    """Return the counts in a sentence: what metering and people want to know."""
+    return (
+        f"{counts.matched} of {counts.seen} packets matched, {counts.sent} were copied ({counts.sent_bytes} bytes), "
+        f"{counts.received} received, {counts.lost} lost on the way, {counts.dropped} dropped at the end"
+    )

@@ -1,0 +1,217 @@
+"""What a session has on which host, where it goes next, and what its counts come to. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+
+from pileus.mirror.leg.types import LegAssigned
+from pileus.mirror.session.types import (
+    KEY_SLOT_BITS,
+    SESSIONS_PER_DECAPSULATOR_MAX,
+    AtDecapsulator,
+    SessionAssigned,
+    SessionCounts,
+    SessionDesired,
+)
+from pileus.mirror.sniffer.types import source_space
+from pileus.node.mirror.rules import Rule
+
+HERE = "0.0.0.0"  # noqa: S104 - an address in a header, nothing listens there
+
+
+class End(Struct, frozen=True, kw_only=True):
+    """A host that a session touches: its id, and its tunnel's address (empty: it has none)."""
+
+    host: str
+    tunnel_address: str
+
+
+class Course(Struct, frozen=True, kw_only=True):
+    """All places of a session. ``sniffer`` None: the decapsulator keeps the packets."""
+
+    port: str
+    source: End
+    decapsulator: End
+    tunnel_port: str
+    sniffer_port: str
+    sniffer: End | None = None
+    delivery_port: str = ""
+
+
+def between(near: End, far: End) -> str:
+    """Return the address by which ``near`` reaches, or knows, ``far``: empty on one host."""
+    return "" if near.host == far.host else far.tunnel_address
+
+
+def without_tunnel(course: Course) -> str:
+    """Return the host that another must reach, or be reached from, and that has no tunnel; empty: there is none."""
+    ends = [course.source, course.decapsulator, *([course.sniffer] if course.sniffer is not None else [])]
+    if len({end.host for end in ends}) == 1:
+        return ""
+    apart = [end for pair in pairwise(ends) if pair[0].host != pair[1].host for end in pair]
+    return next((end.host for end in apart if not end.tunnel_address), "")
+
+
+def legs(
+    session: str, assigned: SessionAssigned, desired: SessionDesired, rules: tuple[Rule, ...], course: Course
+) -> dict[str, LegAssigned]:
+    """Return the legs by name: those that receive first, the source last."""
+    common: dict[str, Any] = {"session": session, "key": assigned.key}
+    at, to = course.decapsulator, course.sniffer
+    found = [
+        LegAssigned(
+            host=at.host,
+            role="relay",
+            port=course.tunnel_port,
+            sniffer_port=course.sniffer_port,
+            source=between(at, course.source),
+            target=between(at, to) if to is not None else None,
+            **common,
+        )
+    ]
+    if to is not None:
+        found.append(
+            LegAssigned(host=to.host, role="delivery", port=course.delivery_port, source=between(to, at), **common)
+        )
+    found.append(
+        LegAssigned(
+            host=course.source.host,
+            role="source",
+            port=course.port,
+            target=between(course.source, at),
+            number=desired.number,
+            direction=desired.direction,
+            rules=rules,
+            snap_bytes=desired.snap_bytes,
+            sample_one_in=desired.sample_one_in,
+            sample_by=desired.sample_by,
+            rate_limit_kbps=desired.rate_limit_kbps,
+            **common,
+        )
+    )
+    return {leg_name(leg): leg for leg in found}
+
+
+def leg_name(leg: LegAssigned) -> str:
+    """Return the leg's name: of its session's key, its role and its host, since a leg never changes any of them."""
+    return f"leg-{leg.key}-{leg.role}-{leg.host[-12:]}"
+
+
+def key_of(random_bits: int, slot: int) -> str:
+    """Return the key of a session at a place of a decapsulator, 15 hexadecimal digits (58 bits)."""
+    return f"{random_bits << KEY_SLOT_BITS | slot:015x}"
+
+
+class Offered(Struct, frozen=True, kw_only=True):
+    """A decapsulator as a session sees it."""
+
+    id: str
+    node: str
+    state: str
+    sessions: int
+
+
+def chosen(current: str, offered: Sequence[Offered]) -> Offered | None:
+    """Return the decapsulator that a session goes to: it stays, unless that one is down and another is ready."""
+    own = next((each for each in offered if each.id == current), None)
+    good = [
+        each
+        for each in offered
+        if each.id != current and each.state == "ready" and each.sessions < SESSIONS_PER_DECAPSULATOR_MAX
+    ]
+    best = min(good, key=lambda each: (each.sessions, each.id), default=None)
+    if own is not None:
+        return best if own.state == "down" and best is not None else own
+    rising = [each for each in offered if each.state == "starting" and each.sessions < SESSIONS_PER_DECAPSULATOR_MAX]
+    return best or min(rising, key=lambda each: (each.sessions, each.id), default=None)
+
+
+_SHOWN_AS = {
+    "source": {word: word for word in ("seen", "matched", "sampled", "limited", "failed", "sent", "sent_bytes", "truncated")},
+    "relay": {"dropped": "relay_dropped"},
+    "delivery": {"delivered": "delivered", "delivered_bytes": "delivered_bytes", "dropped": "dropped"},
+}  # fmt: skip
+"""What a session shows of each leg's counts, by role."""
+
+
+def added(total: Mapping[str, int], leg: LegAssigned, counts: Mapping[str, int]) -> dict[str, int]:
+    """Return ``total`` with what a leg counted; what it did not say counts nothing."""
+    result = dict(total)
+    for word, shown in _SHOWN_AS[leg.role].items():
+        result[shown] = result.get(shown, 0) + max(0, counts.get(word, 0))
+    return result
+
+
+def read_at_decapsulator(said: Any, key: str, boot_id: str) -> AtDecapsulator | None:
+    """Return what a node's status says of a session; None when that is not of this key, or makes no sense."""
+    if not isinstance(said, list) or len(said) != 8 or said[0] != key:
+        return None
+    numbers = said[1:]
+    if not all(isinstance(number, int) and -1 <= number < 2**64 for number in numbers):
+        return None
+    received, received_bytes, _, highest, _, forwarded, dropped = numbers
+    return AtDecapsulator(
+        key=key,
+        boot_id=boot_id,
+        received=received,
+        received_bytes=received_bytes,
+        highest=highest,
+        forwarded=forwarded,
+        dropped=dropped,
+    )
+
+
+def followed(
+    before: AtDecapsulator, now: AtDecapsulator | None, closed: Mapping[str, int]
+) -> tuple[AtDecapsulator, dict[str, int]]:
+    """Return what is known at the decapsulator now, and the closed counts: a boot or a key that is over goes there.
+
+    ``now`` None: nothing new was said.
+    """
+    if now is None:
+        return before, dict(closed)
+    if (now.key, now.boot_id) == (before.key, before.boot_id):
+        return replace(now, before=before.before), dict(closed)
+    total = settled(closed, before)
+    if now.key == before.key:
+        total["received"] = closed.get("received", 0)
+        return replace(now, before=before.before + before.received), total
+    return now, total
+
+
+def settled(closed: Mapping[str, int], at: AtDecapsulator) -> dict[str, int]:
+    """Return the closed counts of a session whose last key is over."""
+    total = dict(closed)
+    total["received"] = total.get("received", 0) + at.received + at.before
+    for word in ("received_bytes", "forwarded", "dropped"):
+        total[word] = total.get(word, 0) + getattr(at, word)
+    return total
+
+
+def nic_space(assigned: SessionAssigned, desired: SessionDesired) -> str:
+    """Return the claim space of the sessions of this one's NIC."""
+    return source_space(assigned.vm, desired.nic)
+
+
+def counted(
+    closed: Mapping[str, int], live: Iterable[tuple[LegAssigned, Mapping[str, int]]], at: AtDecapsulator
+) -> SessionCounts:
+    """Return the session's counts: what is closed, what its legs count now, and what its decapsulator says."""
+    sent_closed = closed.get("sent", 0)
+    total = dict(closed)
+    for leg, counts in live:
+        total = added(total, leg, counts)
+    here = at.received + at.before
+    lost_closed = max(0, sent_closed - closed.get("received", 0))
+    total["received"] = total.get("received", 0) + here
+    total["received_bytes"] = total.get("received_bytes", 0) + at.received_bytes
+    total["forwarded"] = total.get("forwarded", 0) + at.forwarded
+    total["dropped"] = total.get("dropped", 0) + at.dropped + total.get("relay_dropped", 0)
+    total["lost"] = lost_closed + max(0, at.highest + 1 - here)
+    words = asdict(SessionCounts())
+    return SessionCounts(**{word: total.get(word, 0) for word in words})

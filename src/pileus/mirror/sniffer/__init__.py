@@ -1,0 +1,1 @@
+"""A sniffer: a NIC of a VM that gets mirrored packets."""
