@@ -1,0 +1,181 @@
+"""The decapsulator's data path in the kernel: an XDP program on the tunnel's NIC, and the maps that say whose frames go where.
+
+What is refused, and why, is as in ``wire.parse``; what is done with the rest as in ``sessions.Sessions``. Nothing but frames
+that are kept passes to the IP stack, and these have an ethertype that it does not know. Nothing comes in by the sniffers' NIC.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from ipaddress import IPv4Address
+from typing import Literal
+
+from pileus.node.ebpf import kernel
+from pileus.node.mirror import wire, xdp_program
+from pileus.node.mirror.sessions import Counts, To, check_slot
+from pileus.node.mirror.xdp_program import COUNTS, ENTRY, TO_SNIFFERS, TO_STORE, Maps
+
+Mode = Literal["native", "generic"]
+"""``native``: in the NIC's driver. ``generic``: in the kernel's receive path, where the driver cannot."""
+
+_FLAGS: dict[Mode, int] = {"native": kernel.XDP_NATIVE, "generic": kernel.XDP_GENERIC}
+_TO: dict[To, int] = {"store": TO_STORE, "sniffers": TO_SNIFFERS}
+_FOREIGN_MAX = 1024
+_NO_PREALLOCATION = 1
+_SLOT = struct.Struct("=I")
+_REFUSED = struct.Struct("=Q")
+_NOBODY = bytes(8)
+
+
+class DataPath:
+    """Programs and maps; closing it takes all of them away. ``mode`` is the one in force."""
+
+    def __init__(self, sniffers: int, slots: int = wire.SLOT_MASK + 1) -> None:
+        """Load for the NIC toward the sniffers, attached nowhere yet.
+
+        Raises: BpfRefused.
+        """
+        self.mode: Mode = "native"
+        self._slots = slots
+        self._sources: dict[int, bytes] = {}
+        self._words: dict[int, bytes] = {}
+        self._links: list[int] = []
+        self._open: list[int] = []
+        try:
+            self._maps = Maps(
+                entries=self._map(kernel.ARRAY, 4, ENTRY.size, slots, "sessions"),
+                counts=self._map(kernel.PERCPU_ARRAY, 4, COUNTS.size, slots, "counts"),
+                foreign=self._map(kernel.HASH, 8, 16, _FOREIGN_MAX, "foreign"),
+                refused=self._map(kernel.PERCPU_ARRAY, 4, 8, len(wire.REASONS), "refused"),
+                sniffers=self._map(kernel.DEVMAP, 4, 4, 1, "sniffers"),
+            )
+            kernel.update(self._maps.sniffers, _SLOT.pack(0), _SLOT.pack(sniffers))
+            self.program = self._kept(kernel.load(kernel.XDP, xdp_program.decapsulator(self._maps), "decapsulator"))
+            self._diode = self._kept(kernel.load(kernel.XDP, xdp_program.diode(), "diode"))
+        except kernel.BpfRefused:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, tunnel: int, sniffers: int, slots: int = wire.SLOT_MASK + 1) -> DataPath:
+        """Return a data path in force from one NIC to the other (ifindexes), natively where both drivers can.
+
+        Raises: BpfRefused.
+        """
+        path = cls(sniffers, slots)
+        try:
+            try:
+                path.attach(tunnel, sniffers, "native")
+            except kernel.BpfRefused:
+                path.attach(tunnel, sniffers, "generic")
+        except kernel.BpfRefused:
+            path.close()
+            raise
+        return path
+
+    def attach(self, tunnel: int, sniffers: int, mode: Mode) -> None:
+        """Put both programs in force; the sniffers' first, so that no frame is given to a NIC that is still open.
+
+        Raises: BpfRefused; then neither is.
+        """
+        self.detach()
+        try:
+            self._links.append(kernel.attach(self._diode, sniffers, kernel.ATTACH_XDP, _FLAGS[mode]))
+            self._links.append(kernel.attach(self.program, tunnel, kernel.ATTACH_XDP, _FLAGS[mode]))
+        except kernel.BpfRefused:
+            self.detach()
+            raise
+        self.mode = mode
+
+    def detach(self) -> None:
+        """Take the programs from their NICs."""
+        while self._links:
+            os.close(self._links.pop())
+
+    def put(self, slot: int, key: int, source: str, to: To) -> None:
+        """Take frames with this key from this source; a slot with another key starts its counts anew.
+
+        Raises: ValueError: the slot is not the key's low 16 bits, or too high; BpfRefused.
+        """
+        check_slot(slot, key)
+        if slot >= self._slots:
+            raise ValueError(f"slot {slot} is not below {self._slots}")
+        word = (_TO[to] << wire.KEY_BITS | key).to_bytes(8, "big")
+        address = IPv4Address(source).packed
+        if (self._words.get(slot), self._sources.get(slot)) == (word, address):
+            return
+        # The kernel copies an entry while programs read it: with nobody's word in between, whatever they see of it fits no
+        # frame, or is the old entry, or the new one.
+        self.remove(slot)
+        self._write(slot, _NOBODY, address)
+        self._write(slot, word, address)
+        self._words[slot] = word
+
+    def remove(self, slot: int) -> None:
+        """Refuse the session's frames from now on."""
+        if self._words.pop(slot, None) is not None:
+            self._write(slot, _NOBODY, self._sources[slot])
+
+    def put_foreign(self, source: str, session: int, erspan: int, key: int) -> None:
+        """Take frames of ERSPAN type 2 or 3 without sub-header as those of the session with this key, which ``put`` names."""
+        identity = _identity(source, session, erspan)
+        kernel.update(self._maps.foreign, identity, identity + key.to_bytes(8, "big"))
+
+    def remove_foreign(self, source: str, session: int, erspan: int) -> None:
+        """Refuse them from now on."""
+        kernel.delete(self._maps.foreign, _identity(source, session, erspan))
+
+    def counts(self, slot: int) -> Counts | None:
+        """Return what came; None: nobody has the slot."""
+        word = self._words.get(slot)
+        if word is None:
+            return None
+        total = Counts()
+        mine = bytes([word[0] | xdp_program.TO_MASK]) + word[1:]
+        per_cpu = map(COUNTS.unpack, kernel.lookup_per_cpu(self._maps.counts, _SLOT.pack(slot), COUNTS.size))
+        for owner, received, length, highest, first, truncated, failed in per_cpu:
+            if owner != mine or not received:
+                continue
+            total.first = min(total.first, first) if total.received else first
+            total.highest = max(total.highest, highest)
+            total.received += received
+            total.bytes += length
+            total.truncated += truncated
+            total.forwarded += received - failed
+        return total
+
+    def refused(self) -> dict[str, int]:
+        """Return how many frames were refused, by reason."""
+        found = {}
+        for number, reason in enumerate(wire.REASONS):
+            per_cpu = kernel.lookup_per_cpu(self._maps.refused, _SLOT.pack(number), _REFUSED.size)
+            found[reason] = sum(_REFUSED.unpack(value)[0] for value in per_cpu)
+        return found
+
+    def close(self) -> None:
+        """Let go of everything; frames are taken by nobody from now on."""
+        self.detach()
+        while self._open:
+            with contextlib.suppress(OSError):
+                os.close(self._open.pop())
+
+    def _write(self, slot: int, word: bytes, source: bytes) -> None:
+        kernel.update(self._maps.entries, _SLOT.pack(slot), ENTRY.pack(word, source))
+        self._sources[slot] = source
+
+    def _map(self, kind: int, key_bytes: int, value_bytes: int, entries: int, name: str) -> int:
+        flags = _NO_PREALLOCATION if kind == kernel.HASH else 0
+        return self._kept(kernel.create_map(kind, key_bytes, value_bytes, entries, flags, name))
+
+    def _kept(self, fd: int) -> int:
+        self._open.append(fd)
+        return fd
+
+
+def _identity(source: str, session: int, erspan: int) -> bytes:
+    """Raises: ValueError: no tap of a switch sends such frames."""
+    if not 0 <= session < 1024 or erspan not in (2, 3):
+        raise ValueError(f"there is no session {session} of ERSPAN type {erspan}")
+    return xdp_program.FOREIGN.pack(IPv4Address(source).packed, session, erspan)
