@@ -12,6 +12,7 @@ from pileus.agent.slice import MemorySlice
 from pileus.agent.wiring import Drivers, halves
 from pileus.drivers.host.disk.fake import FakePool, FakePoolWorld
 from pileus.drivers.host.guest.fake import FakeGuest, GuestWorld
+from pileus.drivers.host.mirror.fake import FakeMirror, FakeMirrorWorld
 from pileus.drivers.host.notes import MemoryNotes
 from pileus.drivers.host.ovs.base import Uplinks
 from pileus.drivers.host.ovs.fake import FakeSwitch, FakeSwitchWorld
@@ -59,7 +60,12 @@ class SimulatedHost:
         self.machines = FakeHost(seed=seed, clock=clock, memory_mib=memory_mib, latency=INSTANT if instant else None)
         self.switch = FakeSwitchWorld(latencies_s={}) if instant else FakeSwitchWorld()
         self.pool = FakePoolWorld(latencies_s={}) if instant else FakePoolWorld()
-        self.guests = GuestWorld(running=self._runs, boot_of=self._boot_of, clock=clock)
+        self.mirror = FakeMirrorWorld(
+            tunnel_address=uplinks.tunnel_address.partition("/")[0], is_plugged=lambda port: port in self.switch.ports
+        )
+        self.guests = GuestWorld(
+            running=self._runs, boot_of=self._boot_of, clock=clock, status_of=self.mirror.status_of
+        )
         self.notes = MemoryNotes()
         self.volume_notes = MemoryNotes()
         self.slice = MemorySlice()
@@ -75,20 +81,23 @@ class SimulatedHost:
 
     async def start_agent(self, connect: Connect, fetch_content: Fetch = nothing) -> Agent:
         """Return a new agent process on this machine; run it with ``run``."""
+        guest = FakeGuest(self.guests)
         drivers = Drivers(
             hypervisor=FakeHypervisor(self.machines),
             switch=FakeSwitch(self.switch, self._uplinks),
             disks=FakePool(self.pool, DISK_BYTES),
-            guest=FakeGuest(self.guests),
+            guest=guest,
             system=self.system,
             notes=self.notes,
             volume_notes=self.volume_notes,
             uplinks=self._uplinks,
+            mirror=FakeMirror(self.mirror),
         )
         await drivers.hypervisor.open()
         await drivers.switch.open()
         await drivers.disks.open()
         converger = Converger(KINDS, halves(drivers), self._clock, simulated_image, fetch_content)
         drivers.hypervisor.on_change(converger.wake)
+        drivers.hypervisor.on_change(guest.hint)
         drivers.guest.on_change(converger.wake_owner)
         return Agent(converger, self.slice, connect, Calls(drivers.guest, drivers.disks))

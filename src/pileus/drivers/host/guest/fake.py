@@ -39,6 +39,10 @@ def _never(machine: str) -> bool:
     return False
 
 
+def _nothing(document: Document) -> dict[str, Any]:
+    return {}
+
+
 def _first(machine: str) -> int:
     return 1
 
@@ -60,6 +64,8 @@ class GuestWorld(Struct, kw_only=True):
     """What each node runs; a node keeps it over restarts of its machine."""
     statuses: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What each node's role says of itself."""
+    status_of: Callable[[Document], dict[str, Any]] = _nothing
+    """What a role says of itself that runs this document, besides."""
     refusals: dict[str, str] = field(default_factory=dict)
     """Why each node refuses every document."""
     quarantined: dict[str, str] = field(default_factory=dict)
@@ -179,7 +185,7 @@ class FakeGuest:
             version="fake",
             boot_id=f"{machine}-{world.boot_of(machine)}",
             refused=world.refusals.get(machine, ""),
-            status=world.statuses.get(machine, {}),
+            status={**world.status_of(world.documents.get(machine, {})), **world.statuses.get(machine, {})},
         )
 
     async def configure(self, machine: str, document: Document) -> None:
@@ -219,6 +225,11 @@ class FakeGuest:
     def on_change(self, listener: Callable[[str], None]) -> None:
         """Call ``listener`` with the machine whose node changed."""
         self._listeners.append(listener)
+
+    def hint(self, machine: str) -> None:
+        """The machine started, ended or rebooted: its node came or went with it."""
+        if machine in self._attached:
+            self._tell(machine)
 
     def _tell(self, machine: str) -> None:
         for listener in self._listeners:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec.structs import replace
 
@@ -121,6 +121,19 @@ class FakeMirrorWorld:
             if far is not None:
                 far.deliver(key, self.tunnel_address if spec.target else "", frame)
             return
+
+    def status_of(self, document: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Return what a decapsulator here says of itself; see pileus.node.mirror."""
+        if "links" not in document:
+            return {}
+        none = Received()
+        said = {}
+        for id, entry in document.get("sessions", {}).items():
+            at = self.received.get(int(entry["key"], 16), none)
+            first = 0 if at.received else -1
+            forwarded = at.received if entry["to"] == "sniffers" else 0
+            said[id] = [entry["key"], at.received, at.received_bytes, first, at.highest, at.truncated, forwarded, 0]
+        return {"role": "decapsulator", "path": "xdp", "refused": {}, "sessions": said}
 
     def deliver(self, key: int, source: str, frame: bytes) -> None:
         """Give a copy to the sniffer's port, if it takes it."""
