@@ -43,6 +43,10 @@ def make_role(name: str) -> Role:
         from pileus.node.router.apply import Router
 
         return Router()
+    if name == "decapsulator":
+        from pileus.node.mirror.role import Decapsulator
+
+        return Decapsulator()
     if name == "":
         return Idle()
     from pileus.node.program import ProgramRole, find

@@ -12,7 +12,7 @@ from pileus.kernel.kind import Column, Kind, Resource
 from pileus.mirror.sniffer.types import NicNumber
 
 SESSIONS_PER_NIC_MAX = 8
-SESSIONS_PER_DECAPSULATOR_MAX = 500
+SESSIONS_PER_DECAPSULATOR_MAX = 400
 """As pileus.node.mirror.SESSIONS_MAX says."""
 KEY_RANDOM_BITS, KEY_SLOT_BITS = 42, 16
 

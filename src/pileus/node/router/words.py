@@ -73,6 +73,13 @@ class Entry:
             return number
         raise self.refused(name, number)
 
+    def moment(self, name: str, high: float) -> float:
+        """Return Unix seconds up to the bound; a missing one is 0."""
+        moment = self._fields.get(name, 0)
+        if isinstance(moment, int | float) and not isinstance(moment, bool) and 0 <= moment <= high:
+            return float(moment)
+        raise self.refused(name, moment)
+
     def is_set(self, name: str) -> bool:
         """Return a truth value; a missing one is false."""
         value = self._fields.get(name, False)

@@ -1,0 +1,111 @@
+"""The slower data path, where the kernel refuses eBPF: one packet socket, and the parser that is the eBPF program's oracle.
+
+It counts, refuses and delivers the same; what its socket has no room for is lost on the way, as its sequence numbers show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pileus.node.mirror import sockets, wire
+from pileus.node.mirror.pcapng import INBOUND, OUTBOUND
+from pileus.node.mirror.sessions import Sessions
+from pileus.node.mirror.store import Copy
+
+_TURN_FRAMES = 64
+"""Then others have their turn."""
+
+_UNIT_NS = {0: 100_000, 1: 100}
+"""Of time stamps, by ERSPAN's granularity; others are no clock that we could follow."""
+
+
+class PacketPath:
+    """The path between two interfaces; it lives in the thread that calls ``on_readable``, and so do ``sessions``."""
+
+    def __init__(self, tunnel: str, sniffers: str, keep: Callable[[wire.Arrived], None]) -> None:
+        """``keep`` gets what is to be kept. Raises: OSError."""
+        self.sessions = Sessions()
+        self.wire = sockets.tunnel(tunnel)
+        self._keep = keep
+        try:
+            self._sniffers = sockets.sender(sniffers)
+        except OSError:
+            self.wire.close()
+            raise
+
+    def close(self) -> None:
+        """Deliver no more; ``wire`` is closed by who watches it."""
+        self._sniffers.close()
+
+    def on_readable(self) -> None:
+        """Take what arrived."""
+        with contextlib.suppress(OSError):  # nothing left, or the NIC went
+            for _ in range(_TURN_FRAMES):
+                self._take(self.wire.recv(sockets.FRAME_BYTES_MAX))
+
+    def _take(self, frame: bytes) -> None:
+        taken = self.sessions.take(frame)
+        if taken is None:
+            return
+        to, given = taken
+        if to == "sniffers":
+            # What the NIC has no room for is lost there, and nobody waits.
+            with contextlib.suppress(OSError):
+                self._sniffers.send(given)
+            return
+        found = wire.parse(given, ethertype=wire.ETHERTYPE_LABEL)
+        if isinstance(found, wire.Arrived):
+            self._keep(found)
+
+
+class Queue:
+    """The own queue of a session that the eBPF data path lets through to be kept."""
+
+    def __init__(self, interface: str, tests: list[sockets.Test], take: Callable[[Copy, int], Any]) -> None:
+        """Raises: OSError."""
+        self.wire = sockets.queue(interface, tests)
+        self.dropped = 0
+        self._take = take
+
+    def on_readable(self) -> None:
+        """Take what waits, as far as others may wait for that."""
+        self._read(_TURN_FRAMES)
+
+    def drain(self, limit: int = 20_000) -> None:
+        """Take all that waits; what comes meanwhile only up to ``limit``."""
+        while limit > 0 and self._read(_TURN_FRAMES) == _TURN_FRAMES:
+            limit -= _TURN_FRAMES
+
+    def look(self) -> int:
+        """Return how many packets the queue had no room for so far."""
+        self.dropped += sockets.drops(self.wire)
+        return self.dropped
+
+    def _read(self, frames: int) -> int:
+        for count in range(frames):
+            try:
+                frame = self.wire.recv(sockets.FRAME_BYTES_MAX)
+            except OSError:  # nothing left, or the NIC went
+                return count
+            found = wire.parse(frame, ethertype=wire.ETHERTYPE_LABEL)
+            if isinstance(found, wire.Arrived):
+                self._take(copy_of(found), time.time_ns())
+        return frames
+
+
+def copy_of(found: wire.Arrived) -> Copy:
+    """Return the packet as sessions keep it."""
+    header = found.header
+    unit_ns = _UNIT_NS.get(header.granularity, 0) if header.erspan == 3 else 0
+    direction = OUTBOUND if header.direction == "egress" else INBOUND
+    return Copy(
+        header.sequence,
+        header.timestamp,
+        unit_ns,
+        direction if header.erspan == 3 else 0,
+        header.truncated,
+        found.frame,
+    )

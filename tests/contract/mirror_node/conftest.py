@@ -1,0 +1,17 @@
+"""A decapsulator for each test, on both of its data paths."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from tests.contract.mirror_node import rig
+
+
+@pytest.fixture(params=["xdp", "packets"])
+def node(request: pytest.FixtureRequest) -> Iterator[rig.Node]:
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("a decapsulator in a network namespace needs root and iproute2")
+    yield from rig.run(request.param)
