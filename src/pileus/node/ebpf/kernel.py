@@ -185,7 +185,7 @@ def run_test(program_fd: int, frame: bytes, repeat: int = 1, context: bytes = b"
     _bpf_box(_TEST_RUN, box, f"frame of {len(frame)} bytes not tested")
     _, verdict, _, length = struct.unpack_from("4I", box)
     (took_ns,) = struct.unpack_from("I", box, 36)
-    return verdict, out.raw[:length], took_ns
+    return verdict, ctypes.string_at(out, length), took_ns
 
 
 def run_live(program_fd: int, frame: bytes, count: int, batch: int = 64) -> None:

@@ -22,6 +22,9 @@ Mode = Literal["native", "generic"]
 
 _FLAGS: dict[Mode, int] = {"native": kernel.XDP_NATIVE, "generic": kernel.XDP_GENERIC}
 _TO: dict[To, int] = {"store": TO_STORE, "sniffers": TO_SNIFFERS}
+SLOTS = 1024
+"""More than the sessions that a decapsulator ever has (pileus.node.mirror.SESSIONS_MAX)."""
+
 _FOREIGN_MAX = 1024
 _NO_PREALLOCATION = 1
 _SLOT = struct.Struct("=I")
@@ -32,7 +35,7 @@ _NOBODY = bytes(8)
 class DataPath:
     """Programs and maps; closing it takes all of them away. ``mode`` is the one in force."""
 
-    def __init__(self, sniffers: int, slots: int = wire.SLOT_MASK + 1) -> None:
+    def __init__(self, sniffers: int, slots: int = SLOTS) -> None:
         """Load for the NIC toward the sniffers, attached nowhere yet.
 
         Raises: BpfRefused.
@@ -59,7 +62,7 @@ class DataPath:
             raise
 
     @classmethod
-    def open(cls, tunnel: int, sniffers: int, slots: int = wire.SLOT_MASK + 1) -> DataPath:
+    def open(cls, tunnel: int, sniffers: int, slots: int = SLOTS) -> DataPath:
         """Return a data path in force from one NIC to the other (ifindexes), natively where both drivers can.
 
         Raises: BpfRefused.

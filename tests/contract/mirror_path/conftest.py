@@ -1,0 +1,41 @@
+"""Data paths of decapsulators on this machine's kernel, attached to nothing or to devices of a namespace of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from tests.contract.ebpf.rooms import Room, is_root
+
+from pileus.node.ebpf import kernel
+from pileus.node.mirror.xdp import DataPath
+
+
+@pytest.fixture(autouse=True)
+def _kernel_with_xdp() -> None:
+    if not is_root():
+        pytest.skip("eBPF needs root")
+    try:
+        os.close(kernel.create_map(kernel.ARRAY, 4, 4, 1, name="probe"))
+    except kernel.BpfRefused as exc:
+        pytest.skip(f"this kernel takes no eBPF: {exc}")
+
+
+@pytest.fixture
+def path() -> Iterator[DataPath]:
+    """A data path that only takes test runs, all on one CPU, so that their order is the one of the counts."""
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    made = DataPath(sniffers=1)
+    yield made
+    made.close()
+    os.sched_setaffinity(0, cpus)
+
+
+@pytest.fixture
+def room() -> Iterator[Room]:
+    """A network namespace without a way out."""
+    made = Room()
+    yield made
+    made.close()
