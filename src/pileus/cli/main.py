@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "detach": ("plug", "detach", "Take a NIC or a disk from a VM."),
         "ssh": ("ssh", "command", "Log in to a VM, or run a command in it."),
         "forward": ("forward", "command", "Lead ports of this machine to a VM's."),
+        "mirror": ("mirror", "command", "Look at the packets of VMs: live, as pcapng, or who talks to whom."),
         "console": ("console", "command", "Use a VM's serial console; ctrl-] leaves it."),
     },
     "This machine": {

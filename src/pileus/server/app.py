@@ -18,6 +18,7 @@ from pileus.server.content import Content
 from pileus.server.disks import Disks
 from pileus.server.edge import Edge
 from pileus.server.entrance import Entrance
+from pileus.server.mirrors import Mirrors
 from pileus.server.openapi import openapi
 from pileus.server.parts import Parts
 from pileus.server.payloads import Payloads
@@ -74,6 +75,7 @@ def _routes(parts: Parts) -> list[BaseRoute]:
         Route("/agent/v1/content/{ident}/{part}", entrance.content),
         WebSocketRoute("/v1/compute.vm/{ident}/console", content.console),
         WebSocketRoute("/v1/compute.vm/{ident}/connect", content.connect),
+        WebSocketRoute("/v1/mirror.session/{ident}/packets", Mirrors(parts).packets),
         Route("/v1/compute.vm/{ident}/log", content.log),
         Route("/v1/infra.host/{ident}/join-token", entrance.join_token, methods=["POST"]),
         _route("/v1/{kind}", GET=resources.list, POST=resources.create),

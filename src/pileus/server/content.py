@@ -176,7 +176,7 @@ class Content:
                     reach.until_ended(self._parts.store, self._parts.hub, vm),
                     self._parts.streams.closed(),
                 )
-                code, reason = _farewell(connection)
+                code, reason = farewell(connection)
             finally:
                 await connection.close()
         await streams.close(websocket, code, reason)
@@ -199,7 +199,8 @@ class Content:
         return vm
 
 
-def _farewell(connection: Connection) -> tuple[int, str]:
+def farewell(connection: Connection) -> tuple[int, str]:
+    """Return code and reason with which the caller's WebSocket is closed."""
     if connection.done:
         return streams.NORMAL, ""
     return streams.POLICY, "what you may do has changed; connect again if you may"  # or the caller is gone anyway

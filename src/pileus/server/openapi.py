@@ -113,6 +113,7 @@ def _own_paths(by_type: dict[Any, Json]) -> Json:
         "/v1/event": {"get": _plain("events", {"type": "object"})},
         "/v1/audit": {"get": _plain("audit", {"type": "object"})},
         **_vm_paths(text, socket),
+        **_mirror_paths(socket),
         **_disk_paths(part, binary),
         "/v1/fleet.node/{ident}/document": {
             "parameters": [_ident_of("node")],
@@ -220,6 +221,22 @@ def _vm_paths(text: Json, socket: Json) -> Json:
         "/v1/compute.vm/{ident}/connect": {
             "parameters": [_ident_of("VM")],
             "get": {"operationId": "connect", "description": CONNECT, "parameters": way, "responses": socket},
+        },
+    }
+
+
+def _mirror_paths(socket: Json) -> Json:
+    """Return what a mirror session has besides: its packets, kept by the platform."""
+    description = "What the platform keeps of the session. Messages and windows are those of a VM's `connect`."
+    asked = [
+        _parameter("want", "packets: as pcapng; flows: as lines of JSON. Left out: packets."),
+        _parameter("from", "start: what is kept, and what comes; now: only what comes. Left out: start."),
+        _parameter("follow", "1: go on until the session ends."),
+    ]
+    return {
+        "/v1/mirror.session/{ident}/packets": {
+            "parameters": [_ident_of("mirror session")],
+            "get": {"operationId": "packets", "description": description, "parameters": asked, "responses": socket},
         },
     }
 

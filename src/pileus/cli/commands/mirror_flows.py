@@ -1,0 +1,189 @@
+"""``pileus mirror flows vm/web``: who talked to whom, and how much, without a sniffer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from typing import Any, NamedTuple
+
+import click
+import msgspec
+
+from pileus.cli.client import Json
+from pileus.cli.commands.mirror_session import session_options, watched
+from pileus.cli.commands.mirror_stream import Following
+from pileus.cli.failure import REFUSED, Failure
+from pileus.cli.progress import Progress
+from pileus.cli.session import Session
+from pileus.cli.table import coloured, plain
+from pileus.cli.units import human_bytes
+
+HEADERS = ("PROTOCOL", "A", "B", "PACKETS A→B", "B→A", "BYTES A→B", "B→A", "FIRST", "DURATION")
+LINE_BYTES_MAX = 1 << 20
+PAGE_LINES = 20
+"""Flows that a terminal shows anew with --follow, where its height is not known."""
+
+
+@click.command("flows", no_args_is_help=True)
+@click.option("--follow", "-f", is_flag=True, help="Show the table anew as packets come, until ctrl-C.")
+@click.option(
+    "--top", type=click.IntRange(0), default=0, metavar="N", help="Only the N flows with the most bytes; 0: all."
+)
+@click.option("-o", "--output", "form", type=click.Choice(["table", "json"]), default="table", help="How to show it.")
+@session_options
+@click.pass_obj
+def command(session: Session, /, words: tuple[str, ...], **options: Any) -> None:
+    """Show who talked to whom: of a session that is there, or of a VM from now on until ctrl-C or --duration."""
+    shown = Table(options["form"], options["top"], is_live=options["follow"])
+    with watched(session, words, options) as found:
+        is_new = words[0].partition("/")[0] not in ("session", "mirror.session")
+        following = Following(found, "flows", shown.begin, shown.take, follow=options["follow"] or is_new)
+        if is_new and not options["follow"]:
+            sys.stderr.write("listening; ctrl-C shows the table\n")
+        asyncio.run(following.run())
+        shown.finish()
+
+
+class Key(NamedTuple):
+    """What a flow is known by."""
+
+    protocol: str
+    a: str
+    a_port: int
+    b: str
+    b_port: int
+
+
+class Flow(msgspec.Struct, frozen=True):
+    """A flow as a decapsulator tells it."""
+
+    protocol: str
+    a: str
+    a_port: int
+    b: str
+    b_port: int
+    first: float
+    last: float
+    packets: tuple[int, int]
+    bytes: tuple[int, int]
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """Of how much the flows are."""
+
+    flows: int
+    gone: dict[str, int]
+    received: int
+    lost: int
+    dropped: int
+
+
+class Table:
+    """Flows, the newest state of each; shown at the end, or anew with every round."""
+
+    def __init__(self, form: str, top: int, *, is_live: bool) -> None:
+        self._form = form
+        self._top = top
+        self._is_live = is_live
+        self._unread = b""
+        self._flows: dict[Key, Flow] = {}
+        self._totals: Totals | None = None
+        self._progress = Progress()
+
+    def begin(self) -> None:
+        """A connection begins: all flows are told again."""
+        self._unread = b""
+
+    async def take(self, piece: bytes) -> None:
+        """Take lines of JSON. Raises: Failure for what is none."""
+        *lines, self._unread = (self._unread + piece).split(b"\n")
+        if len(self._unread) > LINE_BYTES_MAX:
+            raise _unreadable()
+        is_round = False
+        for line in lines:
+            is_round |= self._line(line)
+        if is_round and self._is_live:
+            self._show()
+        elif is_round and self._totals is not None:
+            self._progress.say(f"{self._totals.received} packets, {len(self._flows)} flows; ctrl-C shows them")
+
+    def finish(self) -> None:
+        """Show the table, if that was not done all the time."""
+        self._progress.erase()
+        if not self._is_live:
+            self._show()
+
+    def _line(self, line: bytes) -> bool:
+        """Take one line; return whether it ends a round."""
+        try:
+            if b'"flows"' in line[:10]:
+                self._totals = msgspec.json.decode(line, type=Totals)
+                return True
+            flow = msgspec.json.decode(line, type=Flow)
+        except msgspec.MsgspecError:
+            raise _unreadable() from None
+        self._flows[Key(flow.protocol, flow.a, flow.a_port, flow.b, flow.b_port)] = flow
+        return False
+
+    def _show(self) -> None:
+        flows = sorted(self._flows.values(), key=lambda flow: -sum(flow.bytes))
+        on_screen = self._is_live and self._form == "table" and coloured()
+        top = self._top or (_height() if on_screen else 0) or len(flows)
+        if self._form == "json":
+            text = _json(flows[:top], self._totals, is_live=self._is_live)
+        else:
+            text = "\n".join(_lines(flows, top, self._totals))
+        sys.stdout.write(f"\x1b[H\x1b[J{text}\n" if on_screen else f"{text}\n")
+        sys.stdout.flush()
+
+
+def _json(flows: list[Flow], totals: Totals | None, *, is_live: bool) -> str:
+    answer: Json = {"flows": flows, "totals": totals}
+    encoded = msgspec.json.encode(answer)
+    return (encoded if is_live else msgspec.json.format(encoded, indent=2)).decode()
+
+
+def _lines(flows: list[Flow], top: int, totals: Totals | None) -> list[str]:
+    rows = [
+        (
+            flow.protocol, _end(flow.a, flow.a_port), _end(flow.b, flow.b_port), *map(str, flow.packets),
+            *map(human_bytes, flow.bytes), _moment(flow.first),
+            f"{max(0.0, flow.last - flow.first):.1f}s",
+        )
+        for flow in flows[:top]
+    ]  # fmt: skip
+    lines = plain(HEADERS, rows).splitlines()
+    if len(flows) > top:
+        lines.append(f"and {len(flows) - top} more")
+    if totals is not None:
+        told = f"{len(flows)} flows of {totals.received} packets"
+        lost = f", {totals.lost} lost on the way, {totals.dropped} not kept" if totals.lost or totals.dropped else ""
+        gone = f"; {totals.gone['flows']} idle flows went to make room" if totals.gone.get("flows") else ""
+        lines.append(f"{told}{lost}{gone}")
+    return lines
+
+
+def _end(address: str, port: int) -> str:
+    if not port:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _moment(at: float) -> str:
+    with contextlib.suppress(OverflowError, OSError, ValueError):
+        return time.strftime("%H:%M:%S", time.localtime(at))
+    return "-"
+
+
+def _height() -> int:
+    try:
+        return max(5, os.get_terminal_size(sys.stdout.fileno()).lines - 4)
+    except OSError:
+        return PAGE_LINES
+
+
+def _unreadable() -> Failure:
+    return Failure("what the server sends are no flows", exit_code=REFUSED)
