@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+from tests.cloud.world import Cloud, cloud, leftovers
+from tests.virtual_time import clock
+
 from pileus.drivers.host.mirror.fake import FakeTunnel
 from pileus.drivers.host.ovs.base import Uplinks
 from pileus.kernel.store.lists import Filter
 from pileus.lab.simulated import SimulatedHost
-from tests.cloud.world import Cloud, cloud, leftovers
-from tests.virtual_time import clock
 
 HOSTS = {"a1": "10.0.1.11", "a2": "10.0.1.12", "b1": "10.0.2.11"}
 IDLE_S = 20

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-
-from pileus.kernel.errors import Conflict, Denied, Invalid, Rejected
 from tests.cloud.mirror.mirror_world import IDLE_S, MirrorCloud, leftovers, mirror_cloud
 from tests.virtual_time import run
+
+from pileus.kernel.errors import Conflict, Denied, Invalid, Rejected
 
 WEB = bytes.fromhex("0250000000020250000000010800450000281234400040060000") + bytes([10, 1, 1, 11, 10, 1, 1, 10])
 TO_443 = WEB + (40000).to_bytes(2, "big") + (443).to_bytes(2, "big") + bytes(16)

@@ -52,6 +52,9 @@ WISHES: dict[str, dict[str, Any]] = {
     "fleet.node": {"manager": UNIQUE, "package": UNIQUE, "vdc": "main"},
     "fleet.request": {"node": UNIQUE, "payload": "x"},
     "fleet.rollout": {"manager": UNIQUE, "document": {"rules": {"a": 1}}},
+    "mirror.filter": {"expression": "tcp"},
+    "mirror.sniffer": {"vm": "server"},
+    "mirror.session": {"vm": UNIQUE, "filter": UNIQUE, "sniffer": UNIQUE},
 }
 """What the smallest wish of each kind that an account may have says; UNIQUE: the account's own of that kind."""
 ZONE = {"router": "single", "public_range": "203.0.113.0/24"}
