@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
+import itertools
 import json
 import os
 import socket
@@ -28,6 +29,7 @@ SOURCE = "10.98.0.1"
 Document = dict[str, dict[str, Any]]
 Json = dict[str, Any]
 T = TypeVar("T")
+_NUMBERS = itertools.count()
 
 
 def until(what: str, look: Callable[[], T | None], limit_s: float = LIMIT_S) -> T:
@@ -64,7 +66,7 @@ class Node:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.name, self.outside = (f"pmn{os.getpid()}{side}" for side in "ab")
+        self.name, self.outside = (f"pmn{os.getpid()}{side}{next(_NUMBERS)}" for side in "ab")
         self._child: subprocess.Popen[str] | None = None
         self._clock = 0
         for name in (self.name, self.outside):
@@ -143,9 +145,14 @@ class Node:
 
     def connect(self, **asked: Any) -> socket.socket:
         """Return a reader's connection that has asked."""
-        made = asyncio.run(namespace.inside(self.name, lambda: socket.create_connection(("127.0.0.1", PORT), LIMIT_S)))
+        made = self.connect_raw()
         made.sendall(json.dumps(asked).encode() + b"\n")
         return made
+
+    def connect_raw(self) -> socket.socket:
+        """Return a reader's connection."""
+        place = ("127.0.0.1", PORT)
+        return asyncio.run(namespace.inside(self.name, lambda: socket.create_connection(place, LIMIT_S)))
 
     def capture(self, id: str, **more: Any) -> tuple[list[Packet], Statistics]:
         """Return a whole capture: its packets, and the last statistics."""

@@ -158,7 +158,7 @@ class _Reader:
         self._asked = b""
         self._answer: Answer | None = None
         self._unsent = b""
-        self._is_refused = self._is_deaf = self._is_blocked = False
+        self._is_refused = self._is_deaf = self._is_blocked = self._is_finished = False
         self._since = self._pulsed = time.monotonic()
         captures.watch(wire, self._on_event)
 
@@ -170,6 +170,7 @@ class _Reader:
         """Send what there is, but leave others their turn; return whether there is more."""
         if self._is_blocked:
             return False
+        has_more = False
         try:
             for _ in range(_TURN_PIECES):
                 if not self._unsent and self._answer is not None and not self._answer.is_whole:
@@ -177,6 +178,8 @@ class _Reader:
                 if not self._unsent:
                     break
                 self._unsent = self._unsent[self._wire.send(self._unsent) :]
+            else:
+                has_more = True
         except BlockingIOError:
             self._is_blocked = True
             self._watch()
@@ -184,25 +187,31 @@ class _Reader:
         except OSError:
             self.end()
             return False
-        if self._unsent:
-            return True
-        if self._is_refused or (self._answer is not None and self._answer.is_whole):
-            self.end()
-            return False
-        return False
+        if not self._unsent and (self._is_refused or (self._answer is not None and self._answer.is_whole)):
+            self._finish()
+        return has_more
 
     def look(self, now: float) -> None:
         """Send what is due by time; end what does not come to its end."""
-        is_over = self._answer is None or self._answer.session.is_over
+        is_over = self._is_finished or self._answer is None or self._answer.session.is_over
         if not is_over:
             self._since = now
         elif now > self._since + GRACE_S:
             self.end()
             return
-        if self._answer is not None and not self._unsent and now >= self._pulsed + PULSE_S:
+        if not self._is_finished and self._answer is not None and not self._unsent and now >= self._pulsed + PULSE_S:
             self._pulsed = now
             # Nothing else tells that a reader which has said all it had to say is gone.
             self._unsent = self._answer.pulse(self._is_deaf)
+
+    def _finish(self) -> None:
+        """Say no more; what the reader has not read would be lost if the connection were closed before it is."""
+        if self._is_deaf:
+            self.end()
+        elif not self._is_finished:
+            self._is_finished = True
+            with contextlib.suppress(OSError):
+                self._wire.shutdown(socket.SHUT_WR)
 
     def end(self) -> None:
         """Close the connection."""
@@ -215,6 +224,9 @@ class _Reader:
             try:
                 got = self._wire.recv(ASKED_BYTES_MAX)
                 self._is_deaf = not got
+                if self._is_deaf and self._is_finished:
+                    self.end()
+                    return
                 self._hear(got)
             except BlockingIOError:
                 pass

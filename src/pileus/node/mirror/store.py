@@ -161,7 +161,9 @@ class Session:
         self._highest = -1
 
     def take(self, copy: Copy, arrived_ns: int) -> None:
-        """Keep one packet."""
+        """Keep one packet, unless the session is over."""
+        if self.is_over:
+            return
         frame = copy.frame
         at_ns = self._clock.at_ns(copy.stamp, copy.unit_ns, arrived_ns)
         original = original_bytes(frame) if copy.truncated else len(frame)
