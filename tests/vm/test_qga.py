@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -51,6 +52,7 @@ ALLOWED = Allowed(
             repeatable=True,
         ),
         Command(name="quick", path=SH, arguments=("-c", "echo {word} >> /var/log/ran"), values={"word": "word"}),
+        Command(name="agent", path="/bin/pidof", arguments=("qemu-ga",)),
         Command(name="break", path="/bin/killall", arguments=("-9", "qemu-ga")),
         Command(name="apply", path="/bin/cp", arguments=("/etc/document", "/etc/applied")),
     ),
@@ -98,6 +100,19 @@ class Foreign:
     async def die(self) -> None:
         """End the host's agent."""
         await self.guest.detach(MACHINE)
+
+    async def leave_unread(self) -> None:
+        """Be somebody who asks the guest's agent something, and goes when the answer is there, without reading it."""
+        loop, answered = asyncio.get_running_loop(), asyncio.Event()
+        with socket.socket(socket.AF_UNIX) as wire:
+            wire.connect(str(self.paths.channel_socket(MACHINE)))
+            wire.sendall(b'{"execute":"guest-ping"}\n')
+            loop.add_reader(wire, answered.set)
+            try:
+                async with asyncio.timeout(LIMIT_S):
+                    await answered.wait()
+            finally:
+                loop.remove_reader(wire)
 
     async def start(self) -> None:
         """Start the guest."""
@@ -218,9 +233,17 @@ async def test_a_foreign_guest_without_any_nic_takes_files_commands_and_its_docu
     assert again.hash == document_hash(document), "the guest knows what it runs"
     assert steps(await foreign.ask(1, run("links"), write("/etc/rules", b"let it be\n"), run("show"))) == found
 
-    broken = await foreign.ask(3, run("break"))
+    (agent,) = steps(await foreign.ask(3, run("agent")))
+    await foreign.die()
+    for _ in range(5):
+        await foreign.leave_unread()
+    await foreign.attach()
+    assert steps(await foreign.ask(4, run("agent"))) == [agent], "its agent outlives hosts that die at any moment"
+
+    broken = await foreign.ask(5, run("break"))
     assert broken.state in ("applied", "unknown"), "its agent is the one that was killed"
-    assert steps(await foreign.ask(4, run("show")))[0]["output"] == "let it be\n"
+    assert steps(await foreign.ask(6, run("show")))[0]["output"] == "let it be\n"
+    assert steps(await foreign.ask(7, run("agent"))) != [agent]
 
 
 @pytest.mark.parametrize(("command", "state", "times"), [("slow", "unknown", 1), ("safe", "applied", 2)])
