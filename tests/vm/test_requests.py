@@ -21,8 +21,12 @@ from pileus.image.appliance_build import appliance_with
 
 if TYPE_CHECKING:
     from tests.vm.appliance_rack import LIMIT_S, Rack, a_rack, ready
+    from tests.vm.fleet_rig import IMAGE, Manager, add_image
+    from tests.vm.realcloud import split
 else:
     from appliance_rack import LIMIT_S, Rack, a_rack, ready
+    from fleet_rig import IMAGE, Manager, add_image
+    from realcloud import split
 
 pytestmark = pytest.mark.anyio
 
@@ -31,6 +35,9 @@ RECIPE = appliance_with("test-counter", {"counter": COUNTER.read_bytes()}, packa
 REQUESTS = 200
 PAUSE_S = HINT_TIMEOUT_S - 0.5
 """Not as long as the host waits for an answer before it gives up the session."""
+
+QUEUED = 60
+"""At one node, while its host's agent is a process that is killed again and again."""
 
 CLOCK_S_MAX = 10.0
 
@@ -149,11 +156,45 @@ async def test_a_request_is_not_begun_after_its_deadline_by_a_node_that_was_paus
     assert await node.done() == ["r-1", "r-3"]
 
 
-@pytest.mark.long
-async def test_two_hundred_requests_with_random_kills(rack: Rack) -> None:
+def seeded() -> random.Random:
+    """Return the chance of a run; what it printed repeats it."""
     seed = int(os.environ.get("PILEUS_SEED", "0")) or random.randrange(2**32)
     print(f"PILEUS_SEED={seed}")
-    chance = random.Random(seed)
+    return random.Random(seed)
+
+
+@pytest.mark.long
+def test_a_queue_of_requests_while_the_process_of_the_hosts_agent_is_killed_again_and_again() -> None:
+    chance = seeded()
+    kills = 0
+    with split() as cloud:
+        cloud.pileus("patch", "zone", "one", "--router", "none")
+        add_image(cloud, IMAGE)
+        manager = Manager(cloud, "tests")
+        manager.consented("acme")
+        manager.package("counter")
+        (node,) = manager.ready(manager.node("counter", "acme", package="counter"))
+        began = time.monotonic()
+        asked = [manager.request(node, chance.choice(["", "slow", 1000 * "x"])) for _ in range(QUEUED)]
+        last = f"/v1/fleet.request/{asked[-1]['id']}"
+        while (manager.api.call("GET", last)["observed"] or {"state": "queued"})["state"] == "queued":
+            lines = cloud.agent_ready_lines()
+            cloud.kill(cloud.agent)
+            cloud.start_agent()
+            kills += 1
+            cloud.until_agent(lines)
+            time.sleep(chance.uniform(0.0, 2.0))
+        for one in asked:
+            assert manager.answer(one) == ("applied", f"{one['id']} {len(one['desired']['payload'])}")
+        assert manager.ask(node, "runs").split() == [one["id"] for one in asked], "each once, in order"
+        print(f"measured: {QUEUED} requests, {kills} kills of the agent, {time.monotonic() - began:.0f} s")
+        assert kills > 5
+        cloud.pileus("delete", "node", "counter", "--account", "acme", "-y", "--wait")
+
+
+@pytest.mark.long
+async def test_two_hundred_requests_with_random_kills(rack: Rack) -> None:
+    chance = seeded()
     nodes = [Node(rack, f"0197-n{number}") for number in range(2)]
     for node in nodes:
         await node.start()
