@@ -58,7 +58,7 @@ class Mirrors:
         wish = _wish(session, query)
         at = await place(self._parts.store, session)
         with self._parts.streams.one_of(principal.user_id):
-            connection = await self._parts.agents.connect(at.host, at.appliance, ADDRESS, CAPTURE_PORT)
+            connection = await self._connect(at, session)
             try:
                 capture = await _begun(connection, wish, session)
                 await self._parts.store.write(lambda tx: note(tx, asked, "packets", session))
@@ -73,6 +73,12 @@ class Mirrors:
             finally:
                 await connection.close()
         await streams.close(websocket, code, reason)
+
+    async def _connect(self, at: Place, session: Resource) -> Connection:
+        try:
+            return await self._parts.agents.connect(at.host, at.appliance, ADDRESS, CAPTURE_PORT)
+        except (Conflict, Transient) as error:
+            raise Transient(f"no way to the decapsulator of {session}: {error.message}", code="not-running") from None
 
 
 class Capture:
