@@ -107,7 +107,7 @@ class Rack:
 
 
 @asynccontextmanager
-async def a_rack(recipe: Recipe | None = None) -> AsyncIterator[Rack]:
+async def a_rack(recipe: Recipe | None = None, kind: type[Rack] = Rack) -> AsyncIterator[Rack]:
     """Have a rack of appliances (of ``recipe``); without what that needs, the test is skipped."""
     if os.geteuid() != 0 or shutil.which("qemu-system-x86_64") is None or shutil.which("xorriso") is None:
         pytest.skip("appliances need root, qemu-system-x86 and xorriso")
@@ -118,11 +118,13 @@ async def a_rack(recipe: Recipe | None = None) -> AsyncIterator[Rack]:
         pytest.skip(f"the image {name} cannot be built here: {error}")
     # Not pytest's folder: socket paths have a limit of 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="pileus-b-"))
-    made = Rack(folder, image)
+    made = kind(folder, image)
     await made.agent()
-    yield made
-    await made.tear_down()
-    shutil.rmtree(folder)
+    try:
+        yield made
+    finally:
+        await made.tear_down()
+        shutil.rmtree(folder)
 
 
 def ready(fact: NodeFact) -> bool:
