@@ -22,6 +22,7 @@ from pileus.agent.wiring import Drivers, halves
 from pileus.drivers.host.disk.real import QemuImgPool
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest.real import GuestChannel
+from pileus.drivers.host.mirror.real import KernelMirror
 from pileus.drivers.host.notes import FileNotes
 from pileus.drivers.host.ovs.base import Uplinks
 from pileus.drivers.host.ovs.real import OpenVSwitch
@@ -101,14 +102,17 @@ async def opened_drivers(settings: AgentSettings) -> AsyncIterator[Drivers]:
         system=LinuxSystem(),
         notes=FileNotes(paths.state / "notes"),
         volume_notes=FileNotes(paths.state / "volumes-made"),
+        mirror=KernelMirror(paths, settings.uplinks),
         uplinks=settings.uplinks,
     )
     await drivers.switch.open()
     await drivers.disks.open()
     await drivers.hypervisor.open()
+    await drivers.mirror.open()
     try:
         yield drivers
     finally:
+        await drivers.mirror.close()
         await drivers.hypervisor.close()
         await drivers.switch.close()
 

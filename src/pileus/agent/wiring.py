@@ -35,8 +35,8 @@ class Drivers(Struct, frozen=True, kw_only=True):
     system: System
     notes: Notes
     volume_notes: Notes
+    mirror: Mirror
     uplinks: Uplinks = Uplinks()
-    mirror: Mirror | None = None
 
 
 def halves(drivers: Drivers) -> list[Half[Any, Any]]:
@@ -50,5 +50,5 @@ def halves(drivers: Drivers) -> list[Half[Any, Any]]:
         VmHalf(drivers.hypervisor, drivers.guest, drivers.disks, drivers.switch, drivers.notes),
         NodeHalf(drivers.guest),
         RequestHalf(drivers.guest),
-        *([LegHalf(drivers.mirror)] if drivers.mirror is not None else []),
+        LegHalf(drivers.mirror),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 from pileus.agent.agent import Agent
 from pileus.agent.calls import Calls
@@ -11,14 +12,16 @@ from pileus.agent.converge import Converger
 from pileus.agent.slice import MemorySlice
 from pileus.agent.wiring import Drivers, halves
 from pileus.drivers.host.disk.fake import FakePool, FakePoolWorld
+from pileus.drivers.host.guest.base import Document
 from pileus.drivers.host.guest.fake import FakeGuest, GuestWorld
-from pileus.drivers.host.mirror.fake import FakeMirror, FakeMirrorWorld
+from pileus.drivers.host.mirror.fake import FakeMirror, FakeMirrorWorld, FakeTunnel
 from pileus.drivers.host.notes import MemoryNotes
 from pileus.drivers.host.ovs.base import Uplinks
 from pileus.drivers.host.ovs.fake import FakeSwitch, FakeSwitchWorld
 from pileus.drivers.host.qemu.fake import FakeHost, FakeHypervisor, FakeLatency
 from pileus.drivers.host.system.fake import FakeSystem
 from pileus.kernel.clock import Clock
+from pileus.node.mirror.wire import Arrived
 from pileus.registry import KINDS
 
 DISK_BYTES = 10 * 2**40
@@ -41,6 +44,16 @@ async def nothing(id: str, part: str) -> AsyncIterator[bytes]:
     yield b""
 
 
+def _received(entry: dict[str, Any], came: dict[int, list[Arrived]]) -> list[Any]:
+    """Return what a decapsulator says of a session."""
+    packets = came.get(int(entry["key"], 16), [])
+    numbers = [one.header.sequence for one in packets]
+    cut = sum(one.header.truncated for one in packets)
+    forwarded = len(packets) if entry["to"] == "sniffers" else 0
+    size = sum(len(one.frame) for one in packets)
+    return [entry["key"], len(packets), size, min(numbers, default=-1), max(numbers, default=-1), cut, forwarded, 0]
+
+
 class SimulatedHost:
     """One simulated machine."""
 
@@ -61,10 +74,10 @@ class SimulatedHost:
         self.switch = FakeSwitchWorld(latencies_s={}) if instant else FakeSwitchWorld()
         self.pool = FakePoolWorld(latencies_s={}) if instant else FakePoolWorld()
         self.mirror = FakeMirrorWorld(
-            tunnel_address=uplinks.tunnel_address.partition("/")[0], is_plugged=lambda port: port in self.switch.ports
+            FakeTunnel(), uplinks.tunnel_address.partition("/")[0], lambda port: port in self.switch.ports
         )
         self.guests = GuestWorld(
-            running=self._runs, boot_of=self._boot_of, clock=clock, status_of=self.mirror.status_of
+            running=self._runs, boot_of=self._boot_of, clock=clock, status_of=self._decapsulator_status
         )
         self.notes = MemoryNotes()
         self.volume_notes = MemoryNotes()
@@ -78,6 +91,23 @@ class SimulatedHost:
     def _boot_of(self, machine: str) -> int:
         found = self.machines.machines.get(machine)
         return found.pid or 0 if found is not None else 0
+
+    def join(self, tunnel: FakeTunnel) -> None:
+        """Let mirrored packets go to the other hosts that joined ``tunnel``, by their tunnels' addresses."""
+        self.mirror.tunnel = tunnel
+        if self.mirror.address:
+            tunnel.hosts[self.mirror.address] = self.mirror
+
+    def _decapsulator_status(self, document: Document) -> dict[str, Any]:
+        """Return what a decapsulator on this host says of itself; see pileus.node.mirror."""
+        if "links" not in document:
+            return {}
+        came: dict[int, list[Arrived]] = {}
+        for arrived in self.mirror.arrived.values():
+            for one in arrived:
+                came.setdefault(one.header.key, []).append(one)
+        sessions = {id: _received(entry, came) for id, entry in document.get("sessions", {}).items()}
+        return {"role": "decapsulator", "path": "simulated", "refused": {}, "sessions": sessions}
 
     async def start_agent(self, connect: Connect, fetch_content: Fetch = nothing) -> Agent:
         """Return a new agent process on this machine; run it with ``run``."""

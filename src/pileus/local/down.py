@@ -37,6 +37,7 @@ async def take_down(settings: AgentSettings, grace_s: float, say: Callable[[str]
                 await _ask(drivers, appliances, max(end, time.monotonic() + APPLIANCES_S))
             for machine in await _running(drivers):
                 await drivers.hypervisor.power_off(machine)
+            await drivers.mirror.tear_down()
             await drivers.switch.remove()
     return len(guests)
 

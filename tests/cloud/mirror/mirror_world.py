@@ -36,8 +36,7 @@ class MirrorCloud:
             self.ids[name] = (await world.create("infra.host", name, pod=pod))["id"]
             links = Uplinks(tunnel="tunnel0", tunnel_address=f"{address}/24", tunnel_gateway="10.0.0.1")
             host = SimulatedHost(clock, seed=world.seed, uplinks=links)
-            host.mirror.tunnel = self.tunnel
-            self.tunnel.worlds[address] = host.mirror
+            host.join(self.tunnel)
             world.hosts[self.ids[name]] = host
             await world.start_agent(self.ids[name])
         for account in ("acme", "globex"):

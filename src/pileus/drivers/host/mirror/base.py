@@ -16,9 +16,10 @@ from pileus.node.mirror.rules import Rule
 class SourceSpec(Struct, frozen=True, kw_only=True):
     """Copies are taken at a port of this host.
 
-    ``number``: sessions of a port are asked in this order, then by id. ``rules``: the first that fits decides; none at all: every
-    packet is taken; otherwise what no rule fits is not. ``snap_bytes`` 0: whole frames. ``sample_one_in`` 1: every packet.
-    ``rate_limit_kbps``: of the frames' own bytes, as copied; 0: none. ``target``: tunnel address of the decapsulator's host; "": this host.
+    ``number``: sessions of a port are asked in this order, then by id. ``rules``: the first that fits decides; none at all:
+    every packet is taken; otherwise what no rule fits is not. ``snap_bytes`` 0: whole frames; less than an Ethernet header
+    (14) is as much as that. ``sample_one_in`` 1: every packet. ``rate_limit_kbps``: of the frames' own bytes, as copied; 0:
+    none. ``target``: tunnel address of the decapsulator's host; "": this host.
     """
 
     id: str
@@ -65,8 +66,8 @@ LegSpec = SourceSpec | RelaySpec | DeliverySpec
 class SourceCounts(Struct, frozen=True, kw_only=True):
     """Of packets, but for ``sent_bytes`` (of frames as copied). ``seen``: passed the port in the session's direction.
 
-    ``matched``: its rules took. ``sampled``: of these, its sampling too. ``limited``: over the rate cap. ``failed``: could not be
-    copied or sent. ``sent`` = next sequence number = sampled - limited - failed, but for packets between two counters.
+    ``matched``: its rules took. ``sampled``: of these, its sampling too. ``limited``: over the rate cap. ``failed``: could not
+    be copied or sent. ``sent`` = next sequence number = sampled - limited - failed, but for packets between two counters.
     """
 
     seen: int = 0
@@ -124,8 +125,8 @@ class Mirror(Protocol):
     async def put(self, spec: LegSpec) -> None:
         """Make the leg be as ``spec`` says; packets of other sessions of the port are neither lost nor doubled by it.
 
-        Raises: DriverError (MirrorUnsupported; NoPort: the port has no tap; NoTunnel: this host has no tunnel address and ``target``
-        or ``source`` is another's; TooManySessions: more than SESSIONS_PER_PORT_MAX at the port; BadRules).
+        Raises: DriverError (MirrorUnsupported; NoPort: the port has no tap; NoTunnel: this host has no tunnel and
+        ``target`` or ``source`` is another's; TooManySessions: more than SESSIONS_PER_PORT_MAX at the port; BadRules).
         """
 
     async def remove(self, id: str) -> None:

@@ -1,15 +1,18 @@
-"""Mirrors without a kernel, for tests and simulated hosts: the same specs, rules and counts, over frames that tests push in.
+"""A mirror that exists in memory only: frames are handed to it, and land in lists. The same rules, header and counts.
 
-What outlives the agent lives in a ``FakeMirrorWorld``; worlds that share a ``FakeTunnel`` reach each other.
+What outlives an agent lies in ``FakeMirrorWorld``; a new ``FakeMirror`` on the same world is a restarted agent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import asyncio
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from typing import Literal
 
-from msgspec.structs import replace
+import msgspec
+from msgspec import Struct
 
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.mirror.base import (
@@ -24,228 +27,239 @@ from pileus.drivers.host.mirror.base import (
     SourceCounts,
     SourceSpec,
 )
-from pileus.node.mirror.rules import BadRules, check, decide, samples_flow
+from pileus.node.mirror import wire
+from pileus.node.mirror.rules import BadRules, Direction, check, decide, samples_flow
+
+Call = Literal["open", "observe", "put", "remove", "tear_down"]
+
+TUNNEL_FRAME_MAX = 1600 + 14
+"""With its Ethernet header: what a lab's tunnel carries."""
+
+BURST_S = 0.1
 
 
-def _always(port: str) -> bool:
-    return True
-
-
-@dataclass
-class Received:
-    """What a simulated decapsulator has of a key."""
-
-    received: int = 0
-    received_bytes: int = 0
-    highest: int = -1
-    truncated: int = 0
-
-
-@dataclass
 class FakeTunnel:
-    """Joins worlds by their tunnel addresses; ``lossy`` tells which frames never arrive, by sequence number."""
+    """Carries frames between the worlds that were made with it, by the address of each."""
 
-    worlds: dict[str, FakeMirrorWorld] = field(default_factory=dict)
-    lossy: Callable[[int], bool] = lambda sequence: False
+    def __init__(self) -> None:
+        self.hosts: dict[str, FakeMirrorWorld] = {}
+        self.lose: Callable[[bytes], bool] = lambda _: False
+        """Set by tests: which frames get lost on the way."""
 
 
-@dataclass
+class Kept(Struct):
+    """A leg, what it has counted, and its next sequence number. ``ahead_s``: theoretical arrival time of its rate cap."""
+
+    spec: LegSpec
+    counted: Counter[str]
+    sequence: int = 0
+    ahead_s: float = 0.0
+
+
 class FakeMirrorWorld:
-    """The legs of one host. ``is_plugged``: whether a port has a tap. ``takes``: whether a tap takes a frame now."""
+    """What is on one simulated host. ``address``: on the tunnel; ``has_port``: says whether a port is on its switch now."""
 
-    tunnel_address: str = ""
-    tunnel: FakeTunnel = field(default_factory=FakeTunnel)
-    is_plugged: Callable[[str], bool] = _always
-    takes: Callable[[str], bool] = _always
-    trouble: str = ""
-    """Why this host cannot mirror."""
-    legs: dict[str, LegFact] = field(default_factory=dict)
-    delivered: dict[str, list[bytes]] = field(default_factory=dict)
-    """Frames that came out, by port."""
-    kept: dict[int, list[bytes]] = field(default_factory=dict)
-    """Frames that stayed in a decapsulator, by key."""
-    received: dict[int, Received] = field(default_factory=dict)
+    def __init__(self, tunnel: FakeTunnel, address: str, has_port: Callable[[str], bool]) -> None:
+        self.tunnel = tunnel
+        self.address = address
+        self.has_port = has_port
+        self.legs: dict[str, Kept] = {}
+        self.arrived: defaultdict[str, list[wire.Arrived]] = defaultdict(list)
+        """What came for decapsulators, by the port of their first NIC; they give it back at once."""
+        self.delivered: defaultdict[str, list[bytes]] = defaultdict(list)
+        """What came for sniffers, by port."""
+        self.full: set[str] = set()
+        """Ports that can take nothing, set by tests."""
+        self.refused = 0
+        self.problem = ""
+        self.calls: Counter[Call] = Counter()
+        self.errors: dict[Call, DriverError] = {}
+        """What the next call of each kind raises, set by tests."""
+        self.random = random.Random(0)
+        if address:
+            tunnel.hosts[address] = self
 
-    def pass_frame(self, port: str, frame: bytes, direction: Literal["ingress", "egress"]) -> None:
-        """Let a frame pass a port: the first session that wants it gets a copy."""
-        sources = [fact for fact in self.legs.values() if isinstance(fact.spec, SourceSpec) and fact.spec.port == port]
-        for fact in sorted(sources, key=_order):
-            if self._copies(fact, frame, direction):
+    def pass_frame(self, port: str, frame: bytes, direction: Direction) -> None:
+        """Let a frame pass a port; a copy is where it belongs when this returns."""
+        mine = [kept for kept in self.legs.values() if _looks(kept.spec, port, direction)]
+        mine.sort(key=lambda kept: (getattr(kept.spec, "number", 0), kept.spec.id))
+        for kept in mine:
+            kept.counted["seen"] += 1
+        for kept in mine:
+            assert isinstance(kept.spec, SourceSpec)
+            if decide(kept.spec.rules, frame, direction):
+                self._copy(kept, kept.spec, frame, direction)
                 return
 
-    def _copies(self, fact: LegFact, frame: bytes, direction: Literal["ingress", "egress"]) -> bool:
-        """Return whether the session takes the frame; then it has been counted, and sent unless it was not drawn."""
-        spec, counts = fact.spec, fact.counts
-        assert isinstance(spec, SourceSpec)  # sources only are asked
-        assert isinstance(counts, SourceCounts)
-        if spec.direction not in (direction, "both"):
-            return False
-        counts = replace(counts, seen=counts.seen + 1)
-        takes = decide(spec.rules, frame, direction)
-        if takes:
-            counts = replace(counts, matched=counts.matched + 1)
-            if _is_drawn(spec, frame, counts.matched):
-                counts = self._send(spec, replace(counts, sampled=counts.sampled + 1), frame)
-        self.legs[spec.id] = replace(fact, counts=counts)
-        return takes
-
-    def _send(self, spec: SourceSpec, counts: SourceCounts, frame: bytes) -> SourceCounts:
-        copy = frame[: spec.snap_bytes] if spec.snap_bytes else frame
-        is_cut = len(copy) < len(frame)
-        far = self.tunnel.worlds.get(spec.target) if spec.target else self
-        if far is not None and not (spec.target and self.tunnel.lossy(counts.sent)):
-            far.arrive(spec.key, self.tunnel_address if spec.target else "", counts.sent, copy)
-        return replace(
-            counts, sent=counts.sent + 1, sent_bytes=counts.sent_bytes + len(copy), truncated=counts.truncated + is_cut
-        )
-
-    def arrive(self, key: int, source: str, sequence: int, frame: bytes) -> None:
-        """Take a copy from a tunnel: to the decapsulator, and on to its sniffer."""
-        for id, fact in self.legs.items():
-            spec, counts = fact.spec, fact.counts
-            if not isinstance(spec, RelaySpec) or (spec.key, spec.source) != (key, source):
+    def arrive(self, packet: bytes) -> None:
+        """Take a frame in its tunnel header, from this host or another one."""
+        for leg, kind in ((wire.FIRST_LEG, RelaySpec), (wire.SECOND_LEG, DeliverySpec)):
+            got = wire.parse(packet, leg=leg)
+            if isinstance(got, wire.Refused):
                 continue
-            assert isinstance(counts, RelayCounts)
-            at = self.received.setdefault(key, Received())
-            at.received += 1
-            at.received_bytes += len(frame)
-            at.highest = max(at.highest, sequence)
-            relayed = int(spec.target is not None)
-            self.legs[id] = replace(
-                fact, counts=replace(counts, arrived=counts.arrived + 1, relayed=counts.relayed + relayed)
-            )
-            if spec.target is None:
-                self.kept.setdefault(key, []).append(frame)
+            source = "" if got.header.source == "0.0.0.0" else got.header.source  # noqa: S104
+            for kept in self._with_key(got.header.key, kind):
+                if kept.spec.source == source:  # type: ignore[union-attr]  # never a SourceSpec
+                    self._take(kept, got)
+                    return
+        self.refused += 1
+
+    def _copy(self, kept: Kept, spec: SourceSpec, frame: bytes, direction: Direction) -> None:
+        kept.counted["matched"] += 1
+        if spec.sample_one_in > 1:
+            is_flow = spec.sample_by == "flow"
+            if not (
+                samples_flow(frame, spec.sample_one_in) if is_flow else self.random.random() * spec.sample_one_in < 1
+            ):
                 return
-            far = self.tunnel.worlds.get(spec.target) if spec.target else self
-            if far is not None:
-                far.deliver(key, self.tunnel_address if spec.target else "", frame)
+        kept.counted["sampled"] += 1
+        cut = frame[: max(spec.snap_bytes, wire.FRAME_BYTES_MIN)] if spec.snap_bytes else frame
+        if spec.target:
+            cut = cut[: TUNNEL_FRAME_MAX - wire.OVERHEAD_BYTES]
+        if spec.rate_limit_kbps and not _conforms(kept, len(cut), spec.rate_limit_kbps):
+            kept.counted["limited"] += 1
             return
+        kept.counted.update(sent=1, sent_bytes=len(cut), truncated=int(cut != frame))
+        header = wire.Header(
+            source=self.address if spec.target else "0.0.0.0",  # noqa: S104
+            sequence=self._number(kept), session=spec.key & 0x3FF, truncated=cut != frame, direction=direction,
+            leg=wire.FIRST_LEG, key=spec.key,
+        )  # fmt: skip
+        self._send(wire.encapsulate(header, cut), spec.target)
 
-    def status_of(self, document: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """Return what a decapsulator here says of itself; see pileus.node.mirror."""
-        if "links" not in document:
-            return {}
-        none = Received()
-        said = {}
-        for id, entry in document.get("sessions", {}).items():
-            at = self.received.get(int(entry["key"], 16), none)
-            first = 0 if at.received else -1
-            forwarded = at.received if entry["to"] == "sniffers" else 0
-            said[id] = [entry["key"], at.received, at.received_bytes, first, at.highest, at.truncated, forwarded, 0]
-        return {"role": "decapsulator", "path": "xdp", "refused": {}, "sessions": said}
+    def _take(self, kept: Kept, got: wire.Arrived) -> None:
+        spec = kept.spec
+        kept.counted["arrived"] += 1
+        port = spec.tunnel_port if isinstance(spec, RelaySpec) else spec.port
+        if port in self.full or not self.has_port(port):
+            kept.counted["dropped"] += 1
+            return
+        if isinstance(spec, DeliverySpec):
+            kept.counted.update(delivered=1, delivered_bytes=len(got.frame))
+            self.delivered[port].append(got.frame)
+            return
+        assert isinstance(spec, RelaySpec)
+        self.arrived[port].append(got)
+        if spec.target is not None:
+            kept.counted["relayed"] += 1
+            source = self.address if spec.target else "0.0.0.0"  # noqa: S104
+            header = wire.own_header(spec.key, source, self._number(kept), leg=wire.SECOND_LEG)
+            self._send(wire.encapsulate(header, got.frame), spec.target)
 
-    def deliver(self, key: int, source: str, frame: bytes) -> None:
-        """Give a copy to the sniffer's port, if it takes it."""
-        for id, fact in self.legs.items():
-            spec, counts = fact.spec, fact.counts
-            if not isinstance(spec, DeliverySpec) or (spec.key, spec.source) != (key, source):
-                continue
-            assert isinstance(counts, DeliveryCounts)
-            counts = replace(counts, arrived=counts.arrived + 1)
-            if self.takes(spec.port):
-                self.delivered.setdefault(spec.port, []).append(frame)
-                size = counts.delivered_bytes + len(frame)
-                counts = replace(counts, delivered=counts.delivered + 1, delivered_bytes=size)
-            else:
-                counts = replace(counts, dropped=counts.dropped + 1)
-            self.legs[id] = replace(fact, counts=counts)
+    def _send(self, packet: bytes, target: str) -> None:
+        if not target:
+            self.arrive(packet)
+        elif target in self.tunnel.hosts and not self.tunnel.lose(packet):
+            self.tunnel.hosts[target].arrive(packet)
+
+    @staticmethod
+    def _number(kept: Kept) -> int:
+        kept.sequence += 1
+        return kept.sequence - 1
+
+    def _with_key(self, key: int, kind: type[LegSpec]) -> Iterator[Kept]:
+        for kept in list(self.legs.values()):
+            if isinstance(kept.spec, kind) and kept.spec.key == key:
+                yield kept
 
 
 class FakeMirror:
-    """The contract over a ``FakeMirrorWorld``."""
+    """One agent's driver of the mirror in ``world``."""
 
     def __init__(self, world: FakeMirrorWorld) -> None:
-        self.world = world
+        self._world = world
 
     async def open(self) -> None:
-        """There is nothing to adopt but the world."""
+        """Adopt what is in force."""
+        await self._begin("open")
 
     async def close(self) -> None:
-        """Let go."""
+        """Let go; copies go on."""
 
     def problem(self) -> str:
-        """Return the world's trouble."""
-        return self.world.trouble
+        """Return what the world says."""
+        return self._world.problem
 
     async def observe(self) -> dict[str, LegFact]:
-        """Return every leg whose ports are plugged."""
-        return {id: fact for id, fact in self.world.legs.items() if all(map(self.world.is_plugged, _ports(fact.spec)))}
+        """Return every leg in force; one whose port has gone never is again by itself."""
+        await self._begin("observe")
+        world = self._world
+        world.legs = {id: kept for id, kept in world.legs.items() if all(map(world.has_port, ports(kept.spec)))}
+        return {id: LegFact(spec=kept.spec, counts=_counts(kept)) for id, kept in world.legs.items()}
 
     async def put(self, spec: LegSpec) -> None:
-        """Make the leg so. Raises: DriverError."""
-        self._check(spec)
-        known = self.world.legs.get(spec.id)
-        keeps = known is not None and type(known.spec) is type(spec) and known.spec.key == spec.key
-        counts = known.counts if known is not None and keeps else _none(spec)
-        self.world.legs[spec.id] = LegFact(spec=spec, counts=counts)
+        """Make the leg be as ``spec`` says. Raises: DriverError, see ``Mirror.put``."""
+        await self._begin("put")
+        world = self._world
+        if world.problem:
+            raise DriverError("MirrorUnsupported", f"this host cannot mirror: {world.problem}")
+        self._refuse(spec)
+        before = world.legs.get(spec.id)
+        if before is not None and before.spec.key == spec.key and type(before.spec) is type(spec):
+            before.spec = spec
+        else:
+            world.legs[spec.id] = Kept(spec, Counter())
 
     async def remove(self, id: str) -> None:
-        """Forget the leg."""
-        self.world.legs.pop(id, None)
+        """Take the leg out of force; None: nothing."""
+        await self._begin("remove")
+        self._world.legs.pop(id, None)
 
     async def tear_down(self) -> None:
-        """Forget everything."""
-        self.world.legs.clear()
+        """Remove everything."""
+        await self._begin("tear_down")
+        self._world.legs.clear()
 
-    def _check(self, spec: LegSpec) -> None:
-        world = self.world
-        if world.trouble:
-            raise DriverError("MirrorUnsupported", world.trouble)
-        for port in _ports(spec):
-            if not world.is_plugged(port):
-                raise DriverError("NoPort", f"port {port} has no tap")
-        if _is_far(spec) and not world.tunnel_address:
-            raise DriverError("NoTunnel", "this host has no tunnel address")
-        if isinstance(spec, SourceSpec):
-            _check_rules(spec)
-            others = [
-                fact
-                for id, fact in world.legs.items()
-                if id != spec.id and isinstance(fact.spec, SourceSpec) and fact.spec.port == spec.port
-            ]
-            if len(others) >= SESSIONS_PER_PORT_MAX:
-                raise DriverError("TooManySessions", f"port {spec.port} has {len(others)} sessions already")
+    def _refuse(self, spec: LegSpec) -> None:
+        world = self._world
+        for port in ports(spec):
+            if not world.has_port(port):
+                raise DriverError("NoPort", f"leg {spec.id} of a mirror session: port {port} has no tap")
+        ends = [getattr(spec, "source", ""), getattr(spec, "target", "")]
+        if any(ends) and not world.address:
+            raise DriverError(
+                "NoTunnel", f"leg {spec.id} of a mirror session needs another host, and the tunnel is missing"
+            )
+        if not isinstance(spec, SourceSpec):
+            return
+        at_port = [k for k in world.legs.values() if isinstance(k.spec, SourceSpec) and k.spec.port == spec.port]
+        if sum(kept.spec.id != spec.id for kept in at_port) >= SESSIONS_PER_PORT_MAX:
+            message = f"port {spec.port} has {SESSIONS_PER_PORT_MAX} mirror sessions already; remove one"
+            raise DriverError("TooManySessions", message)
+        try:
+            check(spec.rules)
+        except BadRules as exc:
+            raise DriverError("BadRules", f"leg {spec.id} of a mirror session: {exc}") from exc
 
-
-def _check_rules(spec: SourceSpec) -> None:
-    try:
-        check(spec.rules)
-    except BadRules as error:
-        raise DriverError("BadRules", str(error)) from None
-
-
-def _is_drawn(spec: SourceSpec, frame: bytes, matched: int) -> bool:
-    """Tell whether sampling takes the frame; the fake counts where the kernel draws."""
-    if spec.sample_by == "flow":
-        return samples_flow(frame, spec.sample_one_in)
-    return matched % spec.sample_one_in == 0
+    async def _begin(self, call: Call) -> None:
+        self._world.calls[call] += 1
+        await asyncio.sleep(0)
+        if call in self._world.errors:
+            raise self._world.errors.pop(call)
 
 
-def _order(fact: LegFact) -> tuple[int, str]:
-    assert isinstance(fact.spec, SourceSpec)  # sources only are ordered
-    return fact.spec.number, fact.spec.id
-
-
-def _ports(spec: LegSpec) -> tuple[str, ...]:
+def ports(spec: LegSpec) -> tuple[str, ...]:
+    """Return the ports that a leg needs."""
     return (spec.tunnel_port, spec.sniffer_port) if isinstance(spec, RelaySpec) else (spec.port,)
 
 
-def _is_far(spec: LegSpec) -> bool:
-    match spec:
-        case SourceSpec():
-            return bool(spec.target)
-        case RelaySpec():
-            return bool(spec.source or spec.target)
-        case DeliverySpec():
-            return bool(spec.source)
+def _looks(spec: LegSpec, port: str, direction: Direction) -> bool:
+    return isinstance(spec, SourceSpec) and spec.port == port and spec.direction in ("both", direction)
 
 
-def _none(spec: LegSpec) -> LegCounts:
-    match spec:
-        case SourceSpec():
-            return SourceCounts()
-        case RelaySpec():
-            return RelayCounts()
-        case DeliverySpec():
-            return DeliveryCounts()
+def _conforms(kept: Kept, length: int, rate_kbps: int) -> bool:
+    now_s = asyncio.get_running_loop().time()
+    ahead_s = max(kept.ahead_s, now_s)
+    if ahead_s - now_s > BURST_S:
+        return False
+    kept.ahead_s = ahead_s + length * 8 / (rate_kbps * 1000)
+    return True
+
+
+def _counts(kept: Kept) -> LegCounts:
+    kinds: dict[type[LegSpec], type[LegCounts]] = {
+        SourceSpec: SourceCounts, RelaySpec: RelayCounts, DeliverySpec: DeliveryCounts,
+    }  # fmt: skip
+    kind = kinds[type(kept.spec)]
+    names = {each.name for each in msgspec.structs.fields(kind)}
+    return kind(**{name: number for name, number in kept.counted.items() if name in names})
