@@ -24,6 +24,7 @@ from pileus.kernel.outcome import Done, Outcome, Wait
 from pileus.kernel.quota import space
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
+from pileus.mirror.session.types import SessionCounts, SessionObserved
 from pileus.server.links import AgentLinks, Channel, Connection
 from pileus.server.run import ServerSettings, Started, Wiring, serve
 from pileus.server.wiring import admissions
@@ -125,6 +126,34 @@ class Vms(Controller):
         return Done(apply=apply)
 
 
+class Mirrors(Controller):
+    """Runs mirror sessions at once, at a decapsulator that a test makes; those that ``waits`` say why."""
+
+    def __init__(self) -> None:
+        self.node = ""
+        self.waits = ""
+        self.counts = SessionCounts()
+        self.over: dict[str, asyncio.Event] = {}
+        """By session: set when it has ended."""
+
+    async def reconcile(self, resource: Resource, store: Store) -> Outcome:
+        """Run it, or end it when its time is over."""
+        if resource.deleting:
+            return Done()
+        if self.waits:
+            return Wait("VmStopped", self.waits, after_s=0.2)
+        has_ended = resource.desired.duration_s == 1
+        observed = SessionObserved(state="ended" if has_ended else "running", counts=self.counts)
+
+        async def apply(tx: Transaction) -> None:
+            now = await tx.get(resource.id)
+            await tx.update(now, assigned=msgspec.structs.replace(now.assigned, node=self.node), observed=observed)
+            if has_ended:
+                self.over.setdefault(resource.id, asyncio.Event()).set()
+
+        return Done(apply=apply)
+
+
 @dataclass
 class Cloud:
     """The server's address and what a test may do behind its back."""
@@ -134,6 +163,7 @@ class Cloud:
     data: Path
     vms: Vms
     hosts: Hosts
+    mirrors: Mirrors
     uploads: list[tuple[str, str, int]] = field(default_factory=list)
 
     @property
@@ -145,18 +175,18 @@ class Cloud:
 @contextlib.contextmanager
 def cloud(data: Path, port: int = 0) -> Iterator[Cloud]:
     """A server in a thread of its own for the block, stopped and joined at its end."""
-    vms, hosts = Vms(), Hosts()
+    vms, hosts, mirrors = Vms(), Hosts(), Mirrors()
     uploads: list[tuple[str, str, int]] = []
     began = threading.Event()
     found: list[Cloud] = []
 
     def ready(started: Started) -> None:
-        found.append(Cloud(started, asyncio.get_running_loop(), data, vms, hosts, uploads))
+        found.append(Cloud(started, asyncio.get_running_loop(), data, vms, hosts, mirrors, uploads))
         began.set()
 
     def run() -> None:
         try:
-            asyncio.run(serve(ServerSettings(data=data, port=port), ready, _wiring(vms, hosts, uploads)))
+            asyncio.run(serve(ServerSettings(data=data, port=port), ready, _wiring(vms, hosts, mirrors, uploads)))
         finally:
             began.set()
 
@@ -172,7 +202,7 @@ def cloud(data: Path, port: int = 0) -> Iterator[Cloud]:
         assert not thread.is_alive()
 
 
-def _wiring(vms: Vms, hosts: Hosts, uploads: list[tuple[str, str, int]]) -> Wiring:
+def _wiring(vms: Vms, hosts: Hosts, mirrors: Mirrors, uploads: list[tuple[str, str, int]]) -> Wiring:
     @contextlib.asynccontextmanager
     async def agents(store: Store, hub: Hub) -> AsyncIterator[AgentLinks]:
         yield hosts
@@ -192,7 +222,11 @@ def _wiring(vms: Vms, hosts: Hosts, uploads: list[tuple[str, str, int]]) -> Wiri
 
     return Wiring(
         admissions=admissions(),
-        controllers=lambda store, images: {"compute.vm": vms, "fleet.rollout": RolloutController()},
+        controllers=lambda store, images: {
+            "compute.vm": vms,
+            "fleet.rollout": RolloutController(),
+            "mirror.session": mirrors,
+        },
         agents=agents,
         uploaded=uploaded,
     )

@@ -21,6 +21,8 @@ from pileus.cli.session import Session
 from pileus.cli.units import human_bytes
 from pileus.node.mirror import pcapng
 
+NOWHERE, OUTPUT = -1, -2
+"""Instead of a file's descriptor."""
 COUNTS_S = 20.0
 """How long the last counts are waited for: decapsulators say theirs every ten seconds."""
 
@@ -55,11 +57,9 @@ def command(session: Session, /, words: tuple[str, ...], **options: Any) -> None
 
 
 def _target(file: str, is_to_file: bool, to_output: bool) -> int:
-    """Return where pcapng goes, as a descriptor; -1: nowhere. Raises: Failure."""
-    if to_output:
-        return sys.stdout.fileno()
+    """Return where pcapng goes: a descriptor, OUTPUT or NOWHERE. Raises: Failure."""
     if not is_to_file:
-        return -1
+        return OUTPUT if to_output else NOWHERE
     try:
         # Others have no business in what was said over a network.
         return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -88,7 +88,7 @@ class View:
 
     def __exit__(self, *_: object) -> None:
         self._progress.erase()
-        if self._target > 2:
+        if self._target not in (NOWHERE, OUTPUT):
             os.close(self._target)
 
     @property
@@ -117,7 +117,7 @@ class View:
             await self._write(b"".join(parts))
 
     def _block(self, block: pcapng.Block, lines: list[str], parts: list[bytes]) -> None:
-        is_written = self._target >= 0
+        is_written = self._target != NOWHERE
         if isinstance(block, pcapng.Packet):
             if block.at_ns <= self._seen_ns or self.is_full:
                 return
@@ -144,7 +144,7 @@ class View:
         from pileus.cli.tunnel import StandardStreams
 
         self.written_bytes += len(content)
-        if self._target == sys.stdout.fileno():
+        if self._target == OUTPUT:
             await StandardStreams().write(content)
             return
         rest = memoryview(content)
