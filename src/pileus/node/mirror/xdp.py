@@ -25,7 +25,6 @@ _TO: dict[To, int] = {"store": TO_STORE, "sniffers": TO_SNIFFERS}
 SLOTS = 1024
 """More than the sessions that a decapsulator ever has (pileus.node.mirror.SESSIONS_MAX)."""
 
-_FOREIGN_MAX = 1024
 _NO_PREALLOCATION = 1
 _SLOT = struct.Struct("=I")
 _REFUSED = struct.Struct("=Q")
@@ -50,7 +49,7 @@ class DataPath:
             self._maps = Maps(
                 entries=self._map(kernel.ARRAY, 4, ENTRY.size, slots, "sessions"),
                 counts=self._map(kernel.PERCPU_ARRAY, 4, COUNTS.size, slots, "counts"),
-                foreign=self._map(kernel.HASH, 8, 16, _FOREIGN_MAX, "foreign"),
+                foreign=self._map(kernel.HASH, 8, 16, slots, "foreign"),
                 refused=self._map(kernel.PERCPU_ARRAY, 4, 8, len(wire.REASONS), "refused"),
                 sniffers=self._map(kernel.DEVMAP, 4, 4, 1, "sniffers"),
             )
