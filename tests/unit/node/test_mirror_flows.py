@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from pileus.node.mirror.flows import Flows, ends_of, original_bytes, protocol_name
+from pileus.node.mirror.flows import Ends, Flows, ends_of, original_bytes, protocol_name
 
 MACS = bytes.fromhex("525400000002525400000001")
 S = 1_000_000_000
@@ -23,6 +23,11 @@ def ipv4(source: str, destination: str, protocol: int, payload: bytes, fragment:
 def tcp(source: str, source_port: int, destination: str, port: int, flags: int = ACK, more: int = 0) -> bytes:
     head = struct.pack("!HHIIBBHHH", source_port, port, 1, 1, 0x50, flags, 512, 0, 0)
     return ipv4(source, destination, 6, head + bytes(more))
+
+
+def talkers(ends: Ends) -> tuple[int, int, set[tuple[bytes, int]]]:
+    both = {(ends.source, ends.source_port), (ends.destination, ends.destination_port)}
+    return ends.family, ends.protocol, both
 
 
 def ipv6(protocol: int, payload: bytes) -> bytes:
@@ -109,7 +114,14 @@ def test_no_bytes_break_it() -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance, flows = random.Random(seed), Flows(limit=50)
-    starts = [tcp("10.0.0.1", 1, "10.0.0.2", 2), ipv6(6, bytes(20)), MACS + b"\x81\x00", b""]
+    ends = [("10.0.0.1", 1, "10.0.0.2", 2), ("10.0.0.2", 2, "10.0.0.1", 1)]
+    starts = [
+        *(tcp(*each, more=20) for each in ends),
+        tcp("10.0.0.1", 1, "10.0.0.2", 2),
+        ipv6(6, bytes(20)),
+        MACS + b"\x81\x00",
+        b"",
+    ]
     for _ in range(5000):
         frame = bytearray(chance.choice(starts) + chance.randbytes(chance.randrange(20)))
         for _ in range(chance.randrange(3)):
@@ -117,5 +129,7 @@ def test_no_bytes_break_it() -> None:
                 frame[chance.randrange(len(frame))] = chance.randrange(256)
         cut = bytes(frame[: chance.randrange(len(frame) + 1)])
         flows.add(cut, S, original_bytes(cut))
+        # However it was found, it is the flow of that frame.
+        assert talkers(next(flows.changed()).ends) == talkers(ends_of(cut))
     assert all(flow.told() for flow in flows.changed())
     assert sum(sum(flow.packets) for flow in flows.changed()) + flows.gone[1] == 5000

@@ -44,10 +44,11 @@ class Kept:
 
 
 class Captures:
-    """The thread. ``kept``: session id -> what there is to read."""
+    """The thread. ``kept``: session id -> what there is to read. ``failure``: what broke last, "" as it should be."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Kept] = {}
+        self.failure = ""
         self._selector = selectors.DefaultSelector()
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._near, self._far = socket.socketpair()
@@ -55,6 +56,7 @@ class Captures:
         self._server: socket.socket | None = None
         self._readers: set[_Reader] = set()
         self._is_ended = False
+        self._look_at = 0.0
         self.watch(self._near, self._on_call)
         self._thread = Thread(target=self._run, name="captures", daemon=True)
         self._thread.start()
@@ -113,21 +115,39 @@ class Captures:
         return answer
 
     def _run(self) -> None:
-        look_at = 0.0
         while not self._is_ended:
-            is_hungry = any([reader.turn() for reader in list(self._readers)])
-            for key, _ in self._selector.select(0 if is_hungry else _LOOK_S):
-                key.data()
-            if time.monotonic() >= look_at:
-                look_at = time.monotonic() + _LOOK_S
-                for reader in list(self._readers):
-                    reader.look(time.monotonic())
+            # Whatever breaks here must not end the thread: others wait for it.
+            with Mishap(Exception) as mishap:
+                self._round()
+            if mishap.result is not None:
+                self.failure = f"{type(mishap.result).__name__}: {mishap.result}"[:500]
         for reader in list(self._readers):
             reader.end()
         if self._server is not None:
             self._server.close()
         self._selector.close()
         self._near.close()
+
+    def _round(self) -> None:
+        is_hungry = any([self._attended(reader, reader.turn) for reader in list(self._readers)])
+        for key, _ in self._selector.select(0 if is_hungry else _LOOK_S):
+            key.data()
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_S
+            for reader in list(self._readers):
+                self._attended(reader, lambda reader=reader: reader.look(now))  # type: ignore[misc]
+
+    def _attended(self, reader: _Reader, work: Callable[[], bool | None]) -> bool:
+        """Do it; a reader that breaks is ended."""
+        is_done = False
+        try:
+            found = work()
+            is_done = True
+            return bool(found)
+        finally:
+            if not is_done:
+                reader.end()
 
     def _on_call(self) -> None:
         self._near.recv(4096)

@@ -24,6 +24,7 @@ _WITH_PORTS = {6: "tcp", 17: "udp", 132: "sctp"}
 _NAMES = {**_WITH_PORTS, 1: "icmp", 58: "icmp6", 2: "igmp", 47: "gre", 50: "esp"}
 _SYN_ACK = 0x12
 _FRAGMENT_OFFSET = 0x1FFF
+_PLAIN_IPV4 = b"\x08\x00\x45"
 
 
 class Ends(NamedTuple):
@@ -41,16 +42,22 @@ class Ends(NamedTuple):
     """It can only be an answer: a TCP segment with SYN and ACK."""
 
 
+Key = tuple[int, int, bytes, int, bytes, int]
+
+
 class Flow:
-    """What is known of one conversation; numbers are of ``a`` to ``b``, and back."""
+    """What is known of one conversation; numbers are of ``a`` to ``b``, and back. ``mark``: when it had its last frame."""
 
-    __slots__ = ("bytes", "ends", "first_ns", "last_ns", "packets")
+    __slots__ = ("bytes", "ends", "first_ns", "key", "last_ns", "mark", "packets", "shorts")
 
-    def __init__(self, ends: Ends, at_ns: int) -> None:
-        self.ends = ends
+    def __init__(self, ends: Ends, key: Key, at_ns: int) -> None:
+        self.ends, self.key = ends, key
         self.first_ns = self.last_ns = at_ns
+        self.mark = 0
         self.packets = [0, 0]
         self.bytes = [0, 0]
+        self.shorts: list[bytes] = []
+        """Under which it is found without looking at the whole frame."""
 
     def told(self) -> dict[str, Any]:
         """Return the record as it is told to readers: JSON."""
@@ -63,55 +70,78 @@ class Flow:
 
 
 class Flows:
-    """The flows of one session. ``gone``: records, packets and bytes that had to go."""
+    """The flows of one session. ``gone``: records, packets and bytes that had to go. ``mark`` grows with every frame."""
 
     def __init__(self, limit: int = FLOWS_MAX) -> None:
         self.gone = [0, 0, 0]
+        self.mark = 0
         self._limit = limit
-        self._flows: OrderedDict[tuple[Any, ...], tuple[Flow, int]] = OrderedDict()
-        self._count = 0
+        self._flows: OrderedDict[Key, Flow] = OrderedDict()
+        self._shorts: dict[bytes, tuple[Flow, int]] = {}
 
     def __len__(self) -> int:
         return len(self._flows)
 
-    @property
-    def mark(self) -> int:
-        """A number that grows with every frame; ``changed`` takes it."""
-        return self._count
-
     def add(self, frame: bytes, at_ns: int, original: int) -> None:
         """Count a frame that had ``original`` bytes."""
-        ends = ends_of(frame)
-        one, other = (ends.source, ends.source_port), (ends.destination, ends.destination_port)
-        key = (ends.family, ends.protocol, *(one + other if one <= other else other + one))
-        self._count += 1
-        held = self._flows.get(key)
-        flow = held[0] if held is not None else self._begin(ends, at_ns)
-        self._flows[key] = (flow, self._count)
-        self._flows.move_to_end(key)
-        side = 0 if (flow.ends.source, flow.ends.source_port) == one else 1
+        short = _short(frame)
+        found = self._shorts.get(short)
+        flow, side = found if found is not None else self._find(frame, short, at_ns)
+        self.mark += 1
+        flow.mark = self.mark
+        self._flows.move_to_end(flow.key)
         flow.packets[side] += 1
         flow.bytes[side] += original
         # Frames of several CPUs may arrive out of order.
-        flow.first_ns, flow.last_ns = min(flow.first_ns, at_ns), max(flow.last_ns, at_ns)
+        if at_ns > flow.last_ns:
+            flow.last_ns = at_ns
+        elif at_ns < flow.first_ns:
+            flow.first_ns = at_ns
 
     def changed(self, since: int = 0) -> Iterator[Flow]:
         """Yield the flows that had a frame after the mark ``since``, the latest first."""
-        for flow, count in reversed(self._flows.values()):
-            if count <= since:
+        for flow in reversed(self._flows.values()):
+            if flow.mark <= since:
                 return
             yield flow
 
-    def _begin(self, ends: Ends, at_ns: int) -> Flow:
+    def _find(self, frame: bytes, short: bytes, at_ns: int) -> tuple[Flow, int]:
+        """Return the frame's flow, and its direction there: 0 from ``a`` to ``b``."""
+        ends = ends_of(frame)
+        one, other = (ends.source, ends.source_port), (ends.destination, ends.destination_port)
+        key = (ends.family, ends.protocol, *one, *other) if one <= other else (ends.family, ends.protocol, *other, *one)
+        flow = self._flows.get(key) or self._begin(ends, key, at_ns)
+        found = (flow, 0 if (flow.ends.source, flow.ends.source_port) == one else 1)
+        if short:
+            self._shorts[short] = found
+            flow.shorts.append(short)
+        return found
+
+    def _begin(self, ends: Ends, key: Key, at_ns: int) -> Flow:
         if len(self._flows) >= self._limit:
-            _, (oldest, _) = self._flows.popitem(last=False)
+            _, oldest = self._flows.popitem(last=False)
+            for short in oldest.shorts:
+                del self._shorts[short]
             self.gone = [self.gone[0] + 1, self.gone[1] + sum(oldest.packets), self.gone[2] + sum(oldest.bytes)]
         if ends.is_answer:
             ends = ends._replace(
                 source=ends.destination, source_port=ends.destination_port,
                 destination=ends.source, destination_port=ends.source_port,
             )  # fmt: skip
-        return Flow(ends, at_ns)
+        flow = self._flows[key] = Flow(ends, key, at_ns)
+        return flow
+
+
+def _short(frame: bytes) -> bytes:
+    """Return protocol, addresses and ports of an IPv4 frame without options that has ports; else nothing."""
+    if (
+        frame[12:15] == _PLAIN_IPV4
+        and len(frame) >= 38
+        and frame[23] in _WITH_PORTS
+        and not (frame[20] & 31 or frame[21])
+    ):
+        return frame[23:24] + frame[26:38]
+    return b""
 
 
 def ends_of(frame: bytes) -> Ends:

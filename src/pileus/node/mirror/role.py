@@ -37,10 +37,11 @@ SYS = File("/sys/class/net")
 
 
 class Running:
-    """A session in force. ``ended``: its time was over; what was counted until then stays."""
+    """A session in force. ``room``: bytes to keep packets in. ``ended``: its time was over; what was counted until then."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: Wanted, room: int) -> None:
         self.wanted = wanted
+        self.room = room
         self.ended: list[Any] | None = None
 
 
@@ -88,6 +89,8 @@ class Decapsulator:
         said: dict[str, Any] = {"role": "decapsulator", "path": self._path.kind if self._path else ""}
         said |= {"waiting": list(self._waiting), "failed": dict(self._failed)}
         said["mode"] = self._path.mode if self._path else ""
+        if self._captures.failure:
+            said["failed"]["readers"] = self._captures.failure
         said["refused"] = self._path.refused() if self._path else {}
         dropped = self._shelves.drops()
         said["sessions"] = {
@@ -146,19 +149,31 @@ class Decapsulator:
         if self._path is None:
             return
         shares = self._shelves.shares(config.sessions)
+        failures = []
         for id, wanted in config.sessions.items():
-            if id in self._running:
-                self._running[id].wanted = wanted
-                self._shelves.change(id, wanted.name, shares.get(id, 0))
-            elif not _is_over(wanted, now):
-                self._start(self._path, wanted, shares.get(id, 0))
+            try:
+                self._do_session(self._path, wanted, shares.get(id, 0), now)
+            except OSError as failed:
+                failures.append(f"{id}: {failed}")
         self._end_late(now)
+        if failures:
+            raise CommandFailed(f"{len(failures)} sessions cannot be, such as {failures[0]}")
+
+    def _do_session(self, path: Way, wanted: Wanted, room: int, now: float) -> None:
+        running = self._running.get(wanted.id)
+        if running is None:
+            if not _is_over(wanted, now):
+                self._start(path, wanted, room)
+            return
+        if (wanted.name, room) != (running.wanted.name, running.room):
+            self._shelves.change(wanted.id, _name(wanted), room)
+        running.wanted, running.room = wanted, room
 
     def _start(self, path: Way, wanted: Wanted, store_bytes: int) -> None:
-        self._running[wanted.id] = Running(wanted)
+        self._running[wanted.id] = Running(wanted, store_bytes)
         try:
             if wanted.to == "store":
-                session = Session(wanted.name or wanted.id, store_bytes, wanted.foreign is not None)
+                session = Session(_name(wanted), store_bytes, wanted.foreign is not None)
                 queue = path.queue(wanted, session.take)
                 self._shelves.put(wanted.id, session, lambda: path.counts(wanted), queue)
             path.put(wanted)
@@ -211,3 +226,7 @@ def set_up(name: str) -> None:
 
 def _is_over(wanted: Wanted, now: float) -> bool:
     return 0 < wanted.ends_at <= now
+
+
+def _name(wanted: Wanted) -> str:
+    return wanted.name or wanted.id

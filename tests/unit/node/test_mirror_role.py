@@ -1,0 +1,130 @@
+"""The decapsulator's document, what it asks of memory, and the frames that are kept: parts without sockets."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from pileus.node.mirror import SESSIONS_MAX, wire
+from pileus.node.mirror.model import Foreign, read
+from pileus.node.mirror.packets import copy_of, read_kept
+from pileus.node.mirror.shelves import shares
+from pileus.node.mirror.sockets import foreign_tests, key_tests
+from pileus.node.mirror.wire import Arrived, Header, encapsulate
+from pileus.node.role import RoleRefused
+
+MACS = {"tunnel": {"mac": "02:50:00:00:00:01"}, "sniffers": {"mac": "02:50:00:00:00:02"}}
+SOURCE = "10.98.0.1"
+KEY = 0x123456789AB << 16 >> 8 | 7
+
+
+def session(slot: int = 7, **more: Any) -> dict[str, Any]:
+    return {"key": f"{0x1234 << 16 | slot:015x}", "source": SOURCE, "to": "sniffers", "name": "web", **more}
+
+
+def foreign(**more: Any) -> dict[str, Any]:
+    return {"source": SOURCE, "erspan": 5, "type": 2, "slot": 7, **more}
+
+
+def test_a_document_is_read() -> None:
+    config = read({
+        "links": MACS,
+        "sessions": {"a": session(8, to="store", store_mib=16, ends_at=1.5), "b": session()},
+        "foreign": {"b": foreign()},
+    })  # fmt: skip
+    kept, other = config.sessions["a"], config.sessions["b"]
+    assert (kept.slot, kept.key, kept.store_bytes, kept.ends_at) == (8, 0x12340008, 16 << 20, 1.5)
+    assert (other.slot, other.to, other.foreign, other.ends_at) == (7, "sniffers", Foreign(5, 2), 0.0)
+    assert read({}).sessions == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sessions": {"a": session(key="12")}}, "key"),
+        ({"sessions": {"a": session(key="4" + "0" * 14)}}, "key"),
+        ({"sessions": {"a": session(source="tunnel")}}, "source"),
+        ({"sessions": {"a": session(to="nowhere")}}, "to is"),
+        ({"sessions": {"a": session(to="store")}}, "store_mib"),
+        ({"sessions": {"a": session(to="store", store_mib=0)}}, "store_mib"),
+        ({"sessions": {"a": session(name="a\nb")}}, "name"),
+        ({"sessions": {"a": session(ends_at="soon")}}, "ends_at"),
+        ({"sessions": {"a": session(ends_at=float("nan"))}}, "ends_at"),
+        ({"sessions": {"a": []}}, "no object"),
+        ({"sessions": {"a b": session()}}, "no id"),
+        ({"sessions": {"a": session(), "b": session()}}, "told apart"),
+        ({"sessions": {f"s{n}": session(n) for n in range(SESSIONS_MAX + 1)}}, "more than"),
+        ({"foreign": {"a": foreign()}}, "no session"),
+        ({"sessions": {"a": session()}, "foreign": {"a": foreign(slot=8)}}, "another"),
+        ({"sessions": {"a": session()}, "foreign": {"a": foreign(type=1)}}, "type"),
+        ({"sessions": {"a": session()}, "foreign": {"a": foreign(erspan=1024)}}, "erspan"),
+        (
+            {"sessions": {"a": session(), "b": session(8)}, "foreign": {"a": foreign(), "b": foreign(slot=8)}},
+            "told apart",
+        ),
+        ({"links": {"third": {"mac": "02:50:00:00:00:01"}}}, "link 'third'"),
+        ({"links": {"tunnel": {"mac": "eth0"}}}, "mac"),
+        ({"rules": {}}, "section 'rules'"),
+    ],
+)
+def test_a_document_that_cannot_be_is_refused_with_the_place(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(RoleRefused) as refused:
+        read({"links": MACS, **change})
+    assert words in refused.value.message
+
+
+def test_stores_that_ask_for_too_much_share_what_there_is() -> None:
+    assert shares({"a": 10, "b": 20}, 30) == {"a": 10, "b": 20}
+    assert shares({"a": 10, "b": 30}, 20) == {"a": 5, "b": 15}
+    assert shares({}, 20) == {}
+
+
+def frames() -> list[bytes]:
+    """Return frames as the data path lets them through to be kept."""
+    headers = [
+        Header(source=SOURCE, key=KEY, leg=1, sequence=9, session=5, timestamp=77, truncated=True),
+        Header(source=SOURCE, key=KEY, leg=1, sequence=1 << 31, direction="egress", granularity=0),
+        Header(source=SOURCE, sequence=4, session=5, granularity=2, timestamp=1),
+        Header(source=SOURCE, erspan=2, sequence=4, session=5, truncated=True),
+        Header(source=SOURCE, erspan=2, sequence=0xFFFFFFFF, session=6),
+    ]
+    made = [
+        encapsulate(header, random.Random(1).randbytes(length)) for header in headers for length in (14, 15, 60, 1500)
+    ]
+    return [frame[:12] + wire.ETHERTYPE_LABEL.to_bytes(2, "big") + frame[14:] for frame in made]
+
+
+def test_kept_frames_are_read_as_the_parser_reads_them() -> None:
+    for frame in frames():
+        found = wire.parse(frame, ethertype=wire.ETHERTYPE_LABEL)
+        assert isinstance(found, Arrived)
+        assert read_kept(frame) == copy_of(found)
+    for length in range(100):
+        read_kept(bytes(length))
+
+
+def takes(tests: list[tuple[int, int, int, int]], frame: bytes) -> bool:
+    """Do what the kernel does with the tests."""
+    sizes = {0x20: 4, 0x28: 2, 0x30: 1}
+    return all(
+        len(frame) >= at + sizes[load] and int.from_bytes(frame[at : at + sizes[load]], "big") & mask == value
+        for load, at, mask, value in tests
+    )
+
+
+def test_a_queue_takes_the_frames_of_its_session_only() -> None:
+    source = bytes([10, 98, 0, 1])
+    mine = [takes(key_tests(source, KEY), frame) for frame in frames()]
+    assert mine == [True] * 8 + [False] * 12
+    second = [takes(foreign_tests(source, 5, 2), frame) for frame in frames()]
+    assert second == [False] * 12 + [True] * 4 + [False] * 4
+    third = [takes(foreign_tests(source, 5, 3), frame) for frame in frames()]
+    assert third == [False] * 8 + [True] * 4 + [False] * 8
+    for tests in (
+        key_tests(source, KEY + (1 << 16)),
+        key_tests(bytes([10, 98, 0, 2]), KEY),
+        foreign_tests(source, 7, 2),
+    ):
+        assert not any(takes(tests, frame) for frame in frames())
