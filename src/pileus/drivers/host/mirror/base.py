@@ -17,9 +17,9 @@ class SourceSpec(Struct, frozen=True, kw_only=True):
     """Copies are taken at a port of this host.
 
     ``number``: sessions of a port are asked in this order, then by id. ``rules``: the first that fits decides; none at all:
-    every packet is taken; otherwise what no rule fits is not. ``snap_bytes`` 0: whole frames; less than an Ethernet header
-    (14) is as much as that. ``sample_one_in`` 1: every packet. ``rate_limit_kbps``: of the frames' own bytes, as copied; 0:
-    none. ``target``: tunnel address of the decapsulator's host; "": this host.
+    every packet is taken; otherwise what no rule fits is not. ``snap_bytes`` 0: whole frames; less than SNAP_BYTES_MIN is
+    as much as that. ``sample_one_in`` 1: every packet. ``rate_limit_kbps``: of the frames' own bytes, as copied; 0: none.
+    ``target``: tunnel address of the decapsulator's host; "": this host.
     """
 
     id: str
@@ -137,3 +137,6 @@ class Mirror(Protocol):
 
 
 SESSIONS_PER_PORT_MAX = 8
+
+SNAP_BYTES_MIN = 64
+"""The kernel cuts nothing off a packet's headers up to those of TCP or UDP: 54 bytes with IPv6."""

@@ -17,6 +17,7 @@ from msgspec import Struct
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.mirror.base import (
     SESSIONS_PER_PORT_MAX,
+    SNAP_BYTES_MIN,
     DeliveryCounts,
     DeliverySpec,
     LegCounts,
@@ -70,6 +71,8 @@ class FakeMirrorWorld:
         """What came for sniffers, by port."""
         self.full: set[str] = set()
         """Ports that can take nothing, set by tests."""
+        self.takes: Callable[[str], bool] = lambda _: True
+        """Whether somebody at the port takes what comes; set by simulated hosts."""
         self.refused = 0
         self.problem = ""
         self.calls: Counter[Call] = Counter()
@@ -113,7 +116,7 @@ class FakeMirrorWorld:
             ):
                 return
         kept.counted["sampled"] += 1
-        cut = frame[: max(spec.snap_bytes, wire.FRAME_BYTES_MIN)] if spec.snap_bytes else frame
+        cut = frame[: max(spec.snap_bytes, SNAP_BYTES_MIN)] if spec.snap_bytes else frame
         if spec.target:
             cut = cut[: TUNNEL_FRAME_MAX - wire.OVERHEAD_BYTES]
         if spec.rate_limit_kbps and not _conforms(kept, len(cut), spec.rate_limit_kbps):
@@ -131,7 +134,7 @@ class FakeMirrorWorld:
         spec = kept.spec
         kept.counted["arrived"] += 1
         port = spec.tunnel_port if isinstance(spec, RelaySpec) else spec.port
-        if port in self.full or not self.has_port(port):
+        if port in self.full or not self.has_port(port) or not self.takes(port):
             kept.counted["dropped"] += 1
             return
         if isinstance(spec, DeliverySpec):

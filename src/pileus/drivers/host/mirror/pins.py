@@ -82,7 +82,7 @@ class Pins:
         """Remove everything: what is pinned ends with its file."""
         self.close()
         while self.exist():
-            for path in self._folder.iterdir():
+            for path in [*self._folder.glob("link-*"), *self._folder.glob("map-*")]:
                 path.unlink()
             if _libc.umount2(os.fsencode(self._folder), MNT_DETACH) != 0:
                 code = ctypes.get_errno()

@@ -180,7 +180,8 @@ class KernelMirror:
         """Return a slot that nobody has, and hardly anybody had just now."""
         taken = {leg.slot for leg in self._legs()}
         start = secrets.randbelow(layout.SLOTS)
-        for slot in (*range(start, layout.SLOTS), *range(start)):
+        for step in range(layout.SLOTS):
+            slot = (start + step) % layout.SLOTS
             if slot not in taken:
                 return slot
         raise DriverError("MirrorUnsupported", f"this host has {layout.SLOTS} legs of mirror sessions already")
@@ -235,8 +236,7 @@ class KernelMirror:
         return kernel.lookup(self._map(name), key, len(value)) == value
 
     def _map(self, name: str) -> int:
-        number: int = getattr(self._pins.maps(), name)
-        return number
+        return int(getattr(self._pins.maps(), name))
 
     def _counts(self, leg: Leg) -> LegCounts:
         each = kernel.lookup_per_cpu(self._pins.maps().counts, struct.pack("I", leg.slot), layout.COUNTS_BYTES)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec import Struct, field
 
 from pileus.drivers.host.mirror import bus, gate, relay, select
-from pileus.drivers.host.mirror.base import DeliverySpec, LegSpec, RelaySpec, SourceSpec
+from pileus.drivers.host.mirror.base import SNAP_BYTES_MIN, DeliverySpec, LegSpec, RelaySpec, SourceSpec
 from pileus.drivers.host.mirror.layout import (
     FORMAT,
     Maps,
@@ -29,7 +29,6 @@ COPIES, BUS = "pileus-copies", "pileus-bus"
 """The two ends of the pair of devices that copies go through."""
 
 ETHERNET_BYTES = 14
-FRAME_BYTES_MIN = 14
 FRAME_BYTES_MAX = 65_535
 DIRECTIONS: tuple[Direction, Direction] = ("ingress", "egress")
 
@@ -157,9 +156,7 @@ def can_be(spec: LegSpec, devices: Devices) -> bool:
 
 def longest(spec: SourceSpec | RelaySpec, devices: Devices) -> int:
     """Return how many bytes of a frame go out: its snap length, or what the tunnel's MTU leaves."""
-    snap = (
-        max(spec.snap_bytes, FRAME_BYTES_MIN) if isinstance(spec, SourceSpec) and spec.snap_bytes else FRAME_BYTES_MAX
-    )
+    snap = max(spec.snap_bytes, SNAP_BYTES_MIN) if isinstance(spec, SourceSpec) and spec.snap_bytes else FRAME_BYTES_MAX
     return min(snap, devices.tunnel_mtu + ETHERNET_BYTES - OVERHEAD_BYTES) if spec.target else snap
 
 
