@@ -29,7 +29,7 @@ from tests.contract.ovs.frames import (
 from tests.contract.ovs.lan import LIMIT_S, Guest, Lan
 
 from pileus.drivers.host.ovs import daemons, flows, namespace
-from pileus.drivers.host.ovs.base import STRAY, PortSpec
+from pileus.drivers.host.ovs.base import APART, STRAY, PortSpec
 from pileus.drivers.host.paths import HostPaths
 
 pytestmark = pytest.mark.anyio
@@ -84,6 +84,22 @@ async def test_no_spoofed_frame_arrives_anywhere_and_each_is_counted(lan: Lan) -
     for guest in (peer, stranger, friend, attacker):
         assert [names.get(frame, frame.hex()) for frame in guest.inbox] == []
     await lan.counted(lambda: lan.dropped(RED_A), len(tried))
+
+
+async def test_a_port_apart_gets_nothing_and_gives_nothing(lan: Lan) -> None:
+    apart = await lan.plug(msgspec.structs.replace(RED_A, vlan=APART))
+    red, blue = await lan.plug(RED_B), await lan.plug(BLUE_B)
+    friend = await lan.plug(msgspec.structs.replace(BLUE_A, vlan=101, addresses=("10.1.1.12",)))
+    for other in (red, blue):
+        apart.send(*good_frames(apart.spec, other.spec))
+        other.send(*good_frames(other.spec, apart.spec))
+    await lan.settle(friend, red)
+    assert apart.inbox == blue.inbox == []
+    own = bytes.fromhex(apart.spec.mac.replace(":", ""))
+    assert not any(frame[6:12] == own for frame in red.inbox)
+    fact = (await lan.switch.observe())[RED_A.id]
+    assert (fact.vlan, fact.blocked) == (APART, False)
+    assert STRAY not in (await lan.switch.vlan_counts())[RED_A.id]
 
 
 async def test_a_port_without_addresses_may_only_ask_for_one(lan: Lan) -> None:

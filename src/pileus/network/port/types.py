@@ -41,7 +41,7 @@ class PortDesired(Struct, frozen=True, kw_only=True):
 class PortAssigned(Struct, frozen=True, kw_only=True):
     """Everything the switch and the guest need to know. An appliance's port has no network and no ``address``.
 
-    ``vlan`` 0 is the zone's public segment, -2 none at all.
+    ``vlan`` 0 is the zone's public segment, 4095 none at all.
     """
 
     zone: str
@@ -70,8 +70,8 @@ class PortObserved(Struct, frozen=True, kw_only=True):
 PUBLIC_VLAN = 0
 """In place of a VLAN: the zone's public segment."""
 
-APART = -2
-"""In place of a VLAN: of none, as of a mirror's ports."""
+APART = 4095
+"""In place of a VLAN: of none, as of a mirror's ports. No guest can have it: 802.1Q reserves 4095."""
 
 MAC_SPACE = "mac"
 """Claim space of all MAC addresses of the cluster; numbers are the low 32 bits."""

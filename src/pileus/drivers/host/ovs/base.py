@@ -10,8 +10,8 @@ PUBLIC_VLAN = 0
 """In place of a VLAN: the zone's public segment, untagged on the public uplink."""
 
 
-APART = -2
-"""In place of a VLAN: of none. The switch takes nothing from the port and gives it nothing; a mirror's programs use its tap."""
+APART = 4095
+"""In place of a VLAN (802.1Q reserves it): of none. The switch takes nothing from such a port and gives it nothing."""
 
 STRAY = -1
 """In place of a VLAN, of frames that should not have arrived; see ``Switch.vlan_counts``."""
