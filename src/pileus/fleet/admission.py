@@ -7,18 +7,19 @@ from pileus.fleet.manager.types import ManagerDesired
 from pileus.kernel.access import Principal
 from pileus.kernel.errors import Denied
 from pileus.kernel.kind import Resource
+from pileus.kernel.reader import Reader
 from pileus.kernel.transaction import Transaction
 
 OWN_NODES_MAX = 10_000
 """Of an account's own manager; its quota ends first."""
 
 
-async def consent_of(tx: Transaction, account_id: str, manager: Resource) -> ConsentDesired | None:
+async def consent_of(reader: Reader, account_id: str, manager: Resource) -> ConsentDesired | None:
     """Return what the account lets the manager do, None for nothing; its own manager may do everything in it."""
     if manager.account_id == account_id:
         return ConsentDesired(manager=manager.name, nodes_max=OWN_NODES_MAX)
-    held = await tx.holder(consent_space(account_id), manager.id)
-    found = await tx.find_id(held) if held else None
+    held = await reader.holder(consent_space(account_id), manager.id)
+    found = await reader.find_id(held) if held else None
     return found.desired if found is not None and not found.deleting else None
 
 

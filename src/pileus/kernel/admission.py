@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import Struct
 
 from pileus.kernel.access import Principal, Rule, covers, nameable
-from pileus.kernel.errors import Denied, Invalid, NotFound
+from pileus.kernel.errors import Denied, Invalid
 from pileus.kernel.ids import is_id
 from pileus.kernel.kind import Kind, Resource
+from pileus.kernel.reader import Reader
 from pileus.kernel.shape import references
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.transaction import Transaction
@@ -61,16 +62,6 @@ class Made(Struct, frozen=True):
     extra: Mapping[str, Any]
 
 
-class Reader(Protocol):
-    """Where references are looked up: a store, or a transaction."""
-
-    async def get(self, id: str) -> Resource:
-        """Return the resource. Raises: NotFound."""
-
-    async def find(self, kind: str, account_id: str, name: str) -> Resource | None:
-        """Return the resource with this name, if there is one."""
-
-
 async def look_up(
     reader: Reader, kind: Kind, account_id: str, word: str, is_known: Callable[[Resource], bool]
 ) -> Resource | None:
@@ -93,11 +84,8 @@ async def look_up(
 
 
 async def _by_id(reader: Reader, kind: Kind, account_id: str, id: str) -> Resource | None:
-    try:
-        found = await reader.get(id)
-    except NotFound:
-        return None
-    if found.kind != kind.name:
+    found = await reader.find_id(id)
+    if found is None or found.kind != kind.name:
         return None
     public = found.account_id == "" and kind.readable_by == "everyone"
     return found if not account_id or found.account_id == account_id or public else None

@@ -15,11 +15,11 @@ from pileus.kernel.admission import list_hint, look_up
 from pileus.kernel.errors import Denied, Invalid, NotFound
 from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Kind, Registry, Resource
+from pileus.kernel.reader import Reader
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.engine import Row
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
-from pileus.kernel.transaction import Transaction
 
 LIMIT_MAX = 1000
 REVISION_MAX = 2**62
@@ -248,7 +248,7 @@ class Reading:
 
     # inside
 
-    async def scope(self, call: Call, reader: Store | Transaction) -> Scope:
+    async def scope(self, call: Call, reader: Reader) -> Scope:
         """Return the account the call is about. Raises: NotFound for an account that the caller may not know."""
         principal = call.principal
         if not call.account or (principal.account_id and call.account in (principal.account, principal.account_id)):

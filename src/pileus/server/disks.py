@@ -13,7 +13,6 @@ from pileus.compute.vm.types import VmDesired, VmObserved
 from pileus.kernel.errors import Conflict, Denied, Transient
 from pileus.kernel.kind import Resource
 from pileus.kernel.reading import Call
-from pileus.kernel.store import statements as sql
 from pileus.server.content import note
 from pileus.server.links import Connection
 from pileus.server.parts import Parts
@@ -68,8 +67,8 @@ class Disks:
     async def _vm_of(self, volume: Resource) -> Resource | None:
         if volume.owner != volume.account_id:
             return await self._parts.store.get(volume.owner)
-        holders = await self._parts.store.fetch(sql.CLAIM_OWNER, space=attachment_space(volume.id), value="vm")
-        return await self._parts.store.get(holders[0][0]) if holders else None
+        holder = await self._parts.store.holder(attachment_space(volume.id), "vm")
+        return await self._parts.store.get(holder) if holder else None
 
 
 class _Download(StreamingResponse):

@@ -11,6 +11,7 @@ import pytest
 from tests.contract.store.store_bench import Bench, make, thing
 
 from pileus.kernel.errors import Conflict
+from pileus.kernel.reader import Reader
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import AlreadyClaimed, Exhausted, Transaction
@@ -200,5 +201,33 @@ def test_a_refused_write_gives_back_what_it_claimed_before(bench: Bench) -> None
             with pytest.raises(Conflict):
                 await store.write(work)
             assert await store.fetch(sql.CLAIM_OWNER, space="s", value="v") == []
+
+    bench.run(main)
+
+
+def test_a_store_reads_claims_and_rows_as_a_transaction_does(bench: Bench) -> None:
+    async def main() -> None:
+        async with bench.store() as store:
+            made = await make(store, "a")
+
+            async def own(tx: Transaction) -> None:
+                await tx.claim("line", "20", "second", 20)
+                await tx.claim("line", "10", made.id, 10)
+
+            await store.write(own)
+
+            async def read(reader: Reader) -> list[object]:
+                return [
+                    await reader.holder("line", "20"),
+                    await reader.holder("line", "30"),
+                    list(await reader.queue("line", 5)),
+                    list(await reader.queue("line", 1)),
+                    await reader.find_id(made.id),
+                    await reader.find_id("nowhere"),
+                ]
+
+            expected = ["second", None, [made.id, "second"], [made.id], await store.get(made.id), None]
+            assert await read(store) == expected
+            assert await store.write(read) == expected
 
     bench.run(main)

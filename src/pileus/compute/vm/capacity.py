@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import sqlalchemy as sa
 from msgspec.structs import replace
@@ -11,22 +11,15 @@ from msgspec.structs import replace
 from pileus.compute.vm.placement import Candidate, Need
 from pileus.compute.vm.types import VmAssigned, VmDesired, is_of_cloud
 from pileus.infra.host.types import HostDesired
-from pileus.kernel.errors import NotFound
 from pileus.kernel.kind import Resource
 from pileus.kernel.quota import space
+from pileus.kernel.reader import Reader
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.store.tables import budget
 from pileus.kernel.transaction import Transaction
 
 ALL_FREE = sa.select(budget.c.space, budget.c.capacity - budget.c.used)
-
-
-class Reader(Protocol):
-    """A store or a transaction."""
-
-    async def get(self, id: str) -> Resource:
-        """Return the resource."""
 
 
 async def need_of(reader: Reader, vm: Resource, links: dict[str, str]) -> Need:
@@ -93,10 +86,8 @@ def _refuses(host: Resource) -> str:
 async def _host_to_avoid(reader: Reader, desired: VmDesired) -> str:
     if desired.appliance is None or not desired.appliance.apart_from:
         return ""
-    try:
-        return (await reader.get(desired.appliance.apart_from)).host
-    except NotFound:
-        return ""
+    other = await reader.find_id(desired.appliance.apart_from)
+    return other.host if other is not None else ""
 
 
 def for_role(need: Need, vm: Resource, hosts: Sequence[Candidate]) -> Need:

@@ -16,12 +16,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from pileus.fleet.consent.types import consent_space
+from pileus.fleet.admission import consent_of
 from pileus.fleet.manager.plan import RETRY_FIRST_S, Delivery, report, retry_s
 from pileus.fleet.manager.signing import Signer, load_signer
 from pileus.fleet.manager.types import BUILTIN, ManagerAssigned, ManagerDesired, ManagerObserved
 from pileus.kernel.clock import iso
-from pileus.kernel.errors import NotFound, Transient
+from pileus.kernel.errors import Transient
 from pileus.kernel.failpoint import failpoint
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
@@ -243,14 +243,9 @@ def _next_s(callback: _Callback, waiting: int, taken: int, now: float) -> float:
 
 
 async def _may_know(store: Store, manager: Resource, account_id: str) -> bool:
-    """Tell whether the account consents to the manager now."""
-    if account_id == manager.account_id or (not manager.account_id and manager.name in BUILTIN):
-        return True
-    rows = await store.fetch(sql.CLAIM_OWNER, space=consent_space(account_id), value=manager.id)
-    try:
-        return bool(rows) and not (await store.get(rows[0][0])).deleting
-    except NotFound:
-        return False
+    """Tell whether the account consents to the manager now; to the cloud's own all do."""
+    is_of_cloud = not manager.account_id and manager.name in BUILTIN
+    return is_of_cloud or await consent_of(store, account_id, manager) is not None
 
 
 async def _drop(store: Store, statement: Any, **which: Any) -> None:

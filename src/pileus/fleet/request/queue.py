@@ -12,9 +12,8 @@ from pileus.compute.vm.types import VmAssigned
 from pileus.fleet.node.types import NodeAssigned
 from pileus.fleet.request.plan import NodeSeen, Place
 from pileus.fleet.request.types import GIVEN_MAX, RequestAssigned, is_settled, queue_space, sequence_space
-from pileus.kernel.errors import NotFound
 from pileus.kernel.kind import Resource
-from pileus.kernel.store.store import Store
+from pileus.kernel.reader import Reader
 from pileus.kernel.transaction import Transaction
 
 
@@ -29,13 +28,13 @@ async def take_place(tx: Transaction, request: str, node: str) -> int:
     return sequence
 
 
-async def see(reader: Store | Transaction, id: str) -> NodeSeen:
+async def see(reader: Reader, id: str) -> NodeSeen:
     """Return the node as its row, and its VM's, say it is."""
-    node = await _row(reader, id)
+    node = await reader.find_id(id)
     if node is None:
         return NodeSeen(state="gone")
     assigned: NodeAssigned = node.assigned
-    vm = await _row(reader, assigned.vm)
+    vm = await reader.find_id(assigned.vm)
     place = _place(vm) if vm is not None else Place()
     if assigned.quarantined:
         return NodeSeen(state="quarantined", place=place)
@@ -45,13 +44,6 @@ async def see(reader: Store | Transaction, id: str) -> NodeSeen:
 def _place(vm: Resource) -> Place:
     decided: VmAssigned = vm.assigned
     return Place(vm=vm.id, disk=decided.volumes[0] if decided.volumes else "", host=vm.host)
-
-
-async def _row(reader: Store | Transaction, id: str) -> Resource | None:
-    try:
-        return await reader.get(id)
-    except NotFound:
-        return None
 
 
 async def put(tx: Transaction, request: Resource, place: Place, *, withdrawn: bool = False) -> None:

@@ -63,10 +63,15 @@ class Store:
 
     async def get(self, id: str) -> Resource:
         """Return the resource. Raises: NotFound."""
-        row = await self.row(id)
-        if row is None:
+        found = await self.find_id(id)
+        if found is None:
             raise NotFound(f"there is no object {id}")
-        return records.decode(self.registry, row)
+        return found
+
+    async def find_id(self, id: str) -> Resource | None:
+        """Return the resource, if there is one."""
+        row = await self.row(id)
+        return records.decode(self.registry, row) if row else None
 
     async def get_all(self, ids: Iterable[str]) -> dict[str, Resource]:
         """Return several resources by id, in few reads. Raises: NotFound when one of them is not there."""
@@ -100,6 +105,15 @@ class Store:
     async def links(self, source: str) -> dict[str, str]:
         """Return what ``source`` refers to: field to id."""
         return {field: target for field, target in await self.engine.fetch(sql.LINKS_OF, source=source)}
+
+    async def holder(self, space: str, value: str) -> str | None:
+        """Return the owner of ``value``, if any."""
+        rows = await self.engine.fetch(sql.CLAIM_OWNER, space=space, value=value)
+        return rows[0][0] if rows else None
+
+    async def queue(self, space: str, limit: int) -> Sequence[str]:
+        """Return the owners of the lowest numbers of ``space``, in their order."""
+        return [owner for (owner,) in await self.engine.fetch(sql.QUEUE, space=space, n=limit)]
 
     async def list_rows(self, filter: Filter, *, after: str = "", limit: int = 500) -> Sequence[Row]:
         """Return at most ``limit`` rows with ids above ``after``, in the order of their ids."""

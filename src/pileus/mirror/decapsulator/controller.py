@@ -18,7 +18,6 @@ from pileus.kernel.clock import Clock
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait
-from pileus.kernel.store import statements as sql
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
@@ -85,14 +84,9 @@ async def _world(own: Resource, store: Store) -> World:
     zone = await store.get(assigned.zone)
     nodes = await store.list(Filter(kind="fleet.node", owner=own.id))
     node = nodes[0] if nodes else None
-    held = await store.fetch(sql.QUEUE, space=slot_space(own.id), n=SESSIONS_PER_DECAPSULATOR_MAX)
-    sessions = (
-        await store.list(
-            Filter(kind="mirror.session", ids=tuple(id for (id,) in held)), limit=SESSIONS_PER_DECAPSULATOR_MAX
-        )
-        if held
-        else []
-    )
+    held = tuple(await store.queue(slot_space(own.id), SESSIONS_PER_DECAPSULATOR_MAX))
+    here = Filter(kind="mirror.session", ids=held)
+    sessions = await store.list(here, limit=SESSIONS_PER_DECAPSULATOR_MAX) if held else []
     return World(
         own=own,
         zone=zone,

@@ -8,7 +8,6 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
 from pileus.kernel.quota import space
-from pileus.kernel.store import statements as sql
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Exhausted, Transaction
@@ -30,10 +29,10 @@ class VolumeController(Controller):
             return Wait("Deleting", "its host still has the disk", after_s=30.0)
         if assigned.host:
             return await self._keep(resource, store)
-        holders = await store.fetch(sql.CLAIM_OWNER, space=attachment_space(resource.id), value="vm")
-        if not holders:
+        holder = await store.holder(attachment_space(resource.id), "vm")
+        if holder is None:
             return Done()
-        vm = await store.get(holders[0][0])
+        vm = await store.get(holder)
         if not vm.host:
             return Wait("NoHost", f"{vm} has no host yet", after_s=10.0)
         pools = await store.list(Filter(kind="storage.pool", host=vm.host), limit=1)
