@@ -10,7 +10,7 @@ from pileus.compute.offering.types import limits
 from pileus.compute.vm.capacity import HostTable, for_role, need_of
 from pileus.compute.vm.parts import drop_parts, ensure_parts, keep_root, rebuild, release_detached
 from pileus.compute.vm.placement import Candidate, explain, rank, summary
-from pileus.compute.vm.plan import hold_of
+from pileus.compute.vm.plan import hold_of, is_off
 from pileus.compute.vm.types import VmAssigned, VmObserved, is_of_cloud
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
@@ -45,7 +45,7 @@ class VmController(Controller):
         around = await store.get_all([assigned.host, *_around(resource, links)])
         if around[assigned.host].assigned.silent == "yes":
             return Wait("HostSilent", "its host does not report; the VM may still run there", 30.0, status="unknown")
-        if links["image"] != assigned.image and _is_off(resource):
+        if links["image"] != assigned.image and is_off(resource):
             image = await store.get(links["image"])
             return Wait(
                 "Replacing", f"its disk is made anew, of {image}", 0.5, lambda tx: _rebuild(tx, resource, image)
@@ -129,11 +129,6 @@ def _limited(vm: Resource, links: dict[str, str], around: dict[str, Resource]) -
     return replace(
         assigned, **asdict(lowest(own, around[vm.account_id].desired.limits, around[vm.zone].desired.limits))
     )
-
-
-def _is_off(vm: Resource) -> bool:
-    observed: VmObserved | None = vm.observed
-    return vm.desired.power == "stopped" and observed is not None and observed.power in ("stopped", "absent")
 
 
 async def _rebuild(tx: Transaction, vm: Resource, image: Resource) -> None:

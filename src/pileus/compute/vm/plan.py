@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from pileus.compute.offering.types import OfferingDesired
-from pileus.compute.vm.types import Power, VmDesired, VmNic, is_of_cloud
+from pileus.compute.vm.types import Power, VmDesired, VmNic, VmObserved, is_of_cloud
 from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 from pileus.network.network.types import NetworkObserved
@@ -80,6 +80,14 @@ def hold_of(vm: Resource, networks: Sequence[Resource]) -> str:
         if network.assigned.router != "none" and (observed is None or observed.state != "served"):
             return f"{network} is not served yet: {observed.message if observed else 'its router is being made'}"
     return ""
+
+
+def is_off(vm: Resource) -> bool:
+    """Tell whether the VM shall not run and does not: its host says so, or it has none yet."""
+    observed: VmObserved | None = vm.observed
+    return vm.desired.power == "stopped" and (
+        not vm.host or (observed is not None and observed.power in ("stopped", "absent"))
+    )
 
 
 NicKey = tuple[str, str, str, tuple[str, ...]]

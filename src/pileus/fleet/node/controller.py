@@ -7,7 +7,8 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pileus.compute.vm.types import VmAppliance, VmAssigned, VmDesired, VmObserved
+from pileus.compute.vm.plan import is_off
+from pileus.compute.vm.types import VmAppliance, VmAssigned, VmDesired
 from pileus.fleet.environment import environment
 from pileus.fleet.node.plan import NodeWish, disk_gib, footprint_of, is_made_of, next_power
 from pileus.fleet.node.types import Footprint, NodeAssigned, NodeDesired, NodeObserved
@@ -64,7 +65,7 @@ class NodeController(Controller):
         wish = NodeWish(
             power=resource.desired.power,
             is_current=around.image is None or around.vm is None or is_made_of(footprint, around.vm),
-            is_off=around.vm is not None and _is_off(around.vm),
+            is_off=around.vm is not None and is_off(around.vm),
         )
 
         async def apply(tx: Transaction) -> None:
@@ -127,13 +128,6 @@ async def _around(node: Resource, store: Store) -> Around:
 
 def _is_available(image: Resource) -> bool:
     return image.observed is not None and image.observed.state == "available"
-
-
-def _is_off(vm: Resource) -> bool:
-    observed: VmObserved | None = vm.observed
-    return vm.desired.power == "stopped" and (
-        not vm.host or (observed is not None and observed.power in ("stopped", "absent"))
-    )
 
 
 def _decided(node: Resource, around: Around, footprint: Footprint, vm: Resource) -> NodeAssigned:
