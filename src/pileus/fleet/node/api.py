@@ -149,11 +149,9 @@ async def _check_nics(tx: Transaction, change: Change, package: Resource, vdc: R
         field = f"desired.nics[{position}]"
         if nic.attachment != "network" or nic.addresses or nic.stations:
             raise Invalid(f"{field}: attachment, addresses and stations are for routers", field=field)
+        network = change.links.get(f"nics.{position}.network", "")
+        wished = filter(None, (nic.address, *nic.extra_addresses))
         # The addresses asked for are held until the VM is made, which gets them.
-        network, wished = (
-            change.links.get(f"nics.{position}.network", ""),
-            filter(None, (nic.address, *nic.extra_addresses)),
-        )
         await claim_addresses(tx, change.new, vdc.zone, network, wished, field)
 
 
