@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.contract.ovs.lan import is_running
+
 from pileus.drivers.host.ovs import namespace
 from pileus.node.mirror import wire
 from pileus.node.mirror.pcapng import Block, Packet, Reader, Statistics
@@ -109,8 +111,12 @@ class Node:
             _ip("netns", "delete", name)
 
     def apply(self, wanted: Document) -> Json:
-        """Return what the role says after the document."""
-        return self._call(op="apply", document=wanted)
+        """Return what the role says after the document; when it has set up its NICs, so have their other ends."""
+        said = self._call(op="apply", document=wanted)
+        if said.get("path"):
+            # Until the kernel has noticed that a link is up, it drops what is sent there.
+            until("both links", lambda: asyncio.run(namespace.inside(self.outside, lambda: all(map(is_running, MACS)))))
+        return said
 
     def status(self) -> Json:
         """Return what the role says."""
@@ -128,7 +134,10 @@ class Node:
         """Return the next frames that came out, by key; waits for ``count``."""
         found: list[tuple[int, bytes]] = []
         while len(found) < count:
-            labelled = wire.read_label(self.sniffer.recv(9000))
+            try:
+                labelled = wire.read_label(self.sniffer.recv(9000))
+            except TimeoutError:
+                raise AssertionError(f"{len(found)} of {count} came out; {self.status()} {self._seen()}") from None
             if labelled is not None:
                 found.append(labelled)
         return found
@@ -177,6 +186,10 @@ class Node:
             return made
 
         return asyncio.run(namespace.inside(self.outside, make))
+
+    def _seen(self) -> str:
+        argv = ["ip", "-n", self.outside, "-s", "link", "show", "sniffers"]
+        return subprocess.run(argv, check=False, capture_output=True, text=True).stdout
 
     def _call(self, **asked: Any) -> Json:
         assert self._child is not None
