@@ -22,7 +22,7 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 from pileus.network.network.types import address_space
 from pileus.node.document import document_hash
-from pileus.storage.image.types import kernel_arguments
+from pileus.storage.image.types import is_available, kernel_arguments
 
 SHUTDOWN_S = 30
 """For a node to write down what it has not yet, before it is ended."""
@@ -94,7 +94,7 @@ class NodeController(Controller):
 
 def _held(node: Resource, around: Around) -> Wait | None:
     """Return what the node's VM waits for; None when it can be made."""
-    if around.image is not None and not _is_available(around.image):
+    if around.image is not None and not is_available(around.image):
         image = around.image
         return Wait("ImageNotReady", f"{image} is not available; see `pileus describe image {image.name}`", 10.0)
     if around.refused:
@@ -124,10 +124,6 @@ async def _around(node: Resource, store: Store) -> Around:
         return Around(package, image, vm, links, told=environment(package, node.desired.properties))
     except Invalid as error:
         return Around(package, image, vm, links, refused=error.message)
-
-
-def _is_available(image: Resource) -> bool:
-    return image.observed is not None and image.observed.state == "available"
 
 
 def _decided(node: Resource, around: Around, footprint: Footprint, vm: Resource) -> NodeAssigned:

@@ -38,7 +38,7 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Exhausted, Transaction
 from pileus.network.network.types import NetworkObserved
 from pileus.node.document import Document, document_hash
-from pileus.storage.image.types import ImageObserved
+from pileus.storage.image.types import is_available
 
 APPLIANCE = Appliance(manager=ROUTERS, role="router", vcpus=1, memory_mib=192)
 
@@ -212,7 +212,9 @@ async def _refuse_wanted(tx: Transaction, world: World) -> None:
 
 def _members(world: World) -> dict[str, Member]:
     found = {}
-    image = world.image if world.image is not None and _is_available(world.image) else None
+    image = world.image
+    if image is not None and (image.deleting or not is_available(image)):
+        image = None  # none could be made of it: those that are there are good enough
     for slot, node in world.nodes.items():
         found[slot] = Member(
             slot=slot,
@@ -222,12 +224,6 @@ def _members(world: World) -> dict[str, Member]:
             deleting=node.deleting,
         )
     return found
-
-
-def _is_available(image: Resource) -> bool:
-    """Tell whether a node could be made of it: until then the nodes that are there are good enough."""
-    observed: ImageObserved | None = image.observed
-    return observed is not None and observed.state == "available" and not image.deleting
 
 
 def _carries(node: Resource, world: World) -> bool:

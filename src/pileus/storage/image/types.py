@@ -62,13 +62,21 @@ def _ready(resource: Resource) -> Condition:
     return ready()
 
 
+def is_available(image: Resource) -> bool:
+    """Tell whether disks can be made of the image: its size and content are known."""
+    return _state(image) == "available"
+
+
+def _state(image: Resource) -> str:
+    observed: ImageObserved | None = image.observed
+    return observed.state if observed is not None else "awaiting-upload"
+
+
 def refuse_unready(image: Resource) -> None:
     """Raises: Conflict (image-not-ready) for an image whose size and content are not known yet."""
-    observed: ImageObserved | None = image.observed
-    state = observed.state if observed is not None else "awaiting-upload"
-    if state != "available":
+    if not is_available(image):
         raise Conflict(
-            f"{image} is {state}; repeat once `pileus describe image {image.name}` says it is available",
+            f"{image} is {_state(image)}; repeat once `pileus describe image {image.name}` says it is available",
             code="image-not-ready",
             field="desired.image",
         )
