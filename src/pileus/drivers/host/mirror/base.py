@@ -6,6 +6,7 @@ addresses of that header.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -121,6 +122,9 @@ class Mirror(Protocol):
 
     async def observe(self) -> dict[str, LegFact]:
         """Return every leg in force, by id. One whose tap is gone or was made anew since is not in force."""
+
+    async def known(self) -> Collection[str]:
+        """Return the ids of all legs that were put and not removed since, in force or not."""
 
     async def put(self, spec: LegSpec) -> None:
         """Make the leg be as ``spec`` says; packets of other sessions of the port are neither lost nor doubled by it.

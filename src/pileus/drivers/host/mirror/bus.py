@@ -389,12 +389,12 @@ def _exits(program: Program, maps: Maps) -> None:
     program.exit()
 
 
-def _call(program: Program, helper: int, *arguments: int) -> None:
+def _call(program: Program, function: int, *arguments: int) -> None:
     """Call a helper with the packet and these numbers."""
     program.mov(R1, R6)
     for register, argument in zip((R2, R3, R4), arguments, strict=False):
         program.mov_imm(register, argument)
-    program.call(helper)
+    program.call(function)
 
 
 def _load(program: Program, place: int, stack: int, size: int, *, otherwise: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Literal
 
 import msgspec
@@ -49,12 +49,16 @@ class FakeTunnel:
 
 
 class Kept(Struct):
-    """A leg, what it has counted, and its next sequence number. ``ahead_s``: theoretical arrival time of its rate cap."""
+    """A leg, what it has counted, and its next sequence number. ``ahead_s``: theoretical arrival time of its rate cap.
+
+    ``is_cut``: one of its ports has gone since it was put; it is not in force before it is put again.
+    """
 
     spec: LegSpec
     counted: Counter[str]
     sequence: int = 0
     ahead_s: float = 0.0
+    is_cut: bool = False
 
 
 class FakeMirrorWorld:
@@ -84,7 +88,7 @@ class FakeMirrorWorld:
 
     def pass_frame(self, port: str, frame: bytes, direction: Direction) -> None:
         """Let a frame pass a port; a copy is where it belongs when this returns."""
-        mine = [kept for kept in self.legs.values() if _looks(kept.spec, port, direction)]
+        mine = [kept for kept in self.legs.values() if not kept.is_cut and _looks(kept.spec, port, direction)]
         mine.sort(key=lambda kept: (getattr(kept.spec, "number", 0), kept.spec.id))
         for kept in mine:
             kept.counted["seen"] += 1
@@ -162,7 +166,7 @@ class FakeMirrorWorld:
 
     def _with_key(self, key: int, kind: type[LegSpec]) -> Iterator[Kept]:
         for kept in list(self.legs.values()):
-            if isinstance(kept.spec, kind) and kept.spec.key == key:
+            if isinstance(kept.spec, kind) and kept.spec.key == key and not kept.is_cut:
                 yield kept
 
 
@@ -187,8 +191,14 @@ class FakeMirror:
         """Return every leg in force; one whose port has gone never is again by itself."""
         await self._begin("observe")
         world = self._world
-        world.legs = {id: kept for id, kept in world.legs.items() if all(map(world.has_port, ports(kept.spec)))}
-        return {id: LegFact(spec=kept.spec, counts=_counts(kept)) for id, kept in world.legs.items()}
+        for kept in world.legs.values():
+            kept.is_cut = kept.is_cut or not all(map(world.has_port, ports(kept.spec)))
+        found = world.legs.items()
+        return {id: LegFact(spec=kept.spec, counts=_counts(kept)) for id, kept in found if not kept.is_cut}
+
+    async def known(self) -> Collection[str]:
+        """Return every leg that was put and not removed."""
+        return list(self._world.legs)
 
     async def put(self, spec: LegSpec) -> None:
         """Make the leg be as ``spec`` says. Raises: DriverError, see ``Mirror.put``."""
@@ -200,6 +210,7 @@ class FakeMirror:
         before = world.legs.get(spec.id)
         if before is not None and before.spec.key == spec.key and type(before.spec) is type(spec):
             before.spec = spec
+            before.is_cut = False
         else:
             world.legs[spec.id] = Kept(spec, Counter())
 

@@ -17,15 +17,15 @@ from pileus.drivers.host.mirror.layout import (
     KTIME,
     MAP_UPDATE,
     REDIRECT,
-    SKB_DATA,
-    SKB_DATA_END,
+    SKB_END,
     SKB_MARK,
+    SKB_START,
     TCX_NEXT,
     WAY,
     WAY_MACS,
     WAY_TIME,
-    XDP_DATA,
-    XDP_DATA_END,
+    XDP_END,
+    XDP_START,
     Maps,
     network16,
     network32,
@@ -40,8 +40,8 @@ UPDATE_ANY = 0
 def gate(own: str, copies: int) -> bytes:
     """Return the XDP program: GRE for ``own`` goes to the device ``copies``, but never what claims to be from this host."""
     program = Program()
-    program.load(R9, R1, XDP_DATA, 4)
-    program.load(R2, R1, XDP_DATA_END, 4)
+    program.load(R9, R1, XDP_START, 4)
+    program.load(R2, R1, XDP_END, 4)
     _need_gre(program, network32(own), IP_DESTINATION, otherwise="pass")
     program.load(R3, R9, IP_VERSION, 1)
     program.jump_imm("ne", R3, 0x45, "drop")
@@ -67,8 +67,8 @@ def learn(own: str, maps: Maps) -> bytes:
     program.mov(R6, R1)
     program.load(R3, R6, SKB_MARK, 4)
     program.jump32_imm("ne", R3, 0, "on")
-    program.load(R9, R6, SKB_DATA, 4)
-    program.load(R2, R6, SKB_DATA_END, 4)
+    program.load(R9, R6, SKB_START, 4)
+    program.load(R2, R6, SKB_END, 4)
     _need_gre(program, network32(own), IP_SOURCE, otherwise="on")
     program.load(R3, R9, GRE, 4)
     program.jump32_imm("ne", R3, network16(GRE_SEQUENCE) | network16(GRE_ERSPAN_3) << 16, "on")

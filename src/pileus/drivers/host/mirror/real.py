@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,6 +90,11 @@ class KernelMirror:
             legs = self._legs()
             wanted = plan(legs, await self._devices())
             return await self._inside(lambda: self._facts(legs, wanted))
+
+    async def known(self) -> Collection[str]:
+        """Return the ids of all legs that were put and not removed since."""
+        async with self._lock:
+            return [leg.spec.id for leg in self._legs()]
 
     async def put(self, spec: LegSpec) -> None:
         """Make the leg be as ``spec`` says. Raises: DriverError, see ``Mirror.put``."""

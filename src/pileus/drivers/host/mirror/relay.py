@@ -24,9 +24,9 @@ from pileus.drivers.host.mirror.layout import (
     SEQUENCE,
     TIMESTAMP,
     TRUNCATED_BIT,
-    XDP_DATA,
-    XDP_DATA_END,
+    XDP_END,
     XDP_INGRESS,
+    XDP_START,
     Maps,
     count_refusal,
     fold_checksum,
@@ -73,8 +73,8 @@ def relay(copies: int, maps: Maps) -> bytes:
 
 def _packet(program: Program, least: int, *, otherwise: str) -> None:
     """Let R9 be the packet and R2 its end; go elsewhere when it is shorter than ``least``."""
-    program.load(R9, R6, XDP_DATA, 4)
-    program.load(R2, R6, XDP_DATA_END, 4)
+    program.load(R9, R6, XDP_START, 4)
+    program.load(R2, R6, XDP_END, 4)
     program.mov(R1, R9)
     program.alu_imm("add", R1, least)
     program.jump("gt", R1, R2, otherwise)

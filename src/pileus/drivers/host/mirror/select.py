@@ -22,14 +22,14 @@ from pileus.drivers.host.mirror.layout import (
     MARK_EGRESS,
     MATCHED,
     PRANDOM,
-    PULL_DATA,
+    PULL_HEADERS,
     SAMPLED,
     SEEN,
-    SKB_DATA,
-    SKB_DATA_END,
+    SKB_END,
     SKB_GSO_SEGMENTS,
     SKB_LEN,
     SKB_MARK,
+    SKB_START,
     SKB_VLAN_PRESENT,
     SKB_VLAN_PROTO,
     TCX_NEXT,
@@ -168,8 +168,8 @@ def _sort(program: Program) -> None:
 
 def _get_headers(program: Program) -> None:
     """Let R9 be the packet's start and R2 the end of what can be read of it: all headers, or all there is."""
-    program.load(R9, R6, SKB_DATA, 4)
-    program.load(R2, R6, SKB_DATA_END, 4)
+    program.load(R9, R6, SKB_START, 4)
+    program.load(R2, R6, SKB_END, 4)
     program.mov(R3, R2)
     program.alu("sub", R3, R9)
     program.jump_imm("ge", R3, HEADERS_BYTES_MAX, "readable")
@@ -180,9 +180,9 @@ def _get_headers(program: Program) -> None:
     program.label("pull")
     program.mov(R1, R6)
     program.mov(R2, R4)
-    program.call(PULL_DATA)
-    program.load(R9, R6, SKB_DATA, 4)
-    program.load(R2, R6, SKB_DATA_END, 4)
+    program.call(PULL_HEADERS)
+    program.load(R9, R6, SKB_START, 4)
+    program.load(R2, R6, SKB_END, 4)
     program.label("readable")
 
 
