@@ -32,10 +32,11 @@ def furnish(path: Path) -> None:
     """Make the sessions: one to a sniffer, one that is kept, and one of a switch, that is known by both types."""
     path.put(TAP & wire.SLOT_MASK, TAP, SOURCE, "sniffers")
     path.put(KEPT & wire.SLOT_MASK, KEPT, SOURCE, "store")
-    path.put(SWITCH & wire.SLOT_MASK, SWITCH, "0.0.0.0", "sniffers")
+    path.put(SWITCH & wire.SLOT_MASK, SWITCH, SOURCE, "sniffers")
     for erspan, session in FOREIGN:
         path.put_foreign(SOURCE, session, erspan, SWITCH)
     path.put_foreign(SOURCE, 79, 2, UNKNOWN)
+    path.put_foreign(ELSEWHERE, 77, 2, SWITCH)
 
 
 def headers(rng: random.Random) -> list[Header]:
@@ -57,6 +58,7 @@ def headers(rng: random.Random) -> list[Header]:
         replace(plain, erspan=2, session=77),
         replace(plain, erspan=2, session=78),
         replace(plain, erspan=2, session=79),
+        replace(plain, erspan=2, session=77, source=ELSEWHERE),
         replace(plain, erspan=1),
     ]
 

@@ -103,12 +103,12 @@ class Sessions:
         entry = self._entries.get(key & wire.SLOT_MASK)
         if entry is None or entry.key != key:
             return None
-        return entry if not header.leg or entry.source == header.source else None
+        return entry if entry.source == header.source else None
 
 
 def check_slot(slot: int, key: int) -> None:
     """Raises: ValueError: such a session cannot be."""
-    if not 0 <= key <= wire.KEY_MAX or key & wire.SLOT_MASK != slot:
+    if not 0 < key <= wire.KEY_MAX or key & wire.SLOT_MASK != slot:
         raise ValueError(f"key {key:#x} does not belong to slot {slot}")
 
 

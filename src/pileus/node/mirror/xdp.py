@@ -7,15 +7,17 @@ that are kept passes to the IP stack, and these have an ethertype that it does n
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Literal
 
 from pileus.node.ebpf import kernel
 from pileus.node.mirror import wire, xdp_program
 from pileus.node.mirror.sessions import Counts, To, check_slot
-from pileus.node.mirror.xdp_program import COUNTS, ENTRY, TO_SNIFFERS, TO_STORE, Maps
+from pileus.node.mirror.xdp_program import COUNTS, ENTRY, GROUP, GROUP_SESSIONS, TO_SNIFFERS, TO_STORE, Maps
 
 Mode = Literal["native", "generic"]
 """``native``: in the NIC's driver. ``generic``: in the kernel's receive path, where the driver cannot."""
@@ -25,10 +27,19 @@ _TO: dict[To, int] = {"store": TO_STORE, "sniffers": TO_SNIFFERS}
 SLOTS = 1024
 """More than the sessions that a decapsulator ever has (pileus.node.mirror.SESSIONS_MAX)."""
 
-_NO_PREALLOCATION = 1
-_SLOT = struct.Struct("=I")
+GROUPS = 128
+"""Foreign sources, of each type; 8 KiB of memory for each."""
+
+_NUMBER = struct.Struct("=I")
 _REFUSED = struct.Struct("=Q")
 _NOBODY = bytes(8)
+
+
+@dataclass(slots=True)
+class _Group:
+    number: int
+    keys: dict[int, int] = field(default_factory=dict)
+    """By session ID."""
 
 
 class DataPath:
@@ -43,17 +54,20 @@ class DataPath:
         self._slots = slots
         self._sources: dict[int, bytes] = {}
         self._words: dict[int, bytes] = {}
+        self._groups: dict[bytes, _Group] = {}
+        self._free_groups = list(range(GROUPS))
         self._links: list[int] = []
         self._open: list[int] = []
         try:
             self._maps = Maps(
                 entries=self._map(kernel.ARRAY, 4, ENTRY.size, slots, "sessions"),
                 counts=self._map(kernel.PERCPU_ARRAY, 4, COUNTS.size, slots, "counts"),
-                foreign=self._map(kernel.HASH, 8, 16, slots, "foreign"),
+                groups=self._map(kernel.HASH, GROUP.size, 4, GROUPS, "groups"),
+                foreign=self._map(kernel.ARRAY, 4, 8, GROUPS * GROUP_SESSIONS, "foreign"),
                 refused=self._map(kernel.PERCPU_ARRAY, 4, 8, len(wire.REASONS), "refused"),
                 sniffers=self._map(kernel.DEVMAP, 4, 4, 1, "sniffers"),
             )
-            kernel.update(self._maps.sniffers, _SLOT.pack(0), _SLOT.pack(sniffers))
+            kernel.update(self._maps.sniffers, _NUMBER.pack(0), _NUMBER.pack(sniffers))
             self.program = self._kept(kernel.load(kernel.XDP, xdp_program.decapsulator(self._maps), "decapsulator"))
             self._diode = self._kept(kernel.load(kernel.XDP, xdp_program.diode(), "diode"))
         except kernel.BpfRefused:
@@ -121,13 +135,33 @@ class DataPath:
             self._write(slot, _NOBODY, self._sources[slot])
 
     def put_foreign(self, source: str, session: int, erspan: int, key: int) -> None:
-        """Take frames of ERSPAN type 2 or 3 without sub-header as those of the session with this key, which ``put`` names."""
-        identity = _identity(source, session, erspan)
-        kernel.update(self._maps.foreign, identity, identity + key.to_bytes(8, "big"))
+        """Take frames of ERSPAN type 2 or 3 without sub-header as those of the session with this key, which ``put`` names.
+
+        Raises: ValueError: there is no such type or session ID; BpfRefused, also for more than GROUPS sources.
+        """
+        name = _group_name(source, session, erspan)
+        group = self._groups.get(name)
+        if group is None:
+            if not self._free_groups:
+                raise kernel.BpfRefused(errno.ENOSPC, f"{source} is one foreign source more than {GROUPS}")
+            group = self._groups[name] = _Group(self._free_groups.pop())
+        elif group.keys.get(session) == key:
+            return
+        self._write_foreign(group, session, _NOBODY)
+        self._write_foreign(group, session, key.to_bytes(8, "big"))
+        group.keys[session] = key
+        kernel.update(self._maps.groups, name, _NUMBER.pack(group.number))
 
     def remove_foreign(self, source: str, session: int, erspan: int) -> None:
         """Refuse them from now on."""
-        kernel.delete(self._maps.foreign, _identity(source, session, erspan))
+        name = _group_name(source, session, erspan)
+        group = self._groups.get(name)
+        if group is None or group.keys.pop(session, None) is None:
+            return
+        self._write_foreign(group, session, _NOBODY)
+        if not group.keys:
+            kernel.delete(self._maps.groups, name)
+            self._free_groups.append(self._groups.pop(name).number)
 
     def counts(self, slot: int) -> Counts | None:
         """Return what came; None: nobody has the slot."""
@@ -136,7 +170,7 @@ class DataPath:
             return None
         total = Counts()
         mine = bytes([word[0] | xdp_program.TO_MASK]) + word[1:]
-        per_cpu = map(COUNTS.unpack, kernel.lookup_per_cpu(self._maps.counts, _SLOT.pack(slot), COUNTS.size))
+        per_cpu = map(COUNTS.unpack, kernel.lookup_per_cpu(self._maps.counts, _NUMBER.pack(slot), COUNTS.size))
         for owner, received, length, highest, first, truncated, failed in per_cpu:
             if owner != mine or not received:
                 continue
@@ -152,7 +186,7 @@ class DataPath:
         """Return how many frames were refused, by reason."""
         found = {}
         for number, reason in enumerate(wire.REASONS):
-            per_cpu = kernel.lookup_per_cpu(self._maps.refused, _SLOT.pack(number), _REFUSED.size)
+            per_cpu = kernel.lookup_per_cpu(self._maps.refused, _NUMBER.pack(number), _REFUSED.size)
             found[reason] = sum(_REFUSED.unpack(value)[0] for value in per_cpu)
         return found
 
@@ -164,20 +198,22 @@ class DataPath:
                 os.close(self._open.pop())
 
     def _write(self, slot: int, word: bytes, source: bytes) -> None:
-        kernel.update(self._maps.entries, _SLOT.pack(slot), ENTRY.pack(word, source))
+        kernel.update(self._maps.entries, _NUMBER.pack(slot), ENTRY.pack(word, source))
         self._sources[slot] = source
 
+    def _write_foreign(self, group: _Group, session: int, word: bytes) -> None:
+        kernel.update(self._maps.foreign, _NUMBER.pack(group.number * GROUP_SESSIONS + session), word)
+
     def _map(self, kind: int, key_bytes: int, value_bytes: int, entries: int, name: str) -> int:
-        flags = _NO_PREALLOCATION if kind == kernel.HASH else 0
-        return self._kept(kernel.create_map(kind, key_bytes, value_bytes, entries, flags, name))
+        return self._kept(kernel.create_map(kind, key_bytes, value_bytes, entries, name=name))
 
     def _kept(self, fd: int) -> int:
         self._open.append(fd)
         return fd
 
 
-def _identity(source: str, session: int, erspan: int) -> bytes:
-    """Raises: ValueError: no tap of a switch sends such frames."""
-    if not 0 <= session < 1024 or erspan not in (2, 3):
+def _group_name(source: str, session: int, erspan: int) -> bytes:
+    """Raises: ValueError: no switch sends such frames."""
+    if not 0 <= session < GROUP_SESSIONS or erspan not in (2, 3):
         raise ValueError(f"there is no session {session} of ERSPAN type {erspan}")
-    return xdp_program.FOREIGN.pack(IPv4Address(source).packed, session, erspan)
+    return GROUP.pack(IPv4Address(source).packed, erspan)

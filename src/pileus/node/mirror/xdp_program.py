@@ -23,9 +23,12 @@ COUNTS = struct.Struct("=8s6Q")
 
 A CPU that finds another key's counts starts them anew itself; so nobody's packets are counted for the next one of the slot."""
 
-FOREIGN = struct.Struct("=4sHH")
-"""Of a foreign session: source, session ID, type. Its value repeats it before the key: the kernel uses elements again at once,
-and a program that still reads a removed one must see that it is another's."""
+GROUP = struct.Struct("=4sI")
+"""Foreign sessions of one source and type; its value is the group's number. In ``foreign`` a group has a word for each session
+ID: the key in network order. It counts only if the session with this key has the same source, for numbers are used again."""
+
+_GROUP_BITS = 10
+GROUP_SESSIONS = 1 << _GROUP_BITS
 
 TO_MASK = 0xFC
 TO_STORE, TO_SNIFFERS = 1, 2
@@ -36,7 +39,7 @@ _LOOKUP, _ADJUST_HEAD, _REDIRECT, _ADJUST_TAIL = 1, 44, 51, 65
 _END_AT = 4
 """Of ``struct xdp_md``: where the frame ends."""
 
-_SLOT_AT, _IDENTITY_AT = -4, -16
+_SLOT_AT, _GROUP_AT = -4, -16
 _RECEIVED, _BYTES, _HIGHEST, _FIRST, _TRUNCATED, _FAILED = range(8, COUNTS.size, 8)
 _LABEL_RAW = 0xB688
 _OVERHEAD = {"own": 62, "III": 54, "II": 50}
@@ -44,10 +47,12 @@ _OVERHEAD = {"own": 62, "III": 54, "II": 50}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Maps:
-    """File descriptors. ``entries``, ``counts``: by slot; ``foreign``: by FOREIGN; ``refused``: by place in REASONS."""
+    """File descriptors. ``entries``, ``counts``: by slot; ``groups``: by GROUP; ``foreign``: by group's number and session ID;
+    ``refused``: by place in REASONS."""
 
     entries: int
     counts: int
+    groups: int
     foreign: int
     refused: int
     sniffers: int
@@ -109,47 +114,42 @@ def _find_own(program: Program, maps: Maps) -> None:
     program.jump_imm("ne", R5, _OWN_LEG, "wrong-leg")
     program.alu_imm("and", R7, _KEY_ONLY)
     _find_entry(program, maps)
-    program.load(R4, R0, 8, 4)
-    _compare_entry(program)
-    program.load(R5, R9, 26, 4)
-    program.jump("ne", R4, R5, "unknown-session")
 
 
 def _find_foreign(program: Program, maps: Maps, erspan: int) -> None:
     program.load(R5, R9, 26, 4)
-    program.store(R10, _IDENTITY_AT, R5, 4)
+    program.store(R10, _GROUP_AT, R5, 4)
+    program.store_imm(R10, _GROUP_AT + 4, erspan, 4)
+    _lookup(program, maps.groups, _GROUP_AT, "unknown-session")
+    program.load(R4, R0, 0, 4)
+    program.alu_imm("lsh", R4, _GROUP_BITS)
     program.load(R5, R9, 44, 2)
     program.swap(R5, 16)
-    program.alu_imm("and", R5, 0x3FF)
-    program.store(R10, _IDENTITY_AT + 4, R5, 2)
-    program.store_imm(R10, _IDENTITY_AT + 6, erspan, 2)
-    _lookup(program, maps.foreign, _IDENTITY_AT, "unknown-session")
-    # The key first: whoever writes the element writes the identity before it.
-    program.load(R7, R0, 8, 8)
-    program.load(R4, R0, 0, 8)
-    program.load(R5, R10, _IDENTITY_AT, 8)
-    program.jump("ne", R4, R5, "unknown-session")
+    program.alu_imm("and", R5, GROUP_SESSIONS - 1)
+    program.alu("add", R4, R5)
+    program.store(R10, _SLOT_AT, R4, 4)
+    _lookup(program, maps.foreign, _SLOT_AT, "unknown-session")
+    program.load(R7, R0, 0, 8)
     _find_entry(program, maps)
-    _compare_entry(program)
 
 
 def _find_entry(program: Program, maps: Maps) -> None:
-    """R0, R8: the entry of the slot that the key says, and its word."""
+    """Go on if the slot that the key says is of this key and source; R8: where its frames go."""
     program.mov(R5, R7)
     program.alu_imm("rsh", R5, 48)
     program.swap(R5, 16)
     program.store(R10, _SLOT_AT, R5, 4)
     _lookup(program, maps.entries, _SLOT_AT, "unknown-session")
+    # The word first: whoever writes an entry writes it last.
     program.load(R8, R0, 0, 8)
-
-
-def _compare_entry(program: Program) -> None:
-    """Go on if the entry is of this key; R8: where its frames go."""
+    program.load(R4, R0, 8, 4)
     program.mov(R1, R8)
     program.alu_imm("and", R1, _KEY_ONLY)
     program.jump("ne", R1, R7, "unknown-session")
     program.alu_imm("and", R8, TO_MASK)
     program.jump_imm("eq", R8, 0, "unknown-session")
+    program.load(R5, R9, 26, 4)
+    program.jump("ne", R4, R5, "unknown-session")
 
 
 def _count_and_forward(program: Program, maps: Maps, kind: str) -> None:
