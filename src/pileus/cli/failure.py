@@ -44,6 +44,14 @@ def usage(message: str, hint: str = "") -> Failure:
     return Failure(message, exit_code=USAGE, hint=hint)
 
 
+def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """Return the exceptions of a group and of the groups in it."""
+    found: list[BaseException] = []
+    for each in group.exceptions:
+        found.extend(leaves(each) if isinstance(each, BaseExceptionGroup) else [each])
+    return found
+
+
 def suggestion(word: str, known: list[str]) -> str:
     """Return ``; did you mean X?`` with the closest known words; empty when none is close."""
     from difflib import get_close_matches

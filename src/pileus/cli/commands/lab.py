@@ -305,6 +305,7 @@ async def _table(site: Site, states: dict[str, str]) -> str:
 
 
 def _run(folder: Path, chosen: dict[str, Any]) -> None:
+    from pileus.cli.failure import leaves
     from pileus.server import logs
 
     if "hosts" in chosen:
@@ -335,14 +336,6 @@ def _lab(folder: Path, chosen: dict[str, Any]) -> Callable[..., Coroutine[Any, A
     return lambda *told: datacentre.run(settings, *told)
 
 
-def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    """Return the exceptions of a group and of the groups in it."""
-    found: list[BaseException] = []
-    for each in group.exceptions:
-        found.extend(leaves(each) if isinstance(each, BaseExceptionGroup) else [each])
-    return found
-
-
 def _say(line: str) -> None:
     with contextlib.suppress(BrokenPipeError):  # who started it detached has what it waited for
         sys.stdout.write(f"{line}\n")
@@ -351,27 +344,15 @@ def _say(line: str) -> None:
 
 def _detach(folder: Path, chosen: dict[str, Any]) -> None:
     """Run the lab in the background and tell what it says until it is ready."""
+    from pileus.cli.detached import run_detached
     from pileus.lab.run import last_words
 
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     arguments = ["--data", str(folder)]
     for name, value in chosen.items():
         if value == "":
             continue
         arguments += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     log = folder / "lab.log"
-    with log.open("ab") as errors:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "pileus.cli.main", "lab", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
-            text=True,
-        )
-    assert child.stdout is not None
-    for line in child.stdout:
-        click.echo(line.rstrip())
-        if line.startswith("the lab is ready"):
-            return
-    raise Rejected(f"the lab did not start (exit code {child.wait()}): {last_words(log)}")
+    code = run_detached(["lab", *arguments], log, "the lab is ready")
+    if code is not None:
+        raise Rejected(f"the lab did not start (exit code {code}): {last_words(log)}")

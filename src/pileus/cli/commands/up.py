@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +53,7 @@ def command(data: Path | None, host: str, port: int, database: str, accelerator:
 def _run(settings: UpSettings) -> None:
     import asyncio
 
+    from pileus.cli.failure import leaves
     from pileus.kernel.errors import PileusError
     from pileus.local.up import up
     from pileus.server import logs
@@ -65,16 +63,9 @@ def _run(settings: UpSettings) -> None:
     try:
         asyncio.run(up(settings, _say, _ready))  # not uvloop: its subprocesses inherit sockets and know no umask
     except* PileusError as group:
-        for error in _leaves(group):
+        for error in leaves(group):
             click.echo(f"error: {error}", err=True)
         sys.exit(1)
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    found: list[BaseException] = []
-    for each in group.exceptions:
-        found.extend(_leaves(each) if isinstance(each, BaseExceptionGroup) else [each])
-    return found
 
 
 def _say(line: str) -> None:
@@ -88,30 +79,12 @@ def _ready(started: Started) -> None:
 
 def _detach(folder: Path, arguments: list[str]) -> None:
     """Run the cloud in the background and tell what it says until it is ready."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    from pileus.cli.detached import run_detached
+
     log = folder / "pileus.log"
-    log.touch(mode=0o600)
-    with log.open("ab") as errors:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "pileus.cli.main", "up", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
-            text=True,
-        )
-    assert child.stdout is not None
-    os.set_blocking(child.stdout.fileno(), True)
-    end = time.monotonic() + START_TIMEOUT_S
-    for line in child.stdout:
-        click.echo(line.rstrip())
-        if line.startswith("the cloud is ready"):
-            return
-        if time.monotonic() > end:
-            break
-    if child.poll() is None and time.monotonic() > end:
-        child.send_signal(signal.SIGTERM)
-    code = child.wait()
+    code = run_detached(["up", *arguments], log, "the cloud is ready", START_TIMEOUT_S)
+    if code is None:
+        return
     click.echo(f"error: the cloud did not start (exit code {code}); the last lines of {log}:", err=True)
     for line in log.read_text(errors="replace").splitlines()[-5:]:
         click.echo(f"  {line}", err=True)
