@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
+import uuid
 
-from tests.contract.mirror_node.rig import MACS, SOURCE, Node, document, inner, key_of, session, until
+from tests.contract.mirror_node.rig import MACS, SOURCE, Node, document, inner, key_of, session, texts, until
 
+from pileus.node.mirror import SESSIONS_MAX
 from pileus.node.mirror.wire import Header, own_header
+from pileus.node.serve import STATUS_BYTES_MAX
 
 
 def test_packets_come_out_under_their_sessions_label_and_are_counted(node: Node) -> None:
@@ -115,6 +119,27 @@ def test_nics_may_come_later_and_a_refused_document_changes_nothing(node: Node) 
     assert "cannot be told apart" in node.apply(bad)["refused"]
     node.send(own_header(key, SOURCE, 0), inner(b"still"))
     assert node.received(1) == [(key, inner(b"still"))]
+
+
+def test_as_many_sessions_as_there_may_be(node: Node) -> None:
+    sessions = {
+        str(uuid.UUID(int=number)): session(key_of(number), "store" if number % 2 else "sniffers", ends_at=2e9)
+        for number in range(SESSIONS_MAX)
+    }
+    began = time.monotonic()
+    said = node.apply(document(sessions))
+    print(f"{len(sessions)} sessions in {time.monotonic() - began:.2f} s")
+    assert (said["failed"], len(said["sessions"])) == ({}, SESSIONS_MAX)
+    for number in (0, 1, SESSIONS_MAX - 2, SESSIONS_MAX - 1):
+        node.send(own_header(key_of(number), SOURCE, 0), inner(b"%d" % number))
+    assert node.received(2) == [(key_of(number), inner(b"%d" % number)) for number in (0, SESSIONS_MAX - 2)]
+    last = str(uuid.UUID(int=SESSIONS_MAX - 1))
+    until("the kept one", lambda: node.status()["sessions"][last][1] == 1)
+    packets, _ = node.capture(last)
+    assert texts(packets) == [b"%d" % (SESSIONS_MAX - 1)]
+    counts = [(1 << 32) - 1, 10**14, *[(1 << 32) - 1] * 5]
+    said["sessions"] = {id: [counted[0], *counts] for id, counted in said["sessions"].items()}
+    assert len(json.dumps(said)) <= STATUS_BYTES_MAX
 
 
 def test_the_nics_say_nothing_and_the_ip_stack_answers_nobody(node: Node) -> None:

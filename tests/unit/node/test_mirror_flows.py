@@ -90,6 +90,9 @@ def test_idle_flows_go_first_and_are_counted() -> None:
     assert [flow.ends.source_port for flow in flows.changed()] == [4, 1, 3]
     assert flows.gone == [1, 1, 100]
     assert sum(sum(flow.packets) for flow in flows.changed()) + flows.gone[1] == 5
+    flows.resize(1)
+    assert [flow.ends.source_port for flow in flows.changed()] == [4]
+    assert flows.gone == [3, 4, 400]
 
 
 def test_only_what_changed_since_a_mark_is_told_again() -> None:

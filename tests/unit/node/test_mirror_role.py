@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from pileus.node.mirror import SESSIONS_MAX, wire
+from pileus.node.mirror.flows import FLOW_BYTES
 from pileus.node.mirror.model import Foreign, read
 from pileus.node.mirror.packets import copy_of, read_kept
-from pileus.node.mirror.shelves import shares
+from pileus.node.mirror.shelves import STORE_SHARE, rooms
 from pileus.node.mirror.sockets import foreign_tests, key_tests
 from pileus.node.mirror.wire import Arrived, Header, encapsulate
 from pileus.node.role import RoleRefused
@@ -76,9 +77,21 @@ def test_a_document_that_cannot_be_is_refused_with_the_place(change: dict[str, A
 
 
 def test_stores_that_ask_for_too_much_share_what_there_is() -> None:
-    assert shares({"a": 10, "b": 20}, 30) == {"a": 10, "b": 20}
-    assert shares({"a": 10, "b": 30}, 20) == {"a": 5, "b": 15}
-    assert shares({}, 20) == {}
+    memory = 200 << 20
+    both = rooms({"a": 10 << 20, "b": 20 << 20}, memory)
+    assert [room.store_bytes >> 20 for room in both.values()] == [10, 20]
+    tight = rooms({"a": 30 << 20, "b": 90 << 20}, memory)
+    assert [room.store_bytes >> 20 for room in tight.values()] == [15, 45]
+    assert rooms({}, memory) == {}
+
+
+def test_many_sessions_do_not_take_more_than_the_machine_has() -> None:
+    memory = 200 << 20
+    for count in (1, 10, SESSIONS_MAX):
+        given = rooms({f"s{number}": 64 << 20 for number in range(count)}, memory).values()
+        assert sum(room.store_bytes for room in given) <= memory * STORE_SHARE
+        assert sum(room.flows * FLOW_BYTES for room in given) <= memory * 0.07
+        assert sum(room.queue_bytes for room in given) <= memory * 0.15
 
 
 def frames() -> list[bytes]:

@@ -30,6 +30,7 @@ PULSE_S = 5.0
 GRACE_S = 30.0
 """A session that is over is read to its end, but not for ever."""
 
+_SEND_BYTES = 128 << 10
 _TURN_PIECES = 4
 _LOOK_S = 0.5
 
@@ -164,6 +165,7 @@ class Captures:
         with contextlib.suppress(OSError):
             wire, _ = self._server.accept()
             wire.setblocking(False)
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
             reader = _Reader(self, wire, self._readers.discard)
             if len(self._readers) >= READERS_MAX:
                 reader.refuse(f"{READERS_MAX} readers read already")

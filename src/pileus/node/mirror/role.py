@@ -20,7 +20,7 @@ from pileus.node.mirror.captures import Captures
 from pileus.node.mirror.model import LINKS, Config, Wanted, read
 from pileus.node.mirror.paths import Way, open_way
 from pileus.node.mirror.sessions import Counts
-from pileus.node.mirror.shelves import Shelves
+from pileus.node.mirror.shelves import Room, Shelves
 from pileus.node.mirror.store import Session
 from pileus.node.nics import find
 from pileus.node.role import RoleRefused
@@ -37,9 +37,9 @@ SYS = File("/sys/class/net")
 
 
 class Running:
-    """A session in force. ``room``: bytes to keep packets in. ``ended``: its time was over; what was counted until then."""
+    """A session in force. ``ended``: its time was over; what was counted until then stays."""
 
-    def __init__(self, wanted: Wanted, room: int) -> None:
+    def __init__(self, wanted: Wanted, room: Room) -> None:
         self.wanted = wanted
         self.room = room
         self.ended: list[Any] | None = None
@@ -148,18 +148,18 @@ class Decapsulator:
                 self._stop(id)
         if self._path is None:
             return
-        shares = self._shelves.shares(config.sessions)
+        rooms = self._shelves.rooms(config.sessions)
         failures = []
         for id, wanted in config.sessions.items():
             try:
-                self._do_session(self._path, wanted, shares.get(id, 0), now)
+                self._do_session(self._path, wanted, rooms.get(id, Room()), now)
             except OSError as failed:
                 failures.append(f"{id}: {failed}")
         self._end_late(now)
         if failures:
             raise CommandFailed(f"{len(failures)} sessions cannot be, such as {failures[0]}")
 
-    def _do_session(self, path: Way, wanted: Wanted, room: int, now: float) -> None:
+    def _do_session(self, path: Way, wanted: Wanted, room: Room, now: float) -> None:
         running = self._running.get(wanted.id)
         if running is None:
             if not _is_over(wanted, now):
@@ -169,13 +169,14 @@ class Decapsulator:
             self._shelves.change(wanted.id, _name(wanted), room)
         running.wanted, running.room = wanted, room
 
-    def _start(self, path: Way, wanted: Wanted, store_bytes: int) -> None:
-        self._running[wanted.id] = Running(wanted, store_bytes)
+    def _start(self, path: Way, wanted: Wanted, room: Room) -> None:
+        self._running[wanted.id] = Running(wanted, room)
         try:
             if wanted.to == "store":
-                session = Session(_name(wanted), store_bytes, wanted.foreign is not None)
+                session = Session(_name(wanted), room.store_bytes, wanted.foreign is not None)
                 queue = path.queue(wanted, session.take)
                 self._shelves.put(wanted.id, session, lambda: path.counts(wanted), queue)
+                self._shelves.change(wanted.id, _name(wanted), room)
             path.put(wanted)
         except OSError:
             self._stop(wanted.id)

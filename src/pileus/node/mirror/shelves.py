@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
+from pileus.node.mirror import sockets
 from pileus.node.mirror.captures import Captures, Kept
+from pileus.node.mirror.flows import FLOW_BYTES, FLOWS_MAX
 from pileus.node.mirror.model import Wanted
 from pileus.node.mirror.packets import Queue
 from pileus.node.mirror.sessions import Counts
+from pileus.node.mirror.sockets import QUEUE_BYTES_MAX
 from pileus.node.mirror.store import Session
 
-MEMORY_SHARE = 0.4
-"""Of what the machine has, for packets of all sessions; the rest is for itself, queues and readers."""
+STORE_SHARE, FLOWS_SHARE, QUEUES_SHARE = 0.3, 0.06, 0.1
+"""Of what the machine has, for all sessions; the rest is for itself and for readers."""
+
+FLOWS_MIN = 32
+QUEUE_BYTES_MIN = 64 << 10
 
 _MEMORY = "/proc/meminfo"
+
+
+class Room(NamedTuple):
+    """What one session may have."""
+
+    store_bytes: int = 0
+    flows: int = 0
+    queue_bytes: int = 0
 
 
 class Shelves:
@@ -22,7 +37,7 @@ class Shelves:
     def __init__(self, captures: Captures) -> None:
         self._captures = captures
         self._queues: dict[str, Queue] = {}
-        self._bytes_max = int(memory_bytes() * MEMORY_SHARE)
+        self._memory_bytes = memory_bytes()
 
     def put(self, id: str, session: Session, path: Callable[[], Counts], queue: Queue | None) -> None:
         """Keep the session; ``queue``: where its packets come from, None when the path brings them."""
@@ -40,14 +55,17 @@ class Shelves:
 
         self._captures.call(do)
 
-    def change(self, id: str, name: str, store_bytes: int) -> None:
+    def change(self, id: str, name: str, room: Room) -> None:
         """Call it otherwise, or give it other room."""
 
         def do() -> None:
             kept = self._captures.kept.get(id)
             if kept is not None:
                 kept.session.name = name
-                kept.session.ring.resize(store_bytes)
+                kept.session.ring.resize(room.store_bytes)
+                kept.session.flows.resize(room.flows)
+            if id in self._queues:
+                sockets.resize(self._queues[id].wire, room.queue_bytes)
 
         self._captures.call(do)
 
@@ -79,17 +97,21 @@ class Shelves:
 
         return self._captures.call(do)
 
-    def shares(self, sessions: Mapping[str, Wanted]) -> dict[str, int]:
-        """Return how many bytes each session that is kept may have."""
-        return shares({id: each.store_bytes for id, each in sessions.items() if each.to == "store"}, self._bytes_max)
+    def rooms(self, sessions: Mapping[str, Wanted]) -> dict[str, Room]:
+        """Return what each session that is kept may have."""
+        asked = {id: each.store_bytes for id, each in sessions.items() if each.to == "store"}
+        return rooms(asked, self._memory_bytes)
 
 
-def shares(asked: Mapping[str, int], bytes_max: int) -> dict[str, int]:
-    """Return what each is given: what it asks for, or of what there is as much as it asks for in proportion. Pure."""
-    total = sum(asked.values())
-    if total <= bytes_max:
-        return dict(asked)
-    return {id: each * bytes_max // total for id, each in asked.items()}
+def rooms(asked: Mapping[str, int], memory_bytes: int) -> dict[str, Room]:
+    """Return what each gets who asks for so many bytes of store: that, or as much of what there is in proportion. Pure."""
+    store_bytes = int(memory_bytes * STORE_SHARE)
+    total = max(store_bytes, sum(asked.values()))
+    count = max(1, len(asked))
+    flows = int(memory_bytes * FLOWS_SHARE) // FLOW_BYTES // count
+    queue_bytes = int(memory_bytes * QUEUES_SHARE) // count
+    flows, queue_bytes = max(FLOWS_MIN, min(FLOWS_MAX, flows)), max(QUEUE_BYTES_MIN, min(QUEUE_BYTES_MAX, queue_bytes))
+    return {id: Room(each * store_bytes // total, flows, queue_bytes) for id, each in asked.items()}
 
 
 def memory_bytes() -> int:

@@ -9,8 +9,8 @@ import struct
 KEPT = 0x88B6
 """Ethertype that the data path gives to what is kept, so that no IP stack takes it; also of labels."""
 
-QUEUE_BYTES = 1 << 20
-"""Of one session; about 500 packets of any length, and only used while nobody takes them."""
+QUEUE_BYTES_MAX = 2 << 20
+"""Of the tunnel, or one session; about 1,000 packets of any length, and only used while nobody takes them."""
 
 FRAME_BYTES_MAX = 9216
 
@@ -99,6 +99,11 @@ def sender(interface: str) -> socket.socket:
     return made
 
 
+def resize(queue: socket.socket, room_bytes: int) -> None:
+    """Let so much wait in the queue."""
+    queue.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, room_bytes // 2)  # the kernel doubles it: socket(7)
+
+
 def drops(queue: socket.socket) -> int:
     """Return how many frames the queue had no room for since this was asked last. Source: packet(7)."""
     return int(struct.unpack("II", queue.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))[1])
@@ -107,7 +112,7 @@ def drops(queue: socket.socket) -> int:
 def _packet_socket() -> socket.socket:
     # Protocol 0: it takes nothing until it is bound.
     made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
-    made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, QUEUE_BYTES)
+    resize(made, QUEUE_BYTES_MAX)
     return made
 
 
