@@ -9,10 +9,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.compute.vm.types import VmNic, is_of_cloud
-from pileus.fleet.builtin import Appliance, ensure_package
+from pileus.fleet.builtin import Appliance, image_missing, macs_of, make_node
 from pileus.fleet.manager.types import ROUTERS
-from pileus.fleet.node.plan import footprint_of
-from pileus.fleet.node.types import NodeAssigned, NodeDesired, NodeObserved, answers, in_force
+from pileus.fleet.node.types import NodeDesired, NodeObserved, answers, in_force
 from pileus.gateway.router.document import (
     Pair,
     RouterView,
@@ -55,7 +54,7 @@ LOOK_AGAIN_S = 15.0
 
 
 class World(Struct, frozen=True, kw_only=True):
-    """What a decision is made of. ``ports``: of the nodes' VMs, by node slot, in the order of their NICs."""
+    """What a decision is made of. ``macs``: of the nodes' NICs, by node slot, in their order."""
 
     router: Resource
     zone: Resource
@@ -64,7 +63,7 @@ class World(Struct, frozen=True, kw_only=True):
     nodes: Mapping[str, Resource]
     in_force: frozenset[str]
     """Slots whose node runs the document that is wished for it now; found once, because a hash reads all of it."""
-    ports: Mapping[str, Sequence[Resource]]
+    macs: Mapping[str, Sequence[str]]
     image: Resource | None
     view: RouterView
 
@@ -87,9 +86,8 @@ class RouterController(Controller):
         assigned: RouterAssigned = resource.assigned
         change = activity(assigned.active, assigned.idle_since, wanted, self._clock(), idle_s)
         if change.active == "yes" and world.image is None and not world.nodes:
-            name = world.zone.desired.router_image
-            message = f"its image {name} is not there; `pileus image build {name}` makes it"
-            return Wait("NoImage", message, 10.0, lambda tx: _tell_networks(tx, world, "waiting", message))
+            missing = image_missing(world.zone.desired.router_image)
+            return replace(missing, apply=lambda tx: _tell_networks(tx, world, "waiting", missing.message))
         wished = _settled_assignment(world, change)
         if wished != assigned or _lacks_address(world, wished):
             reason, message = "Starting", "its decisions are being written"
@@ -119,12 +117,11 @@ async def _world(router: Resource, store: Store) -> World:
     vms = await store.list(Filter(kind="compute.vm", account_id=account, zone=zone.id), limit=100_000)
     children = await store.list(Filter(kind="fleet.node", owner=router.id))
     nodes = {node.name.rpartition("-")[2]: node for node in children}
-    ports = {}
+    macs = {}
     for slot, node in nodes.items():
         vm = next((vm for vm in vms if vm.id == node.assigned.vm), None)
         if vm is not None and vm.assigned.ports:
-            found = {port.id: port for port in await store.list(Filter(kind="network.port", owner=vm.id))}
-            ports[slot] = [found[id] for id in vm.assigned.ports if id in found]
+            macs[slot] = await macs_of(store, vm)
     return World(
         router=router,
         zone=zone,
@@ -132,7 +129,7 @@ async def _world(router: Resource, store: Store) -> World:
         vms=[vm for vm in vms if not is_of_cloud(vm)],
         nodes=nodes,
         in_force=frozenset(slot for slot, node in nodes.items() if _is_in_force(node)),
-        ports=ports,
+        macs=macs,
         image=await store.find("storage.image", "", zone.desired.router_image),
         view=await load_view(store, router),
     )
@@ -254,7 +251,9 @@ async def _keep_nodes(tx: Transaction, world: World) -> None:
     for slot in wanted:
         node = world.nodes.get(slot)
         if node is None and slot in change.make[:1] and world.image is not None and _knows_hosts(world):
-            await _make_node(tx, world, slot, shared)
+            empty = NodeDesired(manager=ROUTERS, vdc=assigned.vdc)
+            wished = _wished(empty, world, slot, Membership(), shared)
+            await make_node(tx, APPLIANCE, world.image, router, _node_name(world, slot), wished)
         elif node is not None and not node.deleting and slot not in change.remove:
             await tx.update(node, desired=_wished(node.desired, world, slot, change, shared))
 
@@ -284,28 +283,6 @@ def _node_name(world: World, slot: str) -> str:
     return f"{world.router.name[:60]}-{slot}"
 
 
-async def _make_node(tx: Transaction, world: World, slot: str, shared: Document) -> None:
-    assert world.image is not None  # nodes are made of it
-    assigned: RouterAssigned = world.router.assigned
-    package = await ensure_package(tx, APPLIANCE, world.image)
-    links = await tx.links(package.id)
-    empty = NodeDesired(manager=ROUTERS, package=package.name, vdc=assigned.vdc)
-    node = Resource(
-        id="",
-        kind="fleet.node",
-        name=_node_name(world, slot),
-        desired=_wished(empty, world, slot, Membership(), shared),
-        assigned=NodeAssigned(
-            zone=assigned.zone,
-            vdc=assigned.vdc,
-            manager=links["manager"],
-            package=package.id,
-            footprint=footprint_of(package),
-        ),
-    )
-    await tx.ensure_child(world.router, node, {"manager": links["manager"], "package": package.id})
-
-
 def _wished(desired: NodeDesired, world: World, slot: str, change: Membership, shared: Document) -> NodeDesired:
     """Return the node's wish: its NICs with every address they may use, and its document once its NICs have MACs.
 
@@ -316,8 +293,7 @@ def _wished(desired: NodeDesired, world: World, slot: str, change: Membership, s
     pair = _pair(world.router.assigned.redundancy, slot, change)
     nics = _nics(world, pair)
     other = next((node for name, node in world.nodes.items() if name != slot), None)
-    ports = world.ports.get(slot, ())
-    macs = [port.assigned.mac for port in ports if port.assigned is not None]
+    macs = world.macs.get(slot, ())
     whole = desired.document
     if len(macs) == len(nics):
         whole = with_links(shared, _node_name(world, slot), *macs)

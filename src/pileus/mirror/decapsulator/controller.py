@@ -9,15 +9,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.compute.vm.types import VmNic
-from pileus.fleet.builtin import Appliance, ensure_package
+from pileus.fleet.builtin import Appliance, image_missing, macs_of, make_node
 from pileus.fleet.manager.types import MIRRORS
-from pileus.fleet.node.plan import footprint_of
-from pileus.fleet.node.types import NodeAssigned, NodeDesired, answers
+from pileus.fleet.node.types import NodeDesired, answers
 from pileus.infra.zone.types import ZoneDesired
 from pileus.kernel.clock import Clock
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
-from pileus.kernel.outcome import Done, Outcome, Wait
+from pileus.kernel.outcome import Done, Outcome
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
@@ -62,8 +61,7 @@ class DecapsulatorController(Controller):
         if idle_since and (left_s <= 0 or assigned.number >= zone.decapsulators):
             return Done(lambda tx: _leave(tx, resource))
         if world.image is None and world.node is None:
-            message = f"its image {zone.router_image} is not there; `pileus image build {zone.router_image}` makes it"
-            return Wait("NoImage", message, 10.0)
+            return image_missing(zone.router_image)
         found = _observe(world)
 
         async def apply(tx: Transaction) -> None:
@@ -99,13 +97,10 @@ async def _world(own: Resource, store: Store) -> World:
 
 
 async def _macs(store: Store, node: Resource | None) -> list[str]:
-    """Return the MACs of the node's NICs, in their order; fewer as long as it has not all of them."""
     if node is None or node.assigned is None or not node.assigned.vm:
         return []
     found = await store.list(Filter(kind="compute.vm", ids=(node.assigned.vm,)))
-    ids = found[0].assigned.ports if found else ()
-    ports = {port.id: port for port in await store.list(Filter(kind="network.port", owner=node.assigned.vm))}
-    return [ports[id].assigned.mac for id in ids if id in ports and ports[id].assigned is not None]
+    return await macs_of(store, found[0]) if found else []
 
 
 async def _sibling(store: Store, own: Resource) -> str:
@@ -119,31 +114,15 @@ async def _keep_node(tx: Transaction, world: World) -> None:
     node = world.node
     if node is None:
         assert world.image is not None  # without it the decapsulator waits
-        await _make_node(tx, world, world.image)
+        assigned: DecapsulatorAssigned = world.own.assigned
+        first = NodeDesired(manager=MIRRORS, vdc=assigned.vdc, nics=NICS, apart_from=world.sibling)
+        await make_node(tx, APPLIANCE, world.image, world.own, f"decapsulator-{world.own.name}"[:63], first)
         return
     if node.deleting or len(world.macs) != len(LINKS):
         return
     wished = document(world.macs, world.sessions)
     if node.desired.document != wished:
         await tx.update(node, desired=replace(node.desired, document=wished))
-
-
-async def _make_node(tx: Transaction, world: World, image: Resource) -> None:
-    assigned: DecapsulatorAssigned = world.own.assigned
-    package = await ensure_package(tx, APPLIANCE, image)
-    manager = (await tx.links(package.id))["manager"]
-    node = Resource(
-        id="",
-        kind="fleet.node",
-        name=f"decapsulator-{world.own.name}"[:63],
-        desired=NodeDesired(
-            manager=MIRRORS, package=package.name, vdc=assigned.vdc, nics=NICS, apart_from=world.sibling
-        ),
-        assigned=NodeAssigned(
-            zone=assigned.zone, vdc=assigned.vdc, manager=manager, package=package.id, footprint=footprint_of(package)
-        ),
-    )
-    await tx.ensure_child(world.own, node, {"manager": manager, "package": package.id})
 
 
 def _observe(world: World) -> DecapsulatorObserved:
