@@ -158,6 +158,19 @@ async def test_the_first_session_that_takes_a_packet_gets_it_and_nobody_else(rig
     assert (every.seen, every.matched, first.seen, first.matched) == (3, 1, 3, 2)
 
 
+async def test_sessions_without_a_number_take_nothing_from_each_other(rig: Rig) -> None:
+    dns = (Rule(protocol=UDP, destination_ports=(53, 53)),)
+    host = await one_host(
+        rig, relay(), relay(key=KEY + 1, id="r2"), relay(key=KEY + 2, id="r3"),
+        source(id="all"), source(id="dns", key=KEY + 1, rules=dns), source(id="first", key=KEY + 2, number=1),
+    )  # fmt: skip
+    for port in (53, 80):
+        host.passes(WEB, udp(port, port=port), "egress")
+    await host.until(lambda: len(host.arrived[TUNNEL_NIC]) == 5)
+    got = sorted((one.header.key - KEY, one.frame) for one in host.arrived[TUNNEL_NIC])
+    assert got == sorted([(0, udp(53)), (0, udp(80, port=80)), (1, udp(53)), (2, udp(53)), (2, udp(80, port=80))])
+
+
 async def test_flows_are_sampled_whole(rig: Rig) -> None:
     host = await one_host(rig, relay(), source(sample_one_in=4, sample_by="flow"))
     frames = [udp(number, size=8) for number in range(400)] * 2

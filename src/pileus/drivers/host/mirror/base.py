@@ -17,10 +17,11 @@ from pileus.node.mirror.rules import Rule
 class SourceSpec(Struct, frozen=True, kw_only=True):
     """Copies are taken at a port of this host.
 
-    ``number``: sessions of a port are asked in this order, then by id. ``rules``: the first that fits decides; none at all:
-    every packet is taken; otherwise what no rule fits is not. ``snap_bytes`` 0: whole frames; less than SNAP_BYTES_MIN is
-    as much as that. ``sample_one_in`` 1: every packet. ``rate_limit_kbps``: of the frames' own bytes, as copied; 0: none.
-    ``target``: tunnel address of the decapsulator's host; "": this host.
+    ``number`` 0: it gets every packet that it wants. Others of a port are asked in the order of their numbers, then by id,
+    and of these the first that wants a packet gets it alone. ``rules``: the first that fits decides; none at all: every packet
+    is wanted; otherwise what no rule fits is not. ``snap_bytes`` 0: whole frames; less than SNAP_BYTES_MIN is as much as that.
+    ``sample_one_in`` 1: every packet. ``rate_limit_kbps``: of the frames' own bytes, as copied; 0: none. ``target``: tunnel
+    address of the decapsulator's host; "": this host.
     """
 
     id: str

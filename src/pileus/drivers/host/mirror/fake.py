@@ -92,11 +92,13 @@ class FakeMirrorWorld:
         mine.sort(key=lambda kept: (getattr(kept.spec, "number", 0), kept.spec.id))
         for kept in mine:
             kept.counted["seen"] += 1
+        taken = False
         for kept in mine:
             assert isinstance(kept.spec, SourceSpec)
-            if decide(kept.spec.rules, frame, direction):
+            is_numbered = kept.spec.number > 0
+            if not (is_numbered and taken) and decide(kept.spec.rules, frame, direction):
                 self._copy(kept, kept.spec, frame, direction)
-                return
+                taken |= is_numbered
 
     def arrive(self, packet: bytes) -> None:
         """Take a frame in its tunnel header, from this host or another one."""

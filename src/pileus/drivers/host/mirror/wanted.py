@@ -195,7 +195,13 @@ def _plan_source(wanted: Wanted, leg: Leg, spec: SourceSpec, devices: Devices) -
     ends = (devices.own, spec.target) if spec.target else ("", "")
     wanted.entries[entry] = outgoing_value(spec.key, ends, leg.slot, longest(spec, devices), leg=FIRST_LEG)
     tap = tap_name(spec.port)
-    return [entry], [f"{tap}-{way}" for way in DIRECTIONS if spec.direction in ("both", way)]
+    return [entry], [_program_name(tap, way, leg) for way in DIRECTIONS if spec.direction in ("both", way)]
+
+
+def _program_name(tap: str, way: Direction, leg: Leg) -> str:
+    """Return the name of the program that asks the session: numbered ones share one, in which the first takes it all."""
+    is_numbered = leg.source is not None and leg.source.number
+    return f"{tap}-{way}" if is_numbered else f"{tap}-{way}-{leg.slot}"
 
 
 def _plan_relay(wanted: Wanted, leg: Leg, spec: RelaySpec, devices: Devices) -> tuple[list[Entry], list[str]]:
@@ -217,15 +223,18 @@ def _plan_relay(wanted: Wanted, leg: Leg, spec: RelaySpec, devices: Devices) -> 
 
 
 def _plan_port(wanted: Wanted, tap: str, legs: list[Leg], devices: Devices) -> None:
-    """One program for each direction in which somebody looks."""
+    """Programs for each direction in which somebody looks: one of all numbered sessions, one of each other."""
     legs.sort(key=lambda leg: (leg.source.number if leg.source else 0, leg.spec.id))
     for way in DIRECTIONS:
-        sessions = tuple(_session(leg, devices) for leg in legs if leg.source and leg.source.direction in ("both", way))
-        if sessions:
+        programs: dict[str, list[select.Session]] = {}
+        for leg in legs:
+            if leg.source and leg.source.direction in ("both", way):
+                programs.setdefault(_program_name(tap, way, leg), []).append(_session(leg, devices))
+        for name, sessions in programs.items():
             # What the VM sends comes in from its tap.
             attach = kernel.ATTACH_TCX_INGRESS if way == "egress" else kernel.ATTACH_TCX_EGRESS
-            code = functools.partial(select.select, sessions, way, devices.wiring.copies)
-            wanted.links[f"{tap}-{way}"] = _attachment(devices.number(tap), kernel.SCHED_CLS, attach, code)
+            code = functools.partial(select.select, tuple(sessions), way, devices.wiring.copies)
+            wanted.links[name] = _attachment(devices.number(tap), kernel.SCHED_CLS, attach, code)
 
 
 def _session(leg: Leg, devices: Devices) -> select.Session:
