@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping
 
@@ -55,7 +54,7 @@ class SessionController(Controller):
         best = plan.chosen(assigned.decapsulator, world.offered)
         if best is None:
             return _waiting(world, "starting", "Starting", "a decapsulator is being made for it")
-        if best.id != assigned.decapsulator or world.is_elsewhere:
+        if best.id != assigned.decapsulator or world.is_elsewhere or world.counts_anew:
             return await self._place(world, best, store)
         if world.course is None:
             return _waiting(world, "starting", "Starting", "the VM of its decapsulator is being made")
@@ -82,8 +81,10 @@ class SessionController(Controller):
                 slot = await tx.claim_number(slot_space(best.id), 0, SESSIONS_PER_DECAPSULATOR_MAX - 1, session.id)
             except Exhausted:
                 raise Waiting("Starting", "its decapsulator has no place left; another is looked for", 1.0) from None
+            at_legs, closed = plan.followed_legs(_at_legs(session), world.live, assigned.closed)
             placed = replace(
                 assigned,
+                closed=closed,
                 decapsulator=best.id,
                 node=best.node,
                 slot=slot,
@@ -91,7 +92,8 @@ class SessionController(Controller):
                 source_host=world.session_host,
                 source_address=source,
             )
-            await tx.update(session, assigned=placed)
+            observed = replace(session.observed, at_legs=at_legs) if session.observed is not None else None
+            await tx.update(session, assigned=placed, observed=observed)
             await tx.enqueue(best.id)
 
         return Wait("Starting", "it gets its place at a decapsulator", 0.0, apply)
@@ -107,8 +109,9 @@ class SessionController(Controller):
         began = assigned.began_at or (now if runs else 0.0)
         duration_s = session.desired.duration_s
         ends_at = began + duration_s if began and duration_s else 0.0
-        at, closed = plan.followed(_at(session), world.said, assigned.closed)
-        counts = plan.counted(closed, await _live(world, store), at)
+        at_legs, closed = plan.followed_legs(_at_legs(session), world.live, assigned.closed)
+        at, closed = plan.followed(_at(session), world.said, closed)
+        counts = plan.counted(closed, world.live, at)
 
         async def apply(tx: Transaction) -> None:
             await _make_legs(tx, world, wished, with_source=not missing or _may_send(world, wished))
@@ -122,6 +125,7 @@ class SessionController(Controller):
                 message=missing,
                 counts=counts,
                 at_decapsulator=at,
+                at_legs=at_legs,
             )
             await tx.update(current, assigned=decided, observed=found)
             if began != assigned.began_at:
@@ -137,15 +141,17 @@ class SessionController(Controller):
         """Take the source away, wait for the last counts, then give everything back; the counts stay with the session."""
         session = world.session
         assigned: SessionAssigned = session.assigned
-        at, closed = plan.followed(_at(session), world.said, assigned.closed)
+        at_legs, closed = plan.followed_legs(_at_legs(session), world.live, assigned.closed)
+        at, closed = plan.followed(_at(session), world.said, closed)
         sources = [leg for leg in world.legs.values() if leg.assigned.role == "source"]
         is_late = assigned.ended != "no" and now >= assigned.ends_at + ENDING_S
-        is_whole = not sources and at.received + at.before >= assigned.closed.get("sent", 0) - closed.get("received", 0)
+        sent = closed.get("sent", 0) - closed.get("sent_over", 0)
+        is_whole = not sources and at.received + at.before >= sent
         going = list(world.legs.values()) if (is_late or is_whole) else sources
         if (is_late or is_whole) and not world.legs:
             closed = plan.settled(closed, at)
             at = AtDecapsulator()
-        counts = plan.counted(closed, await _live(world, store), at)
+        counts = plan.counted(closed, world.live, at)
         done = (is_late or is_whole) and not world.legs
 
         async def apply(tx: Transaction) -> None:
@@ -166,6 +172,7 @@ class SessionController(Controller):
                 message=message,
                 counts=counts,
                 at_decapsulator=at,
+                at_legs=at_legs,
             )
             await tx.update(current, assigned=decided, observed=found)
 
@@ -192,25 +199,21 @@ def _waiting(world: World, state: str, reason: str, message: str) -> Wait:
             message=message,
             counts=counts,
             at_decapsulator=_at(current),
+            at_legs=_at_legs(current),
         )
         await tx.update(current, observed=found)
 
     return Wait(reason, message, LOOK_AGAIN_S, apply)
 
 
+def _at_legs(session: Resource) -> dict[str, dict[str, int]]:
+    observed: SessionObserved | None = session.observed
+    return observed.at_legs if observed is not None else {}
+
+
 def _at(session: Resource) -> AtDecapsulator:
     observed: SessionObserved | None = session.observed
     return observed.at_decapsulator if observed is not None else AtDecapsulator()
-
-
-async def _live(world: World, store: Store) -> list[tuple[LegAssigned, Mapping[str, int]]]:
-    """Return what each leg that is there counted last."""
-    found: list[tuple[LegAssigned, Mapping[str, int]]] = []
-    for leg in world.legs.values():
-        sample = await store.sample(leg.id)
-        counts = json.loads(sample[1]) if sample is not None else {}
-        found.append((leg.assigned, {word: n for word, n in counts.items() if isinstance(n, int)}))
-    return found
 
 
 def _missing(world: World, wished: Mapping[str, LegAssigned]) -> str:

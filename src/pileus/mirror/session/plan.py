@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,7 @@ from pileus.mirror.session.types import (
     SessionAssigned,
     SessionCounts,
     SessionDesired,
+    SessionObserved,
 )
 from pileus.mirror.sniffer.types import source_space
 from pileus.node.mirror.rules import Rule
@@ -139,11 +141,56 @@ _SHOWN_AS = {
 """What a session shows of each leg's counts, by role."""
 
 
-def added(total: Mapping[str, int], leg: LegAssigned, counts: Mapping[str, int]) -> dict[str, int]:
+Counts = Mapping[str, int]
+
+
+def added(total: Counts, leg: LegAssigned, counts: Counts) -> dict[str, int]:
     """Return ``total`` with what a leg counted; what it did not say counts nothing."""
     result = dict(total)
     for word, shown in _SHOWN_AS[leg.role].items():
         result[shown] = result.get(shown, 0) + max(0, counts.get(word, 0))
+    return result
+
+
+class Live(Struct, frozen=True, kw_only=True):
+    """A leg that is there, and what it counted when it was asked last."""
+
+    id: str
+    leg: LegAssigned
+    counts: Counts
+
+
+def read_counts(sample: tuple[float, str] | None) -> dict[str, int]:
+    """Return what a leg's host said of its counts last."""
+    said = json.loads(sample[1]) if sample is not None else {}
+    return {word: number for word, number in said.items() if isinstance(number, int)}
+
+
+def began_anew(before: Counts, now: Counts) -> bool:
+    """Tell whether a leg counts from zero again: its host made it anew."""
+    return any(now.get(word, 0) < number for word, number in before.items())
+
+
+def followed_legs(
+    before: Mapping[str, Counts], live: Sequence[Live], closed: Counts
+) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+    """Return what each leg counts now, and the closed counts: what a leg counted before it began anew goes there."""
+    total = dict(closed)
+    for each in live:
+        earlier = before.get(each.id, {})
+        if began_anew(earlier, each.counts):
+            total = added(total, each.leg, earlier)
+    return {each.id: dict(each.counts) for each in live}, total
+
+
+def released(closed: Counts, leg: Live, session: SessionObserved) -> dict[str, int]:
+    """Return the closed counts with a leg's that is gone, and counted so much at the end."""
+    earlier = session.at_legs.get(leg.id, {})
+    result = added(closed, leg.leg, leg.counts)
+    if began_anew(earlier, leg.counts):
+        result = added(result, leg.leg, earlier)
+    if leg.leg.key != session.at_decapsulator.key:
+        result["sent_over"] = result.get("sent_over", 0) + result.get("sent", 0) - closed.get("sent", 0)
     return result
 
 
@@ -167,7 +214,7 @@ def read_at_decapsulator(said: Any, key: str, boot_id: str) -> AtDecapsulator | 
 
 
 def followed(
-    before: AtDecapsulator, now: AtDecapsulator | None, closed: Mapping[str, int]
+    before: AtDecapsulator, now: AtDecapsulator | None, closed: Counts
 ) -> tuple[AtDecapsulator, dict[str, int]]:
     """Return what is known at the decapsulator now, and the closed counts: a boot or a key that is over goes there.
 
@@ -175,22 +222,39 @@ def followed(
     """
     if now is None:
         return before, dict(closed)
-    if (now.key, now.boot_id) == (before.key, before.boot_id):
-        return replace(now, before=before.before), dict(closed)
-    total = settled(closed, before)
-    if now.key == before.key:
-        total["received"] = closed.get("received", 0)
-        return replace(now, before=before.before + before.received), total
-    return now, total
+    if now.key != before.key:
+        return now, settled(closed, before)
+    highest = max(before.highest, now.highest)
+    if now.boot_id == before.boot_id:
+        return replace(now, before=before.before, highest=highest), dict(closed)
+    total = _with_passed_on(closed, before)
+    return replace(now, before=before.before + before.received, highest=highest), total
 
 
-def settled(closed: Mapping[str, int], at: AtDecapsulator) -> dict[str, int]:
+def settled(closed: Counts, at: AtDecapsulator) -> dict[str, int]:
     """Return the closed counts of a session whose last key is over."""
-    total = dict(closed)
+    total = _with_passed_on(closed, at)
+    total["lost"] = _lost(closed) + _missed(at)
     total["received"] = total.get("received", 0) + at.received + at.before
+    total["sent_over"] = total.get("sent", 0)
+    return total
+
+
+def _with_passed_on(closed: Counts, at: AtDecapsulator) -> dict[str, int]:
+    total = dict(closed)
     for word in ("received_bytes", "forwarded", "dropped"):
         total[word] = total.get(word, 0) + getattr(at, word)
     return total
+
+
+def _lost(closed: Counts) -> int:
+    """Return what keys that are over lost: by their numbers, and at the end all that did not arrive."""
+    return max(closed.get("lost", 0), closed.get("sent_over", 0) - closed.get("received", 0))
+
+
+def _missed(at: AtDecapsulator) -> int:
+    """Return how many numbers are missing among those that came."""
+    return max(0, at.highest + 1 - at.received - at.before)
 
 
 def nic_space(assigned: SessionAssigned, desired: SessionDesired) -> str:
@@ -198,20 +262,14 @@ def nic_space(assigned: SessionAssigned, desired: SessionDesired) -> str:
     return source_space(assigned.vm, desired.nic)
 
 
-def counted(
-    closed: Mapping[str, int], live: Iterable[tuple[LegAssigned, Mapping[str, int]]], at: AtDecapsulator
-) -> SessionCounts:
+def counted(closed: Counts, live: Iterable[Live], at: AtDecapsulator) -> SessionCounts:
     """Return the session's counts: what is closed, what its legs count now, and what its decapsulator says."""
-    sent_closed = closed.get("sent", 0)
     total = dict(closed)
-    for leg, counts in live:
-        total = added(total, leg, counts)
-    here = at.received + at.before
-    lost_closed = max(0, sent_closed - closed.get("received", 0))
-    total["received"] = total.get("received", 0) + here
-    total["received_bytes"] = total.get("received_bytes", 0) + at.received_bytes
-    total["forwarded"] = total.get("forwarded", 0) + at.forwarded
-    total["dropped"] = total.get("dropped", 0) + at.dropped + total.get("relay_dropped", 0)
-    total["lost"] = lost_closed + max(0, at.highest + 1 - here)
+    for each in live:
+        total = added(total, each.leg, each.counts)
+    total = _with_passed_on(total, at)
+    total["received"] = total.get("received", 0) + at.received + at.before
+    total["dropped"] += total.get("relay_dropped", 0)
+    total["lost"] = _lost(closed) + _missed(at)
     words = asdict(SessionCounts())
     return SessionCounts(**{word: total.get(word, 0) for word in words})

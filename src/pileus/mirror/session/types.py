@@ -32,11 +32,12 @@ class SessionDesired(Struct, frozen=True, kw_only=True):
     number: Annotated[
         int,
         Meta(
-            ge=1,
+            ge=0,
             le=32_766,
-            description="Sessions of a NIC are asked in this order; the first that takes a packet gets it.",
+            description="0: it gets all that it wants. Of the NIC's sessions with a number, the first in their order that "
+            "wants a packet gets it, and no other of these.",
         ),
-    ] = 100
+    ] = 0
     snap_bytes: Annotated[int, Meta(ge=0, le=9_000, description="Bytes kept of each packet; 0: all of it.")] = 0
     sample_one_in: Annotated[int, Meta(ge=1, le=1_000_000, description="Takes one of so many; 1: each.")] = 1
     sample_by: Annotated[
@@ -130,6 +131,8 @@ class SessionObserved(Struct, frozen=True, kw_only=True):
     message: str = ""
     counts: SessionCounts = SessionCounts()
     at_decapsulator: AtDecapsulator = AtDecapsulator()
+    at_legs: dict[str, dict[str, int]] = {}
+    """What each leg had counted when it was looked at last."""
 
 
 PRIVATE = ("decapsulator", "node", "slot", "key", "source_host", "source_address", "closed")
@@ -162,7 +165,7 @@ KIND = Kind(
     observed=SessionObserved,
     ready=_ready,
     immutable=frozenset({"vm", "nic", "sniffer", "store_mib"}),
-    private=frozenset({*(f"assigned.{word}" for word in PRIVATE), "observed.at_decapsulator"}),
+    private=frozenset({*(f"assigned.{word}" for word in PRIVATE), "observed.at_decapsulator", "observed.at_legs"}),
     name_prefix="session",
     columns=(
         Column("VM", "desired.vm"),

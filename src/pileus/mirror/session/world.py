@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
@@ -15,8 +15,17 @@ from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.mirror.decapsulator.types import DecapsulatorObserved
 from pileus.mirror.filter.plan import compiled, expression_rules
-from pileus.mirror.session.plan import HERE, Course, End, Offered, read_at_decapsulator
-from pileus.mirror.session.types import AtDecapsulator, SessionAssigned, SessionDesired
+from pileus.mirror.session.plan import (
+    HERE,
+    Course,
+    End,
+    Live,
+    Offered,
+    began_anew,
+    read_at_decapsulator,
+    read_counts,
+)
+from pileus.mirror.session.types import AtDecapsulator, SessionAssigned, SessionDesired, SessionObserved
 from pileus.mirror.sniffer.types import SnifferDesired
 from pileus.node.mirror.rules import Rule
 
@@ -41,6 +50,8 @@ class World(Struct, frozen=True, kw_only=True):
     course: Course | None = None
     said: AtDecapsulator | None = None
     lacking: Lacking | None = None
+    live: tuple[Live, ...] = ()
+    """Its legs with what they counted last."""
     is_elsewhere: bool = False
     """The packets come from another host, or another tunnel, than its key was given for."""
 
@@ -48,6 +59,13 @@ class World(Struct, frozen=True, kw_only=True):
     def session_host(self) -> str:
         """The host that packets are copied on."""
         return self.source.host if self.source is not None else ""
+
+    @property
+    def counts_anew(self) -> bool:
+        """Whether its source was made anew by its host, and gives its packets numbers from 0 again."""
+        observed: SessionObserved | None = self.session.observed
+        before = observed.at_legs if observed is not None else {}
+        return any(each.leg.role == "source" and began_anew(before.get(each.id, {}), each.counts) for each in self.live)
 
     @property
     def is_loaded(self) -> bool:
@@ -70,7 +88,7 @@ async def load_world(session: Resource, store: Store) -> World:
     zone = await store.get(assigned.zone)
     legs = {leg.name: leg for leg in await store.list(Filter(kind="mirror.leg", owner=session.id))}
     offered = await _offered(zone, store)
-    around = World(session=session, zone=zone, legs=legs, offered=offered)
+    around = World(session=session, zone=zone, legs=legs, offered=offered, live=await _live(legs.values(), store))
     refused = _refused(zone, desired)
     if refused is not None:
         return _with(around, lacking=refused)
@@ -93,6 +111,11 @@ async def load_world(session: Resource, store: Store) -> World:
         is_elsewhere=elsewhere,
         course=await _course(port, source, node, sniffer, store),
     )
+
+
+async def _live(legs: Iterable[Resource], store: Store) -> tuple[Live, ...]:
+    samples = [(leg, await store.sample(leg.id)) for leg in legs]
+    return tuple(Live(id=leg.id, leg=leg.assigned, counts=read_counts(sample)) for leg, sample in samples)
 
 
 def _with(world: World, **changes: object) -> World:
