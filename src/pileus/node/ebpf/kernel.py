@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import re
 import struct
@@ -16,6 +17,9 @@ from pathlib import Path
 
 HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, DEVMAP, DEVMAP_HASH, RINGBUF = 1, 2, 5, 6, 14, 25, 27
 """Kinds of maps."""
+
+MAPPABLE = 1 << 10
+"""Flag of an array whose values ``Mapped`` may read and write in place."""
 
 SCHED_CLS, XDP = 3, 6
 """Kinds of programs."""
@@ -49,6 +53,30 @@ _LIVE_FRAMES = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+
+
+class Mapped:
+    """The values of a MAPPABLE array as memory. ``words``: 8 bytes each, read and written whole, while programs do the same."""
+
+    def __init__(self, fd: int, length: int) -> None:
+        """``length``: of all values together, each a multiple of 8 bytes. Raises: BpfRefused."""
+        whole_pages = -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
+        try:
+            self._memory = mmap.mmap(fd, whole_pages)
+        except OSError as exc:
+            raise BpfRefused(exc.errno, f"array not mapped: {exc.strerror}") from None
+        self._bytes = memoryview(self._memory)
+        self.words = self._bytes.cast("Q")
+
+    def copy(self, word: int, length: int) -> bytes:
+        """Return bytes from a word on."""
+        return bytes(self._bytes[word * 8 : word * 8 + length])
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self.words.release()
+        self._bytes.release()
+        self._memory.close()
 
 
 class BpfRefused(OSError):

@@ -10,6 +10,8 @@ import contextlib
 import errno
 import os
 import struct
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Literal
@@ -17,7 +19,7 @@ from typing import Literal
 from pileus.node.ebpf import kernel
 from pileus.node.mirror import wire, xdp_program
 from pileus.node.mirror.sessions import Counts, To, check_slot
-from pileus.node.mirror.xdp_program import COUNTS, ENTRY, GROUP, GROUP_SESSIONS, TO_SNIFFERS, TO_STORE, Maps
+from pileus.node.mirror.xdp_program import ENTRY, GROUP, GROUP_SESSIONS, TO_SNIFFERS, TO_STORE, Maps
 
 Mode = Literal["native", "generic"]
 """``native``: in the NIC's driver. ``generic``: in the kernel's receive path, where the driver cannot."""
@@ -52,21 +54,25 @@ class DataPath:
         """
         self.mode: Mode = "native"
         self._slots = slots
-        self._sources: dict[int, bytes] = {}
-        self._words: dict[int, bytes] = {}
+        self._cpus = kernel.possible_cpus()
+        self._wanted: dict[int, tuple[int, int]] = {}
+        """Word and source by slot, as programs read them."""
+
         self._groups: dict[bytes, _Group] = {}
         self._free_groups = list(range(GROUPS))
         self._links: list[int] = []
-        self._open: list[int] = []
+        self._open = contextlib.ExitStack()
         try:
             self._maps = Maps(
-                entries=self._map(kernel.ARRAY, 4, ENTRY.size, slots, "sessions"),
-                counts=self._map(kernel.PERCPU_ARRAY, 4, COUNTS.size, slots, "counts"),
+                slots=slots,
+                entries=self._map(kernel.ARRAY, 4, ENTRY.size, slots * self._cpus, "sessions", kernel.MAPPABLE),
                 groups=self._map(kernel.HASH, GROUP.size, 4, GROUPS, "groups"),
                 foreign=self._map(kernel.ARRAY, 4, 8, GROUPS * GROUP_SESSIONS, "foreign"),
                 refused=self._map(kernel.PERCPU_ARRAY, 4, 8, len(wire.REASONS), "refused"),
                 sniffers=self._map(kernel.DEVMAP, 4, 4, 1, "sniffers"),
             )
+            self._entries = kernel.Mapped(self._maps.entries, slots * self._cpus * ENTRY.size)
+            self._open.callback(self._entries.close)
             kernel.update(self._maps.sniffers, _NUMBER.pack(0), _NUMBER.pack(sniffers))
             self.program = self._kept(kernel.load(kernel.XDP, xdp_program.decapsulator(self._maps), "decapsulator"))
             self._diode = self._kept(kernel.load(kernel.XDP, xdp_program.diode(), "diode"))
@@ -118,21 +124,22 @@ class DataPath:
         check_slot(slot, key)
         if slot >= self._slots:
             raise ValueError(f"slot {slot} is not below {self._slots}")
-        word = (_TO[to] << wire.KEY_BITS | key).to_bytes(8, "big")
-        address = IPv4Address(source).packed
-        if (self._words.get(slot), self._sources.get(slot)) == (word, address):
+        word = _raw((_TO[to] << wire.KEY_BITS | key).to_bytes(8, "big"))
+        wanted = word, _raw(IPv4Address(source).packed)
+        if self._wanted.get(slot) == wanted:
             return
-        # The kernel copies an entry while programs read it: with nobody's word in between, whatever they see of it fits no
-        # frame, or is the old entry, or the new one.
-        self.remove(slot)
-        self._write(slot, _NOBODY, address)
-        self._write(slot, word, address)
-        self._words[slot] = word
+        for place in self._places(slot):
+            # A program that reads meanwhile sees the old entry, or nobody's, or the new one.
+            self._entries.words[place] = 0
+            self._entries.words[place + 1] = wanted[1]
+            self._entries.words[place] = word
+        self._wanted[slot] = wanted
 
     def remove(self, slot: int) -> None:
         """Refuse the session's frames from now on."""
-        if self._words.pop(slot, None) is not None:
-            self._write(slot, _NOBODY, self._sources[slot])
+        if self._wanted.pop(slot, None) is not None:
+            for place in self._places(slot):
+                self._entries.words[place] = 0
 
     def put_foreign(self, source: str, session: int, erspan: int, key: int) -> None:
         """Take frames of ERSPAN type 2 or 3 without sub-header as those of the session with this key, which ``put`` names.
@@ -165,15 +172,17 @@ class DataPath:
 
     def counts(self, slot: int) -> Counts | None:
         """Return what came; None: nobody has the slot."""
-        word = self._words.get(slot)
-        if word is None:
+        if slot not in self._wanted:
             return None
         total = Counts()
-        mine = bytes([word[0] | xdp_program.TO_MASK]) + word[1:]
-        per_cpu = map(COUNTS.unpack, kernel.lookup_per_cpu(self._maps.counts, _NUMBER.pack(slot), COUNTS.size))
-        for owner, received, length, highest, first, truncated, failed in per_cpu:
-            if owner != mine or not received:
+        mine = self._wanted[slot][0] | xdp_program.TO_MASK
+        for place in self._places(slot):
+            # The owner first: a program that starts counts anew writes it last.
+            if self._entries.words[place + 2] != mine:
                 continue
+            _, _, _, received, length, highest, first, failed, truncated = ENTRY.unpack(
+                self._entries.copy(place, ENTRY.size)
+            )
             total.first = min(total.first, first) if total.received else first
             total.highest = max(total.highest, highest)
             total.received += received
@@ -193,23 +202,26 @@ class DataPath:
     def close(self) -> None:
         """Let go of everything; frames are taken by nobody from now on."""
         self.detach()
-        while self._open:
-            with contextlib.suppress(OSError):
-                os.close(self._open.pop())
+        self._open.close()
 
-    def _write(self, slot: int, word: bytes, source: bytes) -> None:
-        kernel.update(self._maps.entries, _NUMBER.pack(slot), ENTRY.pack(word, source))
-        self._sources[slot] = source
+    def _places(self, slot: int) -> Iterator[int]:
+        """Return where the slot's entry of each CPU begins, in words of 8 bytes."""
+        return ((cpu * self._slots + slot) * (ENTRY.size // 8) for cpu in range(self._cpus))
 
     def _write_foreign(self, group: _Group, session: int, word: bytes) -> None:
         kernel.update(self._maps.foreign, _NUMBER.pack(group.number * GROUP_SESSIONS + session), word)
 
-    def _map(self, kind: int, key_bytes: int, value_bytes: int, entries: int, name: str) -> int:
-        return self._kept(kernel.create_map(kind, key_bytes, value_bytes, entries, name=name))
+    def _map(self, kind: int, key_bytes: int, value_bytes: int, entries: int, name: str, flags: int = 0) -> int:
+        return self._kept(kernel.create_map(kind, key_bytes, value_bytes, entries, flags, name))
 
     def _kept(self, fd: int) -> int:
-        self._open.append(fd)
+        self._open.callback(os.close, fd)
         return fd
+
+
+def _raw(content: bytes) -> int:
+    """Return bytes as the number that a load of them gives."""
+    return int.from_bytes(content, sys.byteorder)
 
 
 def _group_name(source: str, session: int, erspan: int) -> bytes:

@@ -3,7 +3,7 @@
 Frames of Pileus's own sessions are recognised by a handful of comparisons; whatever fails one of them is looked at again, field
 by field, for its reason or as a frame of a foreign session. Raw numbers are written as a little-endian machine reads them.
 
-R6: context, R7: the session's key in network order, R8: its entry, then its counts, R9: start of the frame.
+R6: context, R7: the session's key in network order, R8: where its frames go, then its entry, R9: start of the frame.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from pileus.node.ebpf.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R
 from pileus.node.ebpf.kernel import XDP_DROP, XDP_PASS, XDP_REDIRECT
 from pileus.node.mirror import wire
 
-ENTRY = struct.Struct("=8s4s4x")
-"""Of a session: a word (6 bits where it goes, 58 bits key; in network order, so that one load has both), its source."""
-
-COUNTS = struct.Struct("=8s6Q")
-"""Of a session on one CPU: its key (the 6 bits set), received, bytes, highest, first, truncated, failed.
+ENTRY = struct.Struct("=QQ8s3QIIQ")
+"""Of a session on one CPU, a cache line. Written by Python: a word (6 bits where it goes, 58 bits key; in network order, so
+that one load has both), source. By the program: counts' key (6 bits set), received, bytes, highest, first, failed, truncated.
 
 A CPU that finds another key's counts starts them anew itself; so nobody's packets are counted for the next one of the slot."""
 
@@ -35,23 +33,24 @@ TO_STORE, TO_SNIFFERS = 1, 2
 _KEY_ONLY = ~TO_MASK
 _OWN_LEG = wire.FIRST_LEG << 2
 
-_LOOKUP, _ADJUST_HEAD, _REDIRECT, _ADJUST_TAIL = 1, 44, 51, 65
+_LOOKUP, _CPU, _ADJUST_HEAD, _REDIRECT, _ADJUST_TAIL = 1, 8, 44, 51, 65
 _END_AT = 4
 """Of ``struct xdp_md``: where the frame ends."""
 
-_SLOT_AT, _GROUP_AT = -4, -16
-_RECEIVED, _BYTES, _HIGHEST, _FIRST, _TRUNCATED, _FAILED = range(8, COUNTS.size, 8)
+_PLACE_AT, _GROUP_AT = -4, -16
+_WORD, _SOURCE, _OWNER, _RECEIVED, _BYTES, _HIGHEST = range(0, 48, 8)
+_FIRST, _FAILED, _TRUNCATED = 48, 52, 56
 _LABEL_RAW = 0xB688
 _OVERHEAD = {"own": 62, "III": 54, "II": 50}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Maps:
-    """File descriptors. ``entries``, ``counts``: by slot; ``groups``: by GROUP; ``foreign``: by group's number and session ID;
-    ``refused``: by place in REASONS."""
+    """File descriptors, and how many ``slots`` there are. ``entries``: by CPU and slot; ``groups``: by GROUP; ``foreign``: by
+    group's number and session ID; ``refused``: by place in REASONS."""
 
+    slots: int
     entries: int
-    counts: int
     groups: int
     foreign: int
     refused: int
@@ -127,22 +126,26 @@ def _find_foreign(program: Program, maps: Maps, erspan: int) -> None:
     program.swap(R5, 16)
     program.alu_imm("and", R5, GROUP_SESSIONS - 1)
     program.alu("add", R4, R5)
-    program.store(R10, _SLOT_AT, R4, 4)
-    _lookup(program, maps.foreign, _SLOT_AT, "unknown-session")
+    program.store(R10, _PLACE_AT, R4, 4)
+    _lookup(program, maps.foreign, _PLACE_AT, "unknown-session")
     program.load(R7, R0, 0, 8)
     _find_entry(program, maps)
 
 
 def _find_entry(program: Program, maps: Maps) -> None:
-    """Go on if the slot that the key says is of this key and source; R8: where its frames go."""
+    """Go on if the slot that the key says is of this key and source; R0: its entry, R8: where its frames go."""
+    program.call(_CPU)
     program.mov(R5, R7)
     program.alu_imm("rsh", R5, 48)
     program.swap(R5, 16)
-    program.store(R10, _SLOT_AT, R5, 4)
-    _lookup(program, maps.entries, _SLOT_AT, "unknown-session")
+    program.jump_imm("ge", R5, maps.slots, "unknown-session")
+    program.alu_imm("mul", R0, maps.slots)
+    program.alu("add", R0, R5)
+    program.store(R10, _PLACE_AT, R0, 4)
+    _lookup(program, maps.entries, _PLACE_AT, "unknown-session")
     # The word first: whoever writes an entry writes it last.
-    program.load(R8, R0, 0, 8)
-    program.load(R4, R0, 8, 4)
+    program.load(R8, R0, _WORD, 8)
+    program.load(R4, R0, _SOURCE, 4)
     program.mov(R1, R8)
     program.alu_imm("and", R1, _KEY_ONLY)
     program.jump("ne", R1, R7, "unknown-session")
@@ -154,12 +157,11 @@ def _find_entry(program: Program, maps: Maps) -> None:
 
 def _count_and_forward(program: Program, maps: Maps, kind: str) -> None:
     overhead = _OVERHEAD[kind]
-    _lookup(program, maps.counts, _SLOT_AT, "unknown-session")
     program.load(R4, R9, 38, 4)
     program.swap(R4, 32)
     program.mov(R1, R7)
     program.alu_imm("or", R1, TO_MASK)
-    program.load(R2, R0, 0, 8)
+    program.load(R2, R0, _OWNER, 8)
     program.jump("eq", R1, R2, f"{kind} known")
     _start_counts(program)
     program.label(f"{kind} known")
@@ -186,11 +188,12 @@ def _count_and_forward(program: Program, maps: Maps, kind: str) -> None:
 
 def _start_counts(program: Program) -> None:
     """The key last: who reads between sees the old one's."""
-    for offset in (_RECEIVED, _BYTES, _TRUNCATED, _FAILED):
+    for offset in (_RECEIVED, _BYTES, _TRUNCATED):
         program.store_imm(R0, offset, 0, 8)
+    program.store_imm(R0, _FAILED, 0, 4)
     program.store(R0, _HIGHEST, R4, 8)
-    program.store(R0, _FIRST, R4, 8)
-    program.store(R0, 0, R1, 8)
+    program.store(R0, _FIRST, R4, 4)
+    program.store(R0, _OWNER, R1, 8)
 
 
 def _forward(program: Program, maps: Maps, overhead: int) -> None:
@@ -267,14 +270,16 @@ def _endings(program: Program, maps: Maps) -> None:
     program.mov_imm(R0, XDP_PASS)
     program.exit()
     program.label("failed")
-    _add(program, R8, _FAILED)
+    program.load(R1, R8, _FAILED, 4)
+    program.alu_imm("add", R1, 1)
+    program.store(R8, _FAILED, R1, 4)
     program.goto("drop")
     for number, reason in enumerate(wire.REASONS):
         program.label(reason)
-        program.store_imm(R10, _SLOT_AT, number, 4)
+        program.store_imm(R10, _PLACE_AT, number, 4)
         program.goto("refuse")
     program.label("refuse")
-    _lookup(program, maps.refused, _SLOT_AT, "drop")
+    _lookup(program, maps.refused, _PLACE_AT, "drop")
     _add(program, R0, 0)
     program.label("drop")
     program.mov_imm(R0, XDP_DROP)
