@@ -183,8 +183,19 @@ def _ready(resource: Resource) -> Condition:
     if observed.power != desired.power:
         return _not_as_wished(desired, observed)
     if observed.power == "running":
-        return ready()
+        return _unplugged(resource.assigned, desired, observed) or ready()
     return ready("AsDesired", f"the VM is {observed.power}, as wished")
+
+
+def _unplugged(assigned: VmAssigned, desired: VmDesired, observed: VmObserved) -> Condition | None:
+    """Say why the running guest has not just the NICs and disks that are wished; None: it has."""
+    are_decided = (len(assigned.ports), len(assigned.volumes)) == (len(desired.nics), 1 + len(desired.volumes))
+    decided, there = {*assigned.volumes, *assigned.ports}, {*observed.volumes, *observed.ports}
+    if are_decided and decided == there:
+        return None
+    if assigned.hold:
+        return unready("NetworkNotServed", assigned.hold)
+    return unready("Converging", "its NICs and disks are being plugged")
 
 
 def _not_as_wished(desired: VmDesired, observed: VmObserved) -> Condition:
