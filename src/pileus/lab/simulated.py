@@ -76,6 +76,9 @@ class SimulatedHost:
         self.mirror = FakeMirrorWorld(
             FakeTunnel(), uplinks.tunnel_address.partition("/")[0], lambda port: port in self.switch.ports
         )
+        self.mirror.takes = self._takes
+        self._counted_from: dict[str, tuple[int, int]] = {}
+        """For ports of decapsulators: the machine's process, and how many packets had come before it."""
         self.guests = GuestWorld(
             running=self._runs, boot_of=self._boot_of, clock=clock, status_of=self._decapsulator_status
         )
@@ -98,13 +101,24 @@ class SimulatedHost:
         if self.mirror.address:
             tunnel.hosts[self.mirror.address] = self.mirror
 
+    def _takes(self, port: str) -> bool:
+        """Tell whether a machine that runs has the port; what a decapsulator counts begins anew with each boot."""
+        running = (each for each in self.machines.machines.values() if each.state == "running")
+        pid = next((each.pid for each in running if any(nic.id == port for nic in each.spec.nics)), None)
+        if pid is not None and self._counted_from.get(port, (0, 0))[0] != pid:
+            self._counted_from[port] = (pid, len(self.mirror.arrived[port]))
+        return pid is not None
+
     def _decapsulator_status(self, document: Document) -> dict[str, Any]:
         """Return what a decapsulator on this host says of itself; see pileus.node.mirror."""
-        if "links" not in document:
+        link = document.get("links", {}).get("tunnel")
+        if link is None:
             return {}
+        nics = (nic for machine in self.machines.machines.values() for nic in machine.spec.nics)
+        port = next((nic.id for nic in nics if nic.mac == link["mac"]), "")
         came: dict[int, list[Arrived]] = {}
-        for arrived in self.mirror.arrived.values():
-            for one in arrived:
+        if self._takes(port):
+            for one in self.mirror.arrived[port][self._counted_from[port][1] :]:
                 came.setdefault(one.header.key, []).append(one)
         sessions = {id: _received(entry, came) for id, entry in document.get("sessions", {}).items()}
         return {"role": "decapsulator", "path": "simulated", "refused": {}, "sessions": sessions}

@@ -7,10 +7,11 @@ from msgspec.structs import replace
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait
+from pileus.kernel.store import statements as sql
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 from pileus.mirror.leg.types import LegObserved
-from pileus.mirror.session.plan import added
+from pileus.mirror.session.plan import Live, began_anew, read_counts, released
 from pileus.mirror.session.types import SessionAssigned
 
 
@@ -28,12 +29,16 @@ class LegController(Controller):
         return Wait("Deleting", "its host has it still in force", after_s=30.0)
 
     async def release(self, tx: Transaction, resource: Resource) -> None:
-        """Add what it counted to its session's counts."""
+        """Add what it counted to its session's counts: what its host said last of all, or regularly before."""
         session = await tx.find_id(resource.owner)
-        observed: LegObserved | None = resource.observed
-        if session is None or observed is None:
+        if session is None or session.observed is None:
             return
         assigned: SessionAssigned = session.assigned
-        await tx.update(
-            session, assigned=replace(assigned, closed=added(assigned.closed, resource.assigned, observed.counts))
-        )
+        rows = await tx.statement(sql.SAMPLE, id=resource.id)
+        counts = read_counts(rows[0] if rows else None)
+        observed: LegObserved | None = resource.observed
+        if observed is not None and not began_anew(counts, observed.counts):
+            counts = observed.counts
+        gone = Live(id=resource.id, leg=resource.assigned, counts=counts)
+        closed = released(assigned.closed, gone, session.observed)
+        await tx.update(session, assigned=replace(assigned, closed=closed))

@@ -116,10 +116,10 @@ class LegHalf(Half[Seen, Step]):
         return LegObserved(state="in-force", assigned=resource.assigned if current else None, problem=problem)
 
     async def inventory(self) -> Collection[str]:
-        """Return every leg on the host."""
-        known = await self._mirror.observe()
+        """Return every leg on the host, those whose port has gone among them."""
+        known = await self._mirror.known()
         self._last = {id: counts for id, counts in self._last.items() if id in known or len(self._last) < LAST_MAX}
-        return known.keys()
+        return known
 
     async def remove(self, id: str) -> None:
         """Remove a leg that no resource stands for."""
