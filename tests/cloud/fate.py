@@ -57,10 +57,13 @@ class Fate:
         """One of the next calls of a driver fails, before or after its work."""
         self.happened["driver faults"] += 1
         host, after = self._host(), self.random.random() < 0.4
-        which = self.random.choice(("machines", "machines", "switch", "pool"))
+        which = self.random.choice(("machines", "machines", "switch", "pool", "mirror"))
         soon = self.random.randrange(1, 12)
         if which == "machines":
             host.machines.fail_call(soon, INJECTED, "after" if after else "before")
+        elif which == "mirror":
+            call = self.random.choice(("observe", "put", "put", "remove"))
+            host.mirror.errors[call] = INJECTED  # type: ignore[index]
         elif which == "switch":
             call = self.random.choice(("observe", "plug", "unplug", "counters"))
             k = host.switch.calls[call] + self.random.randrange(1, 4)  # type: ignore[index]
@@ -143,6 +146,7 @@ class Fate:
         self.world.hosts[id].switch.crash()
         self.world.hosts[id].switch.ports.clear()
         self.world.hosts[id].switch.segments.clear()
+        self.world.hosts[id].mirror.legs.clear()
         await asyncio.sleep(self.random.choice((0.1, 20.0)))
         await self.world.start_agent(id)
 
@@ -189,6 +193,7 @@ class Fate:
             host.machines._faults.clear()
             host.switch.faults.clear()
             host.pool.faults.clear()
+            host.mirror.errors.clear()
             for machine in host.machines.machines.values():
                 machine.deaf = False
             self.world.heal_link(id)

@@ -14,13 +14,16 @@ import sqlalchemy as sa
 
 from pileus.drivers.host.ovs.base import PortFact
 from pileus.kernel.store import statements as sql
-from pileus.network.port.types import MAC_SPACE, PUBLIC_VLAN, PortAssigned
+from pileus.network.port.types import APART, MAC_SPACE, PUBLIC_VLAN, PortAssigned
 from pileus.network.segment.types import SegmentAssigned
 from tests.cloud.world import Cloud, Server
 from tests.virtual_time import clock
 
 ORPHAN_LIMIT_S = 200.0
 """Quarantine, sweeps and some patience: longer than this nothing without an owner stays on a host with an agent."""
+
+SHARED = (PUBLIC_VLAN, APART)
+"""Numbers of ports on no account's VLAN."""
 
 CHANGED = sa.text(
     "SELECT id, kind, name, generation, observed_generation, revision FROM resource WHERE revision > :after"
@@ -176,9 +179,9 @@ async def _ports(world: Cloud, server: Server, ledger: Ledger) -> None:
     for id, account, vm, text in await server.store.fetch(PORTS):
         port = msgspec.json.decode(text, type=PortAssigned)
         ledger.port_of[id] = (account, port.zone, port.network)
-        if port.vlan != PUBLIC_VLAN and vlans.setdefault((port.zone, port.vlan), account) != account:
+        if port.vlan not in SHARED and vlans.setdefault((port.zone, port.vlan), account) != account:
             raise Broken(f"I1: VLAN {port.vlan} is used by two accounts, {account} and {vlans[port.zone, port.vlan]}")
-        if port.vlan != PUBLIC_VLAN and claims.get((f"vlan/{port.zone}", str(port.vlan))) != account:
+        if port.vlan not in SHARED and claims.get((f"vlan/{port.zone}", str(port.vlan))) != account:
             raise Broken(f"I1: port {id} has VLAN {port.vlan} without a claim of its account")
         if macs.setdefault(port.mac, id) != id:
             raise Broken(f"I1: MAC {port.mac} is given twice")
@@ -238,7 +241,7 @@ def _plugged(world: Cloud, ledger: Ledger) -> None:
         for id, fact in host.switch.ports.items():
             if id in ledger.port_of:
                 account, zone, network = ledger.port_of[id]
-                if fact.vlan != PUBLIC_VLAN:
+                if fact.vlan not in SHARED:
                     vlans[zone, fact.vlan].add(account)
                 _note_plugged(taken, id, network or id, fact)
     _refuse("I1: a VLAN with ports of two accounts plugged", (item for item in vlans.items() if len(item[1]) > 1))
@@ -298,6 +301,7 @@ def _orphans(world: Cloud, placed: set[tuple[str, str]], ledger: Ledger) -> None
             "seed": host.guests.seeds,
             "note": host.notes.ids(),
             "volume note": host.volume_notes.ids(),
+            "mirror leg": host.mirror.legs,
         }
         for word, ids in things.items():
             for id in ids:

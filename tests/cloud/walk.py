@@ -25,6 +25,8 @@ from pileus.tenancy.account.types import VmLimits
 from tests.cloud.fate import Fate
 from tests.cloud.invariants import Broken, Ledger, check
 from tests.cloud.walk_fleet import FleetSteps
+from tests.cloud.walk_mirror import IDLE_S, MirrorSteps
+from tests.cloud.walk_people import PeopleSteps
 from tests.cloud.world import OPERATOR, Cloud
 
 ACCOUNTS = tuple(f"a{number}" for number in range(6))
@@ -34,12 +36,16 @@ HOSTS = 4
 HOST_MIB = 4096
 """Small, so that hosts fill up."""
 RANGES = ("10.1.1.0/24", "10.2.0.0/29", "10.2.0.0/28", "10.3.0.0/30", "192.168.7.0/26")
-PUBLIC_RANGE = "203.0.113.0/27"
-"""More than routers and addresses want: what happens when they run out is in test_routers.py."""
+PUBLIC_RANGE = "203.0.113.0/29"
+"""Five addresses: they run out too."""
 ROUTER_IDLE_S = 20
 QUICK_EVERY, FULL_EVERY = 10, 1000
 TENANT_RULES = (Rule(kinds=("*",), verbs=("get", "create", "update", "delete", "console")),)
-TENANT_KINDS = ("compute.vm", "storage.volume", "network.network", "network.port", "tenancy.vdc", "storage.image")
+MIRROR_KINDS = ("mirror.session", "mirror.filter", "mirror.sniffer")
+TENANT_KINDS = (
+    "compute.vm", "storage.volume", "network.network", "network.port", "tenancy.vdc", "storage.image", *MIRROR_KINDS
+)  # fmt: skip
+KNOWN = ("compute.vm", "storage.volume", "network.network", "fleet.node", "fleet.request", *MIRROR_KINDS)
 MISSING_ID = "01234567-89ab-7def-8123-456789abcdef"
 
 Operation = Callable[[], Awaitable[None]]
@@ -47,7 +53,7 @@ Operation = Callable[[], Awaitable[None]]
 
 def _is_own(row: Resource) -> bool:
     """Tell whether it is the account's own; what belongs to an appliance may not be touched."""
-    return row.owner == row.account_id or "router" not in row.name
+    return row.owner == row.account_id or not any(word in row.name for word in ("router", "decapsulator"))
 
 
 def sizes(number: int) -> dict[str, Any]:
@@ -65,6 +71,8 @@ class Walk:
         self.ledger = Ledger()
         self.fate = Fate(world, self.random)
         self.fleet = FleetSteps(self)
+        self.mirror = MirrorSteps(self)
+        self.people = PeopleSteps(self)
         self.accounts: dict[str, str] = {}
         self.outcomes: Counter[str] = Counter()
         self.known: dict[str, list[tuple[str, str]]] = {}
@@ -77,8 +85,10 @@ class Walk:
             (self.create_network, 40), (self.change_router, 12), (self.gateway_rule, 40),
             (self.gateway_rule_goes, 30), (self.delete_network, 15), (self.image, 12),
             (self.fleet.node, 15), (self.fleet.node_goes, 6), (self.fleet.request, 40), (self.fleet.request_goes, 10),
+            (self.mirror.filter, 12), (self.mirror.sniffer, 20), (self.mirror.session, 45), (self.mirror.session_changes, 30),
+            (self.mirror.session_goes, 12), (self.mirror.zone, 8), (self.mirror.frames, 90),
             (self.create_account, 30), (self.delete_account, 3), (self.quota, 15), (self.vdc, 8),
-            (self.people, 25), (self.operators_own, 15), (self.nonsense, 40), (self.peek, 40), (self.repeat, 10),
+            (self.people.people, 25), (self.people.operators_own, 15), (self.nonsense, 40), (self.peek, 40), (self.repeat, 10),
             (self.burst, 8), (self.rest, 25),
             (self.fate.driver_fault, 35), (self.fate.machine_ends, 30), (self.fate.guest_ends, 12),
             (self.fate.deaf_guest, 5), (self.fate.kill_agent, 10), (self.fate.start_agents, 20), (self.fate.part, 7),
@@ -93,6 +103,7 @@ class Walk:
             "vlan_last": VLANS,
             "public_range": PUBLIC_RANGE,
             "router_idle_s": ROUTER_IDLE_S,
+            "decapsulator_idle_s": IDLE_S,
         }
         await self.world.furnish(0, **zone)
         for number in range(HOSTS):
@@ -113,6 +124,7 @@ class Walk:
             await asyncio.sleep(self.random.choice((0.0, 0.0, 0.0, 0.01, 0.05, 0.2)))
             if self.done % QUICK_EVERY == 0 and self.world.servers:
                 await check(self.world, self.ledger, full=self.done % FULL_EVERY == 0)
+                await self.mirror.check()
                 self.fate.check_logs()
                 await self.look()
             if self.done % FULL_EVERY == 0:
@@ -178,7 +190,7 @@ class Walk:
 
     async def look(self) -> None:
         """Note what there is."""
-        for kind in ("compute.vm", "storage.volume", "network.network", "fleet.node", "fleet.request"):
+        for kind in KNOWN:
             rows = await self.world.servers[0].store.list(Filter(kind=kind), limit=1000)
             self.known[kind] = [(row.account, row.name) for row in rows if not row.deleting and _is_own(row)]
 
@@ -363,30 +375,7 @@ class Walk:
         else:
             await self.delete("tenancy.vdc", self.random.choice(("second", "second", "second", "main")), account)
 
-    async def people(self) -> None:
-        account, user = self.account(), self.name("u", 3)
-        work = self.random.choice(("user", "user", "key", "role", "gone", "state"))
-        if work == "user":
-            await self.create("tenancy.user", user, account, role=self.random.choice(("owner", "member", "own")))
-        elif work == "key":
-            await self.create("tenancy.key", self.name("k", 4), account, user=user)
-        elif work == "role":
-            await self.create("tenancy.role", "own", account, rules=[{"kinds": ["compute.*"], "verbs": ["get"]}])
-        elif work == "state":
-            await self.patch("tenancy.user", user, account, state=self.random.choice(("active", "disabled")))
-        else:
-            kind, name = self.random.choice((("user", user), ("key", self.name("k", 4)), ("role", "own")))
-            await self.delete(f"tenancy.{kind}", name, account)
-
     # the operator's own
-
-    async def operators_own(self) -> None:
-        kind, name = self.random.choice((("compute.offering", "o1"), ("infra.provider", "p1"), ("infra.pod", "pod2")))
-        desired = {"vcpus": 1, "memory_mib": 64, "disk_gib": 1} if kind == "compute.offering" else {}
-        if self.random.random() < 0.5:
-            await self.create(kind, name, "", **desired)
-        else:
-            await self.delete(kind, name, "")
 
     async def hosts(self) -> None:
         """Cordon, uncordon, add a host, or remove one that is empty."""

@@ -19,6 +19,7 @@ from pileus.kernel.store.sqlite import SqliteEngine
 from tests.cloud.fate import watch_logs
 from tests.cloud.invariants import check
 from tests.cloud.settling import check_truth, clear, reach_fixed_point, recovery
+from tests.cloud.settling_mirror import check_nothing_left, check_sessions
 from tests.cloud.virtual_postgres import VirtualPostgres
 from tests.cloud.walk import Walk
 from tests.cloud.world import Cloud
@@ -76,13 +77,17 @@ async def _walk(walker: Walk, operations: int, progress: Callable[[int], None]) 
     result.settle_simulated_s = await reach_fixed_point(world)
     await check(world, walker.ledger, full=True)
     await check_truth(world)
+    await check_sessions(world)
     result.vms = sum(1 for each in await world.list("compute.vm") if each["conditions"][0]["status"] == "true")
     result.recovery_simulated_s = await recovery(world)
+    await check_nothing_left(world)
     await clear(world)
     await check(world, walker.ledger, full=True)
+    await walker.mirror.check()
     walker.fate.check_logs()
     result.outcomes, result.accidents = dict(walker.outcomes), dict(walker.fate.happened)
-    result.checks, result.orphans = dict(walker.ledger.checks), walker.ledger.orphans_seen
+    result.checks = dict(walker.ledger.checks + walker.mirror.ledger.seen)
+    result.orphans = walker.ledger.orphans_seen
     return result
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from pileus.agent.agent import Agent
 from pileus.compute.offering.types import BUILTIN as OFFERINGS
+from pileus.drivers.host.mirror.fake import FakeTunnel
 from pileus.infra.host.controller import wake_silent
 from pileus.kernel.access import Principal, Rule
 from pileus.kernel.errors import NotFound, Transient
@@ -109,6 +110,8 @@ class Cloud:
         self.agents: dict[str, asyncio.Task[None]] = {}
         self.cut: set[str] = set()
         """Hosts whose agents cannot reach any server."""
+        self.tunnel = FakeTunnel()
+        """Carries mirrored packets between hosts that have an address on it."""
         self.outbound: Outbound = Internet()
         """Where servers that start from now on send notices."""
         self.running: dict[str, Agent] = {}
@@ -295,14 +298,17 @@ class Cloud:
 
     async def add_host(self, name: str, **sizes: Any) -> str:
         host = await self.create("infra.host", name)
-        self.hosts[host["id"]] = SimulatedHost(clock, seed=self.seed, **sizes)
-        await self.start_agent(host["id"])
+        await self._start_host(host["id"], sizes)
         return str(host["id"])
 
     async def adopt_host(self, name: str, **sizes: Any) -> None:
         """Start an agent on a new machine for a host that was made already."""
         id = (await self.get("infra.host", name))["id"]
+        await self._start_host(id, sizes)
+
+    async def _start_host(self, id: str, sizes: dict[str, Any]) -> None:
         self.hosts[id] = SimulatedHost(clock, seed=self.seed, **sizes)
+        self.hosts[id].join(self.tunnel)
         await self.start_agent(id)
 
     async def furnish(self, hosts: int = 1, *, cpus: int = 32, memory_mib: int = 262_144, **zone: Any) -> None:
@@ -366,6 +372,7 @@ async def leftovers(world: Cloud) -> dict[str, Any]:
             "machines": list(host.machines.machines),
             "ports": list(host.switch.ports),
             "segments": list(host.switch.segments),
+            "mirror legs": list(host.mirror.legs),
             "volumes": list(host.pool.volumes),
             "seeds": list(host.guests.seeds),
             "notes": host.notes.ids(),
