@@ -14,7 +14,6 @@ from pileus.fleet.node.plan import footprint_of
 from pileus.fleet.node.types import NodeAssigned, NodeDesired
 from pileus.fleet.package.types import PackageAssigned, PackageDesired, PackageObserved
 from pileus.kernel.kind import Resource
-from pileus.kernel.outcome import Wait
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
@@ -27,11 +26,6 @@ class Appliance(Struct, frozen=True, kw_only=True):
     role: str
     vcpus: int
     memory_mib: int
-
-
-def image_missing(name: str) -> Wait:
-    """Return what whoever needs a first node waits for as long as the zone has no image for it."""
-    return Wait("NoImage", f"its image {name} is not there; `pileus image build {name}` makes it", 10.0)
 
 
 async def macs_of(store: Store, vm: Resource) -> list[str]:

@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.compute.vm.types import VmNic, is_of_cloud
-from pileus.fleet.builtin import Appliance, image_missing, macs_of, make_node
+from pileus.fleet.builtin import Appliance, macs_of, make_node
 from pileus.fleet.manager.types import ROUTERS
 from pileus.fleet.node.types import NodeDesired, NodeObserved, answers, in_force
 from pileus.gateway.router.document import (
@@ -86,8 +86,9 @@ class RouterController(Controller):
         assigned: RouterAssigned = resource.assigned
         change = activity(assigned.active, assigned.idle_since, wanted, self._clock(), idle_s)
         if change.active == "yes" and world.image is None and not world.nodes:
-            missing = image_missing(world.zone.desired.router_image)
-            return replace(missing, apply=lambda tx: _tell_networks(tx, world, "waiting", missing.message))
+            name = world.zone.desired.router_image
+            message = f"its image {name} is not there; `pileus image build {name}` makes it"
+            return Wait("NoImage", message, 10.0, lambda tx: _tell_networks(tx, world, "waiting", message))
         wished = _settled_assignment(world, change)
         if wished != assigned or _lacks_address(world, wished):
             reason, message = "Starting", "its decisions are being written"

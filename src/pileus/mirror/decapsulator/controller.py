@@ -9,14 +9,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.compute.vm.types import VmNic
-from pileus.fleet.builtin import Appliance, image_missing, macs_of, make_node
+from pileus.fleet.builtin import Appliance, macs_of, make_node
 from pileus.fleet.manager.types import MIRRORS
 from pileus.fleet.node.types import NodeDesired, answers
 from pileus.infra.zone.types import ZoneDesired
 from pileus.kernel.clock import Clock
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
-from pileus.kernel.outcome import Done, Outcome
+from pileus.kernel.outcome import Done, Outcome, Wait
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
@@ -61,7 +61,8 @@ class DecapsulatorController(Controller):
         if idle_since and (left_s <= 0 or assigned.number >= zone.decapsulators):
             return Done(lambda tx: _leave(tx, resource))
         if world.image is None and world.node is None:
-            return image_missing(zone.router_image)
+            message = f"its image {zone.router_image} is not there; `pileus image build {zone.router_image}` makes it"
+            return Wait("NoImage", message, 10.0)
         found = _observe(world)
 
         async def apply(tx: Transaction) -> None:
