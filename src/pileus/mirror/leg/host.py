@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.mirror.base import DeliverySpec, LegFact, LegSpec, Mirror, RelaySpec, SourceSpec
@@ -14,7 +14,7 @@ from pileus.drivers.host.snapshot import Snapshot
 from pileus.kernel.fields import Problem
 from pileus.kernel.half import Half, Peers
 from pileus.kernel.kind import Resource
-from pileus.mirror.leg.types import LegAssigned, LegObserved
+from pileus.mirror.leg.types import LOST, LegAssigned, LegObserved
 from pileus.network.port.types import PortObserved
 
 PORT_AWAITED_S = 0.2
@@ -29,9 +29,10 @@ class Step(Struct, frozen=True, kw_only=True):
 
 
 class Seen(Struct, frozen=True):
-    """The leg as found on the host, if it is there."""
+    """The leg as found on the host: in force, or at least known."""
 
     leg: LegFact | None
+    is_known: bool = False
 
 
 def spec_of(leg: Resource) -> LegSpec:
@@ -66,13 +67,24 @@ def spec_of(leg: Resource) -> LegSpec:
             return DeliverySpec(id=leg.id, key=key, source=assigned.source, port=assigned.port)
 
 
-def plan(deleting: bool, wanted: LegSpec, fact: LegFact | None, lacking: bool) -> Step | None:
+def plan(deleting: bool, wanted: LegSpec, seen: Seen, lacking: bool) -> Step | None:
     """Return the next step: put until spec and host agree, as soon as its ports are plugged; remove when deleting."""
     if deleting:
-        return None if fact is None else Step(verb="remove")
+        return Step(verb="remove") if seen.is_known else None
     if lacking:
         return Step(verb="wait", after_s=PORT_AWAITED_S)
-    return None if fact is not None and fact.spec == wanted else Step(verb="put")
+    return None if seen.leg is not None and seen.leg.spec == wanted else Step(verb="put")
+
+
+def is_lost(leg: Resource, seen: Seen) -> bool:
+    """Tell whether the host had the source in force and knows nothing of it any more: it was rebooted.
+
+    A source made anew numbers its packets from 0, which one key must not see twice.
+    """
+    observed: LegObserved | None = leg.observed
+    if seen.is_known or observed is None or leg.deleting or leg.assigned.role != "source":
+        return False
+    return observed.state == "in-force" or (observed.problem is not None and observed.problem.reason == LOST)
 
 
 class LegHalf(Half[Seen, Step]):
@@ -82,17 +94,23 @@ class LegHalf(Half[Seen, Step]):
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
-        self._legs = Snapshot(mirror.observe)
+        self._legs = Snapshot(self._look)
         self._last: dict[str, dict[str, int]] = {}
         """Counts of legs that were removed, until their rows are."""
 
     async def observe(self, resource: Resource, peers: Peers) -> Seen:
         """Find the leg on the host."""
-        return Seen((await self._legs.get()).get(resource.id))
+        in_force, known = await self._legs.get()
+        return Seen(in_force.get(resource.id), resource.id in known)
+
+    async def _look(self) -> tuple[dict[str, LegFact], Collection[str]]:
+        return await self._mirror.observe(), await self._mirror.known()
 
     def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
         """Return the next step of the leg."""
-        return plan(resource.deleting, spec_of(resource), fact.leg, _lacks_port(resource.assigned, peers))
+        if is_lost(resource, fact):
+            return None
+        return plan(resource.deleting, spec_of(resource), fact, _lacks_port(resource.assigned, peers))
 
     async def do(self, step: Step, resource: Resource, peers: Peers) -> None:
         """Do one step with the mirror. Raises: DriverError."""
@@ -109,7 +127,13 @@ class LegHalf(Half[Seen, Step]):
 
     def report(self, resource: Resource, fact: Seen | None, problem: Problem | None) -> Struct:
         """Return the leg's observed section; what changes all the time, its counts, goes another way."""
-        leg = fact.leg if fact is not None else None
+        previous: LegObserved | None = resource.observed
+        if fact is None:
+            return replace(previous or LegObserved(state="absent"), problem=problem)
+        if is_lost(resource, fact):
+            message = "its host was started anew and has it no more; another one takes its place"
+            return LegObserved(state="absent", problem=Problem(reason=LOST, message=message))
+        leg = fact.leg
         if leg is None:
             return LegObserved(state="absent", counts=self._last.get(resource.id, {}), problem=problem)
         current = leg.spec == spec_of(resource)

@@ -14,6 +14,10 @@ from pileus.node.mirror.rules import Rule
 LegRole = Literal["source", "relay", "delivery"]
 
 
+LOST = "Lost"
+"""The problem of a source that its host had in force and has no more: the session needs another key."""
+
+
 class LegDesired(Struct, frozen=True):
     """Nothing: everything follows from the session."""
 

@@ -54,7 +54,7 @@ class SessionController(Controller):
         best = plan.chosen(assigned.decapsulator, world.offered)
         if best is None:
             return _waiting(world, "starting", "Starting", "a decapsulator is being made for it")
-        if best.id != assigned.decapsulator or world.is_elsewhere or world.counts_anew:
+        if best.id != assigned.decapsulator or world.is_elsewhere or world.is_lost:
             return await self._place(world, best, store)
         if world.course is None:
             return _waiting(world, "starting", "Starting", "the VM of its decapsulator is being made")
@@ -201,7 +201,10 @@ def _waiting(world: World, state: str, reason: str, message: str) -> Wait:
             at_decapsulator=_at(current),
             at_legs=_at_legs(current),
         )
-        await tx.update(current, observed=found)
+        # Its next source numbers its packets from 0: without a place of its source it gets another key.
+        stops = world.lacking is not None and world.lacking.stops
+        decided = replace(current.assigned, source_host="") if stops else current.assigned
+        await tx.update(current, assigned=decided, observed=found)
 
     return Wait(reason, message, LOOK_AGAIN_S, apply)
 

@@ -271,5 +271,10 @@ def counted(closed: Counts, live: Iterable[Live], at: AtDecapsulator) -> Session
     total["received"] = total.get("received", 0) + at.received + at.before
     total["dropped"] += total.get("relay_dropped", 0)
     total["lost"] = _lost(closed) + _missed(at)
+    # Hosts say their counts every ten seconds, and what they had not said yet goes with them: what came was sent.
+    total["sent_bytes"] = max(total.get("sent_bytes", 0), total["received_bytes"])
+    least = total["received"] + total["lost"]
+    for word in ("sent", "sampled", "matched", "seen"):
+        least = total[word] = max(total.get(word, 0), least)
     words = asdict(SessionCounts())
     return SessionCounts(**{word: total.get(word, 0) for word in words})

@@ -15,17 +15,17 @@ from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.mirror.decapsulator.types import DecapsulatorObserved
 from pileus.mirror.filter.plan import compiled, expression_rules
+from pileus.mirror.leg.types import LOST
 from pileus.mirror.session.plan import (
     HERE,
     Course,
     End,
     Live,
     Offered,
-    began_anew,
     read_at_decapsulator,
     read_counts,
 )
-from pileus.mirror.session.types import AtDecapsulator, SessionAssigned, SessionDesired, SessionObserved
+from pileus.mirror.session.types import AtDecapsulator, SessionAssigned, SessionDesired
 from pileus.mirror.sniffer.types import SnifferDesired
 from pileus.node.mirror.rules import Rule
 
@@ -61,11 +61,13 @@ class World(Struct, frozen=True, kw_only=True):
         return self.source.host if self.source is not None else ""
 
     @property
-    def counts_anew(self) -> bool:
-        """Whether its source was made anew by its host, and gives its packets numbers from 0 again."""
-        observed: SessionObserved | None = self.session.observed
-        before = observed.at_legs if observed is not None else {}
-        return any(each.leg.role == "source" and began_anew(before.get(each.id, {}), each.counts) for each in self.live)
+    def is_lost(self) -> bool:
+        """Whether its source is gone with what it knew, and another one would number packets from 0 again."""
+        return any(
+            leg.observed is not None and leg.observed.problem is not None and leg.observed.problem.reason == LOST
+            for leg in self.legs.values()
+            if leg.assigned.key == self.session.assigned.key
+        )
 
     @property
     def is_loaded(self) -> bool:
