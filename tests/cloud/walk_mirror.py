@@ -48,7 +48,7 @@ class MirrorSteps:
         """Make a NIC a sniffer, or let one go."""
         if self._random.random() < 0.7:
             account, vm = self._walk.one("compute.vm", "v", 14)
-            nic = self._random.choice((0, 0, 1))
+            nic = self._random.choice((0, 0, 0, 1))
             await self._walk.create("mirror.sniffer", self._walk.name("s", SNIFFERS), account, vm=vm, nic=nic)
         else:
             account, name = self._walk.one("mirror.sniffer", "s", SNIFFERS)
@@ -59,31 +59,36 @@ class MirrorSteps:
         account, vm = self._walk.one("compute.vm", "v", 14)
         wish = {
             "vm": vm,
-            "nic": self._random.choice((0, 0, 0, 1)),
+            "nic": self._random.choice((0, 0, 0, 0, 0, 1)),
             "direction": self._random.choice(("both", "both", "ingress", "egress")),
             "duration_s": self._random.choice((0, 2, 10, 60, 600)),
             "snap_bytes": self._random.choice((0, 0, 128)),
             "sample_one_in": self._random.choice((1, 1, 1, 3)),
-            **self._takes(),
-            **self._course(),
+            **self._takes(account),
+            **self._course(account),
         }
         await self._walk.create("mirror.session", self._walk.name("m", SESSIONS), account, **wish)
 
-    def _takes(self) -> dict[str, Any]:
+    def _takes(self, account: str) -> dict[str, Any]:
         """Return what says which packets: nothing, an expression, or a filter."""
         work = self._random.random()
         if work < 0.4:
             return {}
         if work < 0.7:
             return {"expression": self._random.choice(EXPRESSIONS)}
-        return {"filter": self._walk.name("x", FILTERS)}
+        return {"filter": self._own("mirror.filter", account) or self._walk.name("x", FILTERS)}
 
-    def _course(self) -> dict[str, Any]:
+    def _course(self, account: str) -> dict[str, Any]:
         """Return what says where packets go."""
-        sniffers = self._walk.known.get("mirror.sniffer")
-        if sniffers and self._random.random() < 0.6:
-            return {"sniffer": self._random.choice(sniffers)[1]}
+        sniffer = self._own("mirror.sniffer", account)
+        if sniffer and self._random.random() < 0.6:
+            return {"sniffer": sniffer}
         return {"store_mib": self._random.choice((1, 8))}
+
+    def _own(self, kind: str, account: str) -> str:
+        """Return the name of one that the account had lately; empty for none."""
+        names = [name for owner, name in self._walk.known.get(kind, ()) if owner == account]
+        return self._random.choice(names) if names else ""
 
     async def session_changes(self) -> None:
         """Change what a session takes and how long it runs, or let an operator approve it."""
@@ -110,8 +115,7 @@ class MirrorSteps:
         """Let tenants watch, with or without an approval; have one decapsulator, or two."""
         wish: dict[str, Any] = self._random.choice(
             (
-                {"mirroring": "allowed"},
-                {"mirroring": "allowed"},
+                *({"mirroring": "allowed"} for _ in range(5)),
                 {"mirroring": "approval"},
                 {"mirroring": "forbidden"},
                 {"decapsulators": 1},
