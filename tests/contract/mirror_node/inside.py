@@ -1,4 +1,4 @@
-"""Runs inside a test's network namespace: the role, called by lines of JSON; arguments: its port, and xdp or packets."""
+"""Runs inside a test's network namespace: the role, called by lines of JSON; arguments: its port, xdp or packets, its notes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import select
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from pileus.node.mirror.role import Decapsulator
@@ -24,7 +25,7 @@ def answer(role: Decapsulator, asked: dict[str, Any]) -> object:
 
 
 def main() -> None:
-    role = Decapsulator(int(sys.argv[1]), can_xdp=sys.argv[2] == "xdp")
+    role = Decapsulator(int(sys.argv[1]), can_xdp=sys.argv[2] == "xdp", counts=Path(sys.argv[3]))
     tick_at = 0.0
     while True:
         readable, _, _ = select.select([sys.stdin], [], [], TICK_S)

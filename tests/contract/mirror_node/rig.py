@@ -66,11 +66,10 @@ def inner(text: bytes, size: int = 100) -> bytes:
 class Node:
     """The namespaces and the role's process."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, folder: Path) -> None:
+        self.path, self._folder = path, folder
         self.name, self.outside = (f"pmn{os.getpid()}{side}{next(_NUMBERS)}" for side in "ab")
         self._child: subprocess.Popen[str] | None = None
-        self._clock = 0
         for name in (self.name, self.outside):
             _ip("netns", "add", name)
             _ip("-n", name, "link", "set", "lo", "up")
@@ -89,7 +88,17 @@ class Node:
     def start(self) -> None:
         """Start the role."""
         program = Path(__file__).with_name("inside.py")
-        argv = ["ip", "netns", "exec", self.name, sys.executable, str(program), str(PORT), self.path]
+        argv = [
+            "ip",
+            "netns",
+            "exec",
+            self.name,
+            sys.executable,
+            str(program),
+            str(PORT),
+            self.path,
+            str(self._folder / "counts"),
+        ]
         self._child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def kill(self) -> None:
@@ -240,9 +249,9 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True)
 
 
-def run(path: str) -> Iterator[Node]:
+def run(path: str, folder: Path) -> Iterator[Node]:
     """Have a node whose role runs."""
-    node = Node(path)
+    node = Node(path, folder)
     try:
         node.start()
         yield node

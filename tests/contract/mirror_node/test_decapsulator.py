@@ -155,12 +155,33 @@ def test_the_nics_say_nothing_and_the_ip_stack_answers_nobody(node: Node) -> Non
     assert node.said_by_itself() == []
 
 
-def test_a_role_that_was_killed_does_it_all_again(node: Node) -> None:
-    key = key_of(1)
-    wanted = document({"one": session(key)})
+def test_a_role_that_was_killed_does_it_all_again_and_goes_on_counting(node: Node) -> None:
+    keys = {"sniffed": key_of(1), "kept": key_of(2)}
+    wanted = document({"sniffed": session(keys["sniffed"]), "kept": session(keys["kept"], "store")})
     node.apply(wanted)
+    for number in range(5):
+        for key in keys.values():
+            node.send(own_header(key, SOURCE, number, truncated=number == 2), inner(b"before"))
+    node.received(5)
+
+    def counts(received: int) -> list[list[int]]:
+        entries = node.status()["sessions"].values()
+        return [entry[1:] for entry in entries] if all(entry[1] == received for entry in entries) else []
+
+    assert until("the counts", lambda: counts(5)) == [[5, 500, 0, 4, 1, 5, 0]] * 2
     node.kill()
     node.start()
-    assert node.apply(wanted)["path"] == node.path
-    node.send(own_header(key, SOURCE, 7), inner(b"after"))
-    assert node.received(1) == [(key, inner(b"after"))]
+    said = node.apply(wanted)
+    assert (said["path"], said["failed"]) == (node.path, {})
+    for key in keys.values():
+        node.send(own_header(key, SOURCE, 7), inner(b"after"))
+    assert node.received(1) == [(keys["sniffed"], inner(b"after"))]
+    assert until("the counts", lambda: counts(6)) == [[6, 600, 0, 7, 1, 6, 0]] * 2
+    packets, statistics = node.capture("kept")
+    assert texts(packets) == [b"after"]
+    assert (statistics.received, statistics.lost, statistics.missed, statistics.delivered) == (6, 2, 5, 1)
+    # With another key it is another session.
+    node.kill()
+    node.start()
+    said = node.apply(document({"kept": session(key_of(2, 0x99), "store")}))
+    assert said["sessions"]["kept"][1:] == [0] * 7

@@ -18,6 +18,7 @@ from pileus.node.hostclock import HostClock
 from pileus.node.mirror import CAPTURE_PORT
 from pileus.node.mirror.captures import Captures
 from pileus.node.mirror.model import LINKS, Config, Wanted, read
+from pileus.node.mirror.noted import FILE, Noted, key_text
 from pileus.node.mirror.paths import Way, open_way
 from pileus.node.mirror.sessions import Counts
 from pileus.node.mirror.shelves import Room, Shelves
@@ -48,8 +49,8 @@ class Running:
 class Decapsulator:
     """The role ``decapsulator``."""
 
-    def __init__(self, port: int = CAPTURE_PORT, can_xdp: bool = True) -> None:
-        """``port``: of captures, another one for tests; ``can_xdp``: False takes the slower path."""
+    def __init__(self, port: int = CAPTURE_PORT, can_xdp: bool = True, counts: File = FILE) -> None:
+        """``port``: of captures, ``counts``: where they are noted, others for tests; ``can_xdp``: False is slower."""
         self._config: Config | None = None
         self._failed: dict[str, str] = {}
         self._waiting: list[str] = []
@@ -61,6 +62,7 @@ class Decapsulator:
         self._path: Way | None = None
         self._nics: tuple[int, ...] = ()
         self._running: dict[str, Running] = {}
+        self._noted = Noted(counts)
         self._captures = Captures()
         self._shelves = Shelves(self._captures)
         self._port = port
@@ -96,6 +98,7 @@ class Decapsulator:
         said["sessions"] = {
             id: running.ended or self._told(running, dropped.get(id, 0)) for id, running in self._running.items()
         }
+        self._noted.write(said["sessions"])
         return said
 
     def close(self) -> None:
@@ -146,6 +149,7 @@ class Decapsulator:
             wanted = config.sessions.get(id)
             if wanted is None or wanted.way != running.wanted.way or (running.ended and not _is_over(wanted, now)):
                 self._stop(id)
+                self._noted.forget(id)
         if self._path is None:
             return
         rooms = self._shelves.rooms(config.sessions)
@@ -174,8 +178,9 @@ class Decapsulator:
         try:
             if wanted.to == "store":
                 session = Session(_name(wanted), room.store_bytes, wanted.foreign is not None)
+                session.before = self._noted.counts(wanted, Counts()).received
                 queue = path.queue(wanted, session.take)
-                self._shelves.put(wanted.id, session, lambda: path.counts(wanted), queue)
+                self._shelves.put(wanted.id, session, lambda: self._noted.counts(wanted, path.counts(wanted)), queue)
                 self._shelves.change(wanted.id, _name(wanted), room)
             path.put(wanted)
         except OSError:
@@ -198,8 +203,11 @@ class Decapsulator:
         self._shelves.remove(id)
 
     def _stop_all(self) -> None:
+        """Stop them to start them anew, with the counts that they have."""
+        entries = self.status()["sessions"] if self._running else {}
         for id in list(self._running):
             self._stop(id)
+            self._noted.restart(id, entries[id])
 
     def _close_path(self) -> None:
         if self._path is not None:
@@ -208,10 +216,11 @@ class Decapsulator:
 
     def _told(self, running: Running, dropped: int) -> list[Any]:
         wanted = running.wanted
-        counts = self._path.counts(wanted) if self._path is not None else Counts()
+        counts = self._noted.counts(wanted, self._path.counts(wanted) if self._path is not None else Counts())
+        dropped += self._noted.dropped(wanted)
         if wanted.to == "sniffers":
             dropped = counts.received - counts.forwarded
-        return [f"{wanted.key:015x}", *astuple(counts), dropped]
+        return [key_text(wanted.key), *astuple(counts), dropped]
 
     def _now(self) -> float:
         return self._clock.now(self._moment)

@@ -148,13 +148,16 @@ class Numbers(NamedTuple):
 
 
 class Session:
-    """One session that is kept. ``dropped``: packets that there was no time to take, by its own queue's count."""
+    """One session that is kept. ``dropped``: packets that there was no time to take, by its own queue's count.
+
+    ``before``: what an earlier program received, and kept, of it.
+    """
 
     def __init__(self, name: str, bytes_max: int, is_foreign: bool = False) -> None:
         self.name = name
         self.ring = Ring(bytes_max)
         self.flows = Flows()
-        self.dropped = 0
+        self.dropped = self.before = 0
         self.is_over = False
         self._clock = SenderClock()
         self._first = 0 if not is_foreign else -1
@@ -175,11 +178,12 @@ class Session:
 
     def numbers(self, path: Counts) -> Numbers:
         """Return how complete it is; what waits in its queue counts as not yet arrived."""
-        received = self.ring.count + self.dropped
+        dropped = self.dropped + self.before
+        received = self.ring.count + dropped
         if received == 0:
             return Numbers()
         highest = max(self._highest, path.highest if path.received == received else 0)
-        return Numbers(received, max(0, highest - max(0, self._first) + 1 - received), self.dropped)
+        return Numbers(received, max(0, highest - max(0, self._first) + 1 - received), dropped)
 
 
 class Capture:
