@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.contract.ebpf.rooms import Room, is_root
-
-from pileus.node.ebpf import kernel
+from tests.contract.ebpf.rooms import Room, skip_without_ebpf
 
 
 @pytest.fixture(autouse=True)
 def _kernel_with_ebpf() -> None:
-    if not is_root():
-        pytest.skip("eBPF needs root")
-    try:
-        os.close(kernel.create_map(kernel.ARRAY, 4, 4, 1, name="probe"))
-    except kernel.BpfRefused as exc:
-        pytest.skip(f"this kernel takes no eBPF: {exc}")
+    skip_without_ebpf()
 
 
 @pytest.fixture

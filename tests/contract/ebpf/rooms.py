@@ -11,10 +11,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+import pytest
+
+from pileus.node.ebpf import kernel
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _CLONE_NEWNET = 0x40000000
+
+
+def skip_without_ebpf() -> None:
+    """Skip the test on a kernel that takes no programs."""
+    if not is_root():
+        pytest.skip("eBPF needs root")
+    try:
+        os.close(kernel.create_map(kernel.ARRAY, 4, 4, 1, name="probe"))
+    except kernel.BpfRefused as exc:
+        pytest.skip(f"this kernel takes no eBPF: {exc}")
 
 
 class Room:

@@ -6,20 +6,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from tests.contract.ebpf.rooms import Room, is_root
+from tests.contract.ebpf.rooms import Room, skip_without_ebpf
 
-from pileus.node.ebpf import kernel
 from pileus.node.mirror.xdp import DataPath
 
 
 @pytest.fixture(autouse=True)
 def _kernel_with_xdp() -> None:
-    if not is_root():
-        pytest.skip("eBPF needs root")
-    try:
-        os.close(kernel.create_map(kernel.ARRAY, 4, 4, 1, name="probe"))
-    except kernel.BpfRefused as exc:
-        pytest.skip(f"this kernel takes no eBPF: {exc}")
+    skip_without_ebpf()
 
 
 @pytest.fixture
