@@ -64,7 +64,7 @@ def headers(rng: random.Random) -> list[Header]:
 
 
 def systematic(rng: random.Random) -> Iterator[bytes]:
-    """Return every kind whole, cut at each length, padded, and with each byte of its headers changed."""
+    """Return every kind whole, cut at each length, padded, and with each bit of its headers changed."""
     for header in headers(rng):
         frame = wire.encapsulate(header, rng.randbytes(60))
         yield frame
@@ -73,7 +73,7 @@ def systematic(rng: random.Random) -> Iterator[bytes]:
         for inner in (0, 13, 14, 15, 1500):
             yield wire.encapsulate(header, rng.randbytes(inner))
         for at in range(OUTER_BYTES):
-            for value in {0, 255, frame[at] ^ 1, frame[at] ^ 0x80, frame[at] ^ 0x10, frame[at] ^ 4, rng.randrange(256)}:
+            for value in {0, 255, *(frame[at] ^ 1 << bit for bit in range(8))}:
                 yield frame[:at] + bytes([value]) + frame[at + 1 :]
 
 
