@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from tests.cloud.server.server_world import LIMIT_S, Reply, StandInAgents, wiring
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from pileus.server.run import ServerSettings, Started, serve
 
@@ -121,6 +124,16 @@ async def running(folder: Path, **settings: Any) -> AsyncIterator[Rig]:
         started.stop()
         async with asyncio.timeout(3):
             await task
+
+
+async def refusal_of(connection: connect) -> tuple[int, str, str]:
+    """Return status, code and message of a WebSocket that is not made."""
+    with pytest.raises(InvalidStatus) as raised:
+        async with connection:
+            pass
+    answer = raised.value.response
+    problem = msgspec.json.decode(answer.body or b"{}")
+    return answer.status_code, problem["code"], problem["detail"]
 
 
 def request_for(name: str, key: Any = None) -> tuple[str, str]:

@@ -7,11 +7,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-from tests.cloud.server.server_rig import Rig, running
+from tests.cloud.server.server_rig import Rig, refusal_of, running
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed
 
 from pileus.compute.vm.types import VmAppliance, VmAssigned, VmDesired, VmObserved
 from pileus.fleet.node.types import NodeAssigned, NodeDesired
@@ -76,12 +75,7 @@ class Site:
 
     async def refusal(self, *arguments: Any, **named: Any) -> tuple[int, str, str]:
         """Return status, code and message of a connection that is not made."""
-        with pytest.raises(InvalidStatus) as raised:
-            async with self.connect(*arguments, **named):
-                pass
-        answer = raised.value.response
-        problem = msgspec.json.decode(answer.body or b"{}")
-        return answer.status_code, problem["code"], problem["detail"]
+        return await refusal_of(self.connect(*arguments, **named))
 
     async def change(self, kind: str, name: str, **sections: Any) -> None:
         async def write(tx: Any) -> None:
