@@ -1,4 +1,7 @@
-"""The program of the bus: copies get their tunnel header and go to their host; what arrives goes into its tap, counted.
+"""The programs of the bus: copies get their tunnel header and go to their host; what arrives goes into its tap, counted.
+
+Nearly every copy gets its header as it enters the pair of devices, and never passes it. Those that the kernel has joined, or
+took a tag from, come out at the other end cut, and get it there.
 
 R6 is the packet, R7 what is known of it, R8 the leg's value, R9 the leg's counters of this CPU.
 """
@@ -53,6 +56,7 @@ from pileus.drivers.host.mirror.layout import (
     SENT,
     SENT_BYTES,
     SEQUENCE,
+    SKB_GSO_SIZE,
     SKB_LEN,
     SKB_MARK,
     SKB_VLAN_PRESENT,
@@ -61,6 +65,7 @@ from pileus.drivers.host.mirror.layout import (
     STORE_BYTES,
     SUBHEADER,
     TCX_DROP,
+    TCX_NEXT,
     TIMESTAMP,
     TRUNCATED,
     TRUNCATED_BIT,
@@ -95,6 +100,9 @@ STRIPPED_BYTES_MIN = 34
 
 ROOM_AFTER_MAC = 1
 
+NOWHERE = 0x7FFFFFFF
+"""The number of no device: who is sent there goes without being counted as dropped."""
+
 CUT, WAY_KNOWN = 1, 2
 """In R7, of a copy, beside MARK_EGRESS."""
 
@@ -112,7 +120,7 @@ class Wiring(Struct, frozen=True, kw_only=True):
 
 
 def bus(wiring: Wiring, maps: Maps) -> bytes:
-    """Return the program at the entry of the bus."""
+    """Return the program at the pair's far end."""
     program = Program()
     program.mov(R6, R1)
     program.load(R7, R6, SKB_MARK, 4)
@@ -120,14 +128,55 @@ def bus(wiring: Wiring, maps: Maps) -> bytes:
     program.jump32("set", R7, R1, "copy")
     program.jump32_imm("eq", R7, MARK_RESOLVE, "resolve")
     _arrive(program, wiring, maps)
+    _find_arrival(program, maps)
+    _deliver(program)
     _forward(program, wiring, maps)
+    _find_session(program, maps)
+    _restore_tag(program)
     _copy(program, wiring, maps)
-    _exits(program, maps)
+    program.label("failed")
+    increase(program, R9, FAILED)
+    program.goto("drop")
+    _exits(program, maps, ("malformed", "unknown-key", "wrong-source", "unknown-copy"))
+    program.mov_imm(R0, TCX_DROP)
+    program.exit()
     return program.code()
 
 
-def _copy(program: Program, wiring: Wiring, maps: Maps) -> None:
-    """A frame from select: cut it, put the header before it, send it."""
+def shortcut(wiring: Wiring, maps: Maps) -> bytes:
+    """Return the program where copies enter the pair.
+
+    A packet that it drops is counted as failed by who sent it; one that it has done with must go without being dropped.
+    """
+    program = Program()
+    program.mov(R6, R1)
+    program.load(R7, R6, SKB_MARK, 4)
+    program.mov_imm(R1, MARK_COPY)
+    program.jump32("set", R7, R1, "marked")
+    program.label("on")
+    program.mov_imm(R0, TCX_NEXT)
+    program.exit()
+    program.label("marked")
+    for place in (SKB_GSO_SIZE, SKB_VLAN_PRESENT):
+        program.load(R1, R6, place, 4)
+        program.jump_imm("ne", R1, 0, "on")
+    _find_session(program, maps)
+    _copy(program, wiring, maps)
+    _find_arrival(program, maps)
+    _deliver(program)
+    program.label("direct")
+    _mark(program, MARK_DIRECT)
+    _redirect(program, wiring.tunnel)
+    program.label("failed")
+    program.mov_imm(R0, TCX_DROP)
+    program.exit()
+    _exits(program, maps, ("unknown-key", "wrong-source", "unknown-copy"))
+    _redirect(program, NOWHERE)
+    return program.code()
+
+
+def _find_session(program: Program, maps: Maps) -> None:
+    """A copy from select: find its session by its ticket."""
     program.label("copy")
     program.mov(R1, R7)
     program.alu_imm("and", R1, MARK_TICKET)
@@ -139,7 +188,10 @@ def _copy(program: Program, wiring: Wiring, maps: Maps) -> None:
     program.store(R10, KEY, R1, 4)
     look_up(program, maps.counts, KEY, otherwise="drop")
     program.mov(R9, R0)
-    _restore_tag(program)
+
+
+def _copy(program: Program, wiring: Wiring, maps: Maps) -> None:
+    """Cut the copy, put the header before it, send it."""
     _cut(program)
     _call(program, CHANGE_HEAD, OVERHEAD_BYTES, 0)
     program.jump_imm("ne", R0, 0, "failed")
@@ -288,8 +340,6 @@ def _arrive(program: Program, wiring: Wiring, maps: Maps) -> None:
     program.load(R1, R10, HEADER + IP_DESTINATION, 4)
     program.jump32_imm("eq", R1, 0, "arrived")
     program.jump32_imm("ne", R1, network32(wiring.own), "forward")
-    _find_arrival(program, maps)
-    _deliver(program)
 
 
 def _find_arrival(program: Program, maps: Maps) -> None:
@@ -377,16 +427,14 @@ def _forward(program: Program, wiring: Wiring, maps: Maps) -> None:
     program.exit()
 
 
-def _exits(program: Program, maps: Maps) -> None:
-    for label, counter in (("failed", FAILED), ("dropped", DROPPED)):
-        program.label(label)
-        increase(program, R9, counter)
-        program.goto("drop")
-    for why in ("malformed", "unknown-key", "wrong-source", "unknown-copy"):
+def _exits(program: Program, maps: Maps, refusals: tuple[str, ...]) -> None:
+    """What ends here; what follows is the verdict."""
+    program.label("dropped")
+    increase(program, R9, DROPPED)
+    program.goto("drop")
+    for why in refusals:
         count_refusal(program, maps, why, go_to="drop")
     program.label("drop")
-    program.mov_imm(R0, TCX_DROP)
-    program.exit()
 
 
 def _call(program: Program, function: int, *arguments: int) -> None:

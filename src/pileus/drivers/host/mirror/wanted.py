@@ -166,6 +166,9 @@ def _plan_shared(wanted: Wanted, devices: Devices) -> list[str]:
     wanted.links["bus"] = _attachment(
         devices.number(BUS), kernel.SCHED_CLS, kernel.ATTACH_TCX_INGRESS, functools.partial(bus.bus, wiring)
     )
+    wanted.links["shortcut"] = _attachment(
+        devices.number(COPIES), kernel.SCHED_CLS, kernel.ATTACH_TCX_EGRESS, functools.partial(bus.shortcut, wiring)
+    )
     if devices.has_tunnel:
         wanted.links["gate"] = _attachment(
             wiring.tunnel, kernel.XDP, kernel.ATTACH_XDP, functools.partial(_gate, wiring.own, wiring.copies)
