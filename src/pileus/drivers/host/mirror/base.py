@@ -6,12 +6,13 @@ addresses of that header.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from pileus.node.mirror.rules import Rule
+from pileus.drivers.host.errors import DriverError
+from pileus.node.mirror.rules import BadRules, Rule, check
 
 
 class SourceSpec(Struct, frozen=True, kw_only=True):
@@ -145,3 +146,15 @@ SESSIONS_PER_PORT_MAX = 8
 
 SNAP_BYTES_MIN = 64
 """The kernel cuts nothing off a packet's headers up to those of TCP or UDP: 54 bytes with IPv6."""
+
+
+def refuse_source(spec: SourceSpec, there: Iterable[LegSpec]) -> None:
+    """Raises: DriverError (TooManySessions, BadRules) for a source that cannot be besides the legs that are there."""
+    others = [each for each in there if isinstance(each, SourceSpec) and each.port == spec.port and each.id != spec.id]
+    if len(others) >= SESSIONS_PER_PORT_MAX:
+        message = f"port {spec.port} has {SESSIONS_PER_PORT_MAX} mirror sessions already; remove one"
+        raise DriverError("TooManySessions", message)
+    try:
+        check(spec.rules)
+    except BadRules as exc:
+        raise DriverError("BadRules", f"leg {spec.id} of a mirror session: {exc}") from exc

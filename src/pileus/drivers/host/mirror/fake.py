@@ -16,7 +16,6 @@ from msgspec import Struct
 
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.mirror.base import (
-    SESSIONS_PER_PORT_MAX,
     SNAP_BYTES_MIN,
     DeliveryCounts,
     DeliverySpec,
@@ -27,9 +26,10 @@ from pileus.drivers.host.mirror.base import (
     RelaySpec,
     SourceCounts,
     SourceSpec,
+    refuse_source,
 )
 from pileus.node.mirror import wire
-from pileus.node.mirror.rules import BadRules, Direction, check, decide, samples_flow
+from pileus.node.mirror.rules import Direction, decide, samples_flow
 
 Call = Literal["open", "observe", "put", "remove", "tear_down"]
 
@@ -236,16 +236,8 @@ class FakeMirror:
             raise DriverError(
                 "NoTunnel", f"leg {spec.id} of a mirror session needs another host, and the tunnel is missing"
             )
-        if not isinstance(spec, SourceSpec):
-            return
-        at_port = [k for k in world.legs.values() if isinstance(k.spec, SourceSpec) and k.spec.port == spec.port]
-        if sum(kept.spec.id != spec.id for kept in at_port) >= SESSIONS_PER_PORT_MAX:
-            message = f"port {spec.port} has {SESSIONS_PER_PORT_MAX} mirror sessions already; remove one"
-            raise DriverError("TooManySessions", message)
-        try:
-            check(spec.rules)
-        except BadRules as exc:
-            raise DriverError("BadRules", f"leg {spec.id} of a mirror session: {exc}") from exc
+        if isinstance(spec, SourceSpec):
+            refuse_source(spec, [kept.spec for kept in world.legs.values()])
 
     async def _begin(self, call: Call) -> None:
         self._world.calls[call] += 1

@@ -22,7 +22,6 @@ import msgspec
 from pileus.drivers.host.errors import DriverError, OvsdbError
 from pileus.drivers.host.mirror import devices, layout
 from pileus.drivers.host.mirror.base import (
-    SESSIONS_PER_PORT_MAX,
     DeliveryCounts,
     LegCounts,
     LegFact,
@@ -30,6 +29,7 @@ from pileus.drivers.host.mirror.base import (
     RelayCounts,
     SourceCounts,
     SourceSpec,
+    refuse_source,
 )
 from pileus.drivers.host.mirror.pins import Pins
 from pileus.drivers.host.mirror.wanted import BUS, COPIES, Devices, Leg, Wanted, can_be, others, plan, taps
@@ -42,7 +42,6 @@ from pileus.drivers.host.ovs.segments import NO_UPLINKS, tunnel_address
 from pileus.drivers.host.paths import HostPaths
 from pileus.node.ebpf import kernel
 from pileus.node.ebpf.assembler import R0, Program
-from pileus.node.mirror.rules import BadRules, check
 
 LOOPBACK = 1
 QUEUE = "queue-"
@@ -300,16 +299,8 @@ def _refuse(spec: LegSpec, legs: Sequence[Leg], known: Devices) -> None:
         raise DriverError(
             "NoTunnel", f"leg {spec.id} of a mirror session needs another host, and the tunnel is missing"
         )
-    if not isinstance(spec, SourceSpec):
-        return
-    at_port = [leg for leg in legs if leg.source is not None and leg.source.port == spec.port]
-    if len(at_port) >= SESSIONS_PER_PORT_MAX:
-        message = f"port {spec.port} has {SESSIONS_PER_PORT_MAX} mirror sessions already; remove one"
-        raise DriverError("TooManySessions", message)
-    try:
-        check(spec.rules)
-    except BadRules as exc:
-        raise DriverError("BadRules", f"leg {spec.id} of a mirror session: {exc}") from exc
+    if isinstance(spec, SourceSpec):
+        refuse_source(spec, [leg.spec for leg in legs])
 
 
 def _note_name(id: str) -> str:
