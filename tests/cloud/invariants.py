@@ -301,6 +301,7 @@ def _orphans(world: Cloud, placed: set[tuple[str, str]], ledger: Ledger) -> None
             "seed": host.guests.seeds,
             "note": host.notes.ids(),
             "volume note": host.volume_notes.ids(),
+            "leg note": host.leg_notes.ids(),
             "mirror leg": host.mirror.legs,
         }
         for word, ids in things.items():

@@ -136,3 +136,23 @@ def test_nics_of_a_vm_without_a_host_give_back_what_they_asked_for() -> None:
             assert [address for _, address in await ports(world)][1] == "10.2.0.9"
 
     run(main)
+
+
+def test_a_vm_is_not_ready_while_a_nic_waits_for_its_network_and_runs_on() -> None:
+    async def main() -> None:
+        async with cloud(1, public_range="203.0.113.0/29", router_image="missing") as world:
+            await world.create("tenancy.account", "acme")
+            await world.create("network.network", "far", "acme", range="10.2.0.0/24", router="single")
+            await world.create("compute.vm", "v1", "acme", nics=[A])
+            await world.until(lambda: world.is_ready("compute.vm", "v1", "acme"))
+            (machine,) = next(iter(world.hosts.values())).machines.machines.values()
+            await wish(world, A, {"network": "far"})
+            await world.settle()
+            said = (await world.get("compute.vm", "v1", "acme"))["conditions"][0]
+            assert (said["status"], said["reason"]) == ("false", "NetworkNotServed")
+            assert "network far is not served yet" in said["message"]
+            assert (machine.state, machine.boots, len(machine.spec.nics)) == ("running", 1, 1)
+            await wish(world, A)
+            await world.until(lambda: world.is_ready("compute.vm", "v1", "acme"))
+
+    run(main)

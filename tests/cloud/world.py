@@ -377,6 +377,7 @@ async def leftovers(world: Cloud) -> dict[str, Any]:
             "seeds": list(host.guests.seeds),
             "notes": host.notes.ids(),
             "volume notes": host.volume_notes.ids(),
+            "leg notes": host.leg_notes.ids(),
         }
         found.update({f"{id}/{word}": held for word, held in things.items() if held})
     for kind in ("compute.vm", "storage.volume", "network.port", "network.segment"):

@@ -35,6 +35,7 @@ class Drivers(Struct, frozen=True, kw_only=True):
     system: System
     notes: Notes
     volume_notes: Notes
+    leg_notes: Notes
     mirror: Mirror
     uplinks: Uplinks = Uplinks()
 
@@ -50,5 +51,5 @@ def halves(drivers: Drivers) -> list[Half[Any, Any]]:
         VmHalf(drivers.hypervisor, drivers.guest, drivers.disks, drivers.switch, drivers.notes),
         NodeHalf(drivers.guest),
         RequestHalf(drivers.guest),
-        LegHalf(drivers.mirror),
+        LegHalf(drivers.mirror, drivers.leg_notes),
     ]

@@ -84,6 +84,7 @@ class SimulatedHost:
         )
         self.notes = MemoryNotes()
         self.volume_notes = MemoryNotes()
+        self.leg_notes = MemoryNotes()
         self.slice = MemorySlice()
         self.system = FakeSystem(cpus, memory_mib)
 
@@ -134,6 +135,7 @@ class SimulatedHost:
             system=self.system,
             notes=self.notes,
             volume_notes=self.volume_notes,
+            leg_notes=self.leg_notes,
             uplinks=self._uplinks,
             mirror=FakeMirror(self.mirror),
         )

@@ -10,6 +10,7 @@ from msgspec.structs import asdict, replace
 
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.mirror.base import DeliverySpec, LegFact, LegSpec, Mirror, RelaySpec, SourceSpec
+from pileus.drivers.host.notes import Notes
 from pileus.drivers.host.snapshot import Snapshot
 from pileus.kernel.fields import Problem
 from pileus.kernel.half import Half, Peers
@@ -29,10 +30,14 @@ class Step(Struct, frozen=True, kw_only=True):
 
 
 class Seen(Struct, frozen=True):
-    """The leg as found on the host: in force, or at least known."""
+    """The leg as found on the host, if it is in force. ``is_left``: something of it is there, if only a note.
+
+    ``is_lost``: it was in force, and the host was started anew since.
+    """
 
     leg: LegFact | None
-    is_known: bool = False
+    is_left: bool = False
+    is_lost: bool = False
 
 
 def spec_of(leg: Resource) -> LegSpec:
@@ -68,23 +73,17 @@ def spec_of(leg: Resource) -> LegSpec:
 
 
 def plan(deleting: bool, wanted: LegSpec, seen: Seen, lacking: bool) -> Step | None:
-    """Return the next step: put until spec and host agree, as soon as its ports are plugged; remove when deleting."""
+    """Return the next step: put until spec and host agree, as soon as its ports are plugged; remove when deleting.
+
+    A source that was lost is not made anew: it would number its packets from 0, which one key must not see twice.
+    """
     if deleting:
-        return Step(verb="remove") if seen.is_known else None
+        return Step(verb="remove") if seen.is_left else None
+    if seen.is_lost:
+        return None
     if lacking:
         return Step(verb="wait", after_s=PORT_AWAITED_S)
     return None if seen.leg is not None and seen.leg.spec == wanted else Step(verb="put")
-
-
-def is_lost(leg: Resource, seen: Seen) -> bool:
-    """Tell whether the host had the source in force and knows nothing of it any more: it was rebooted.
-
-    A source made anew numbers its packets from 0, which one key must not see twice.
-    """
-    observed: LegObserved | None = leg.observed
-    if seen.is_known or observed is None or leg.deleting or leg.assigned.role != "source":
-        return False
-    return observed.state == "in-force" or (observed.problem is not None and observed.problem.reason == LOST)
 
 
 class LegHalf(Half[Seen, Step]):
@@ -92,8 +91,10 @@ class LegHalf(Half[Seen, Step]):
 
     kind = "mirror.leg"
 
-    def __init__(self, mirror: Mirror) -> None:
+    def __init__(self, mirror: Mirror, notes: Notes) -> None:
+        """``notes``: of sources that were made, kept over restarts of the host."""
         self._mirror = mirror
+        self._notes = notes
         self._legs = Snapshot(self._look)
         self._last: dict[str, dict[str, int]] = {}
         """Counts of legs that were removed, until their rows are."""
@@ -101,15 +102,16 @@ class LegHalf(Half[Seen, Step]):
     async def observe(self, resource: Resource, peers: Peers) -> Seen:
         """Find the leg on the host."""
         in_force, known = await self._legs.get()
-        return Seen(in_force.get(resource.id), resource.id in known)
+        is_known, is_noted = resource.id in known, self._notes.get(resource.id) is not None
+        if is_known and not is_noted and resource.assigned.role == "source":
+            self._notes.put(resource.id, b"{}")
+        return Seen(in_force.get(resource.id), is_known or is_noted, is_noted and not is_known)
 
     async def _look(self) -> tuple[dict[str, LegFact], Collection[str]]:
         return await self._mirror.observe(), await self._mirror.known()
 
     def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
         """Return the next step of the leg."""
-        if is_lost(resource, fact):
-            return None
         return plan(resource.deleting, spec_of(resource), fact, _lacks_port(resource.assigned, peers))
 
     async def do(self, step: Step, resource: Resource, peers: Peers) -> None:
@@ -130,7 +132,7 @@ class LegHalf(Half[Seen, Step]):
         previous: LegObserved | None = resource.observed
         if fact is None:
             return replace(previous or LegObserved(state="absent"), problem=problem)
-        if is_lost(resource, fact):
+        if fact.is_lost and not resource.deleting:
             message = "its host was started anew and has it no more; another one takes its place"
             return LegObserved(state="absent", problem=Problem(reason=LOST, message=message))
         leg = fact.leg
@@ -141,13 +143,14 @@ class LegHalf(Half[Seen, Step]):
 
     async def inventory(self) -> Collection[str]:
         """Return every leg on the host, those whose port has gone among them."""
-        known = await self._mirror.known()
+        known = {*(await self._mirror.known()), *self._notes.ids()}
         self._last = {id: counts for id, counts in self._last.items() if id in known or len(self._last) < LAST_MAX}
         return known
 
     async def remove(self, id: str) -> None:
         """Remove a leg that no resource stands for."""
         await self._mirror.remove(id)
+        self._notes.remove(id)
         self._legs.changed()
 
     async def counters(self) -> dict[str, dict[str, Any]]:
@@ -157,6 +160,7 @@ class LegHalf(Half[Seen, Step]):
     async def _remove(self, id: str) -> None:
         fact = (await self._mirror.observe()).get(id)
         await self._mirror.remove(id)
+        self._notes.remove(id)
         if fact is not None:
             self._last[id] = asdict(fact.counts)
 
