@@ -207,3 +207,28 @@ async def offered(bench: Bench, tunnel: socket.socket, id: str, key: int, rate: 
             return (
                 f"{id}: {total / took:.0f}/s offered, {received / took:.0f}/s through, {lost=} {forwarded=} {dropped=}"
             )
+
+
+@pytest.mark.long
+async def test_a_store_that_is_full_leaves_the_machine_room(bench: Bench) -> None:
+    tunnel, sniffers = await wires()
+    asked = {**DOCUMENT["sessions"]["kept"], "store_mib": 512}
+    await bench.guest.configure(MACHINE, {**DOCUMENT, "sessions": {"kept": asked}})
+    text, total = frame(b"x", 9 * 160), 40_000
+    for number in range(total):
+        if number % 200 == 0:
+            await bench.received(number - 400)
+        tunnel.send(mirrored(KEPT, number, text))
+    await bench.received(total)
+    began = time.monotonic()
+    packets, said = await whole(await bench.capture())
+    took = time.monotonic() - began
+    size = len(packets) * len(text)
+    print(f"{len(packets)} packets, {size / 1e6:.0f} MB read in {took:.1f} s; {said.comment}")
+    assert (said.received, said.lost, said.delivered) == (total, 0, len(packets))
+    assert said.missed == total - len(packets)
+    assert 40e6 < size < 60e6
+    console = (await bench.guest.log(MACHINE, 20_000)).decode(errors="replace")
+    assert not re.search("Out of memory|Call Trace", console)
+    tunnel.close()
+    sniffers.close()
