@@ -49,10 +49,11 @@ def command(data: Path | None, host: str, port: int, database: str, tls_names: t
 def _announce(folder: Path, started: Started) -> None:
     from pileus.server.ca import write_private
 
+    path = folder / "operator-key"
+    if started.operator_key is not None:
+        # Into a file and not to the terminal or journal, which keep what passes; before anybody hears of a server.
+        write_private(path, started.operator_key.encode() + b"\n")
     click.echo(f"server ready at {started.url}")
     if started.operator_key is not None:
-        # Into a file and not to the terminal or journal, which keep what passes.
-        path = folder / "operator-key"
-        write_private(path, started.operator_key.encode() + b"\n")
         click.echo(f"the first administrator's key is in {path} (shown nowhere else; sign in, then delete the file):")
         click.echo(f'  pileus login --server {started.url} --ca {folder / "tls/ca.crt"} --key "$(cat {path})"')
