@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import os
 import signal
 import socket
 import struct
@@ -27,12 +28,16 @@ from tests.contract.mirror.test_mirror import (
     udp,
 )
 
+from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.mirror import devices
 from pileus.drivers.host.mirror.base import DeliveryCounts, RelayCounts, RelaySpec, SourceCounts, SourceSpec
+from pileus.drivers.host.mirror.real import KernelMirror
 from pileus.drivers.host.mirror.wanted import COPIES
 from pileus.drivers.host.ovs import namespace
 from pileus.drivers.host.ovs.command import run
 from pileus.drivers.host.ovs.flows import tap_name
+from pileus.node.ebpf import kernel
+from pileus.node.ebpf.assembler import R0, Program
 from pileus.node.mirror import wire
 from pileus.node.mirror.rules import Rule, decide
 
@@ -225,6 +230,10 @@ async def test_forged_copies_arrive_nowhere(real: RealRig) -> None:
     copied = [got.frame for got in b.arrived[TUNNEL_NIC]]
     assert copied == [mac + forged[6:], udp(1)], "the tenant's own frame is mirrored as any other"
     assert await counts(b, "r") == RelayCounts(arrived=2, relayed=2)
+    # The bus got two that were true as far as it can tell; what claims to be from the host itself ended at the gate.
+    assert isinstance(b.mirror, KernelMirror)
+    refused = await b.mirror.refused()
+    assert refused == {"malformed": 0, "unknown-key": 2, "wrong-source": 1, "unknown-copy": 0, "unknown-label": 4}
 
 
 async def test_ordinary_traffic_of_the_tunnel_passes_the_gate_and_copies_meet_no_packet_socket(real: RealRig) -> None:
@@ -248,6 +257,34 @@ async def test_ordinary_traffic_of_the_tunnel_passes_the_gate_and_copies_meet_no
     assert protocols == {socket.IPPROTO_UDP}
 
 
+async def test_without_its_namespace_nothing_is_in_force_and_all_can_be_removed(real: RealRig) -> None:
+    host = await real_host(real, relay(), source())
+    for port in list(host.nics):
+        host.close_nic(port)
+    await run(["ip", "netns", "delete", host.paths.namespace])
+    assert await host.mirror.observe() == {}
+    with pytest.raises(DriverError):
+        await host.mirror.put(source())
+    await host.mirror.remove("s")
+    await host.mirror.remove("r")
+    assert not list(host.paths.run.iterdir())
+
+
+async def test_a_leg_that_cannot_be_put_hinders_no_other_one(real: RealRig) -> None:
+    host = await real_host(real, source())
+    place = host.paths.namespace
+    taken = await namespace.inside(place, functools.partial(occupy, tap_name(SNIFFER_NIC)))
+    try:
+        with pytest.raises(DriverError, match="refuses"):
+            await host.mirror.put(relay())
+        assert set(await host.mirror.observe()) == {"s"}
+        await put(host, delivery())
+    finally:
+        os.close(taken)
+    await put(host, relay())
+    assert set(await host.mirror.observe()) == {"s", "d", "r"}
+
+
 async def test_changing_a_session_disturbs_no_other_one_of_the_port(real: RealRig) -> None:
     host = await real_host(real, relay(), source(number=1))
     sent = 0
@@ -266,6 +303,18 @@ async def test_changing_a_session_disturbs_no_other_one_of_the_port(real: RealRi
 
 def has_all(host: RealHost, number: int) -> bool:
     return len(host.delivered[SNIFFER]) == number
+
+
+def occupy(device: str) -> int:
+    """Attach a program of somebody else's to a device; return its link."""
+    program = Program()
+    program.mov_imm(R0, kernel.XDP_PASS)
+    program.exit()
+    loaded = kernel.load(kernel.XDP, program.code(), "other")
+    try:
+        return kernel.attach(loaded, socket.if_nametoindex(device), kernel.ATTACH_XDP, kernel.XDP_GENERIC)
+    finally:
+        os.close(loaded)
 
 
 def sum16(content: bytes) -> int:

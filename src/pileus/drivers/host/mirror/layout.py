@@ -16,7 +16,7 @@ from pileus.node.ebpf.assembler import R0, R1, R2, R10, Program
 from pileus.node.mirror import wire
 
 FORMAT = "1"
-"""Of maps and notes; what another one left behind is not adopted."""
+"""Of maps and their values: what programs of another one left behind is not adopted, and goes with the last leg."""
 
 SLOTS = 4096
 """Legs of one host."""
@@ -77,6 +77,10 @@ TCX_NEXT, TCX_DROP = -1, 2
 """Verdicts: go on, drop. A redirection's is what the helper returned."""
 
 
+LRU_HASH = 9
+"""A kind of map that forgets the oldest when it is full."""
+
+
 class Maps(Struct, frozen=True, kw_only=True):
     """File descriptors of the maps of one host."""
 
@@ -97,7 +101,7 @@ SHAPES: dict[str, tuple[int, int, int, int]] = {
     "outgoing": (kernel.HASH, 4, OUTGOING.size, SLOTS),
     "labels": (kernel.HASH, 8, OUTGOING.size, SLOTS),
     "arrivals": (kernel.HASH, 8, ARRIVAL.size, SLOTS),
-    "ways": (kernel.HASH, 4, WAY.size, WAYS),
+    "ways": (LRU_HASH, 4, WAY.size, WAYS),
     "refusals": (kernel.PERCPU_ARRAY, 4, 8, len(REFUSALS)),
 }
 """Kind, bytes of key and value, entries. Hashes: their values are replaced whole, so no program meets half of one.

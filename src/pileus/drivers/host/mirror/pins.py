@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from pileus.drivers.host.mirror.layout import SHAPES, Maps
+from pileus.drivers.host.mirror.layout import FORMAT, SHAPES, Maps
 from pileus.drivers.host.mirror.wanted import Attachment
 from pileus.drivers.host.notes import FileNotes
 from pileus.node.ebpf import kernel
@@ -101,7 +101,7 @@ class Pins:
             raise OSError(code, os.strerror(code), str(self._folder))
 
     def _map(self, name: str) -> int:
-        path = self._folder / f"map-{name}"
+        path = self._folder / f"map-{name}-{FORMAT}"
         if path.exists():
             return kernel.open_pinned(path)
         kind, key_bytes, value_bytes, entries = SHAPES[name]

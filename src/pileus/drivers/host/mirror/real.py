@@ -7,13 +7,15 @@ half-done is thereby done or undone. Nothing has to run for copies to go on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import os
 import secrets
 import shutil
 import struct
-from collections.abc import Callable, Collection, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -87,8 +89,21 @@ class KernelMirror:
             if not self._is_used() or not self._pins.exist():
                 return {}
             legs = self._legs()
-            wanted = plan(legs, await self._devices())
-            return await self._inside(lambda: self._facts(legs, wanted))
+            with _without_namespace():
+                wanted = plan(legs, await self._devices())
+                return await self._inside(lambda: self._facts(legs, wanted))
+            return {}
+
+    async def refused(self) -> dict[str, int]:
+        """Return how many frames belonged to no leg and were dropped, by reason, since the first leg was put."""
+        async with self._lock:
+            if not self._pins.exist():
+                return {}
+            fd = self._pins.maps().refusals
+            each = {
+                why: kernel.lookup_per_cpu(fd, struct.pack("I", at), 8) for at, why in enumerate(layout.REFUSALS)
+            }  # fmt: skip
+            return {why: sum(int.from_bytes(one, sys.byteorder) for one in numbers) for why, numbers in each.items()}
 
     async def known(self) -> Collection[str]:
         """Return the ids of all legs that were put and not removed since."""
@@ -98,6 +113,8 @@ class KernelMirror:
     async def put(self, spec: LegSpec) -> None:
         """Make the leg be as ``spec`` says. Raises: DriverError, see ``Mirror.put``."""
         if self._problem:
+            self._problem = await self._find_problem()
+        if self._problem:
             raise DriverError("MirrorUnsupported", f"this host cannot mirror: {self._problem}")
         async with self._lock:
             legs = [leg for leg in self._legs() if leg.spec.id != spec.id]
@@ -105,8 +122,13 @@ class KernelMirror:
             _refuse(spec, legs, known)
             await self._ensure_pair(known)
             leg = await self._inside(lambda: self._leg(spec))
+            before = self._folder().get(_note_name(spec.id))
             self._folder().put(_note_name(spec.id), msgspec.json.encode(leg))
-            await self._settle([*legs, leg])
+            try:
+                await self._settle([*legs, leg])
+            except DriverError:
+                await self._undo(spec.id, before)
+                raise
 
     async def remove(self, id: str) -> None:
         """Take the leg out of force; None: nothing."""
@@ -115,10 +137,11 @@ class KernelMirror:
                 return
             self._folder().remove(_note_name(id))
             legs = self._legs()
-            if legs:
-                await self._settle(legs)
-            else:
+            if not legs:
                 await self._remove_all()
+                return
+            with _without_namespace():
+                await self._settle(legs)
 
     async def tear_down(self) -> None:
         """Remove everything, whoever made it."""
@@ -190,6 +213,15 @@ class KernelMirror:
                 return slot
         raise DriverError("MirrorUnsupported", f"this host has {layout.SLOTS} legs of mirror sessions already")
 
+    async def _undo(self, id: str, note: bytes | None) -> None:
+        """Let a leg that could not be put hinder no other one."""
+        if note is None:
+            self._folder().remove(_note_name(id))
+        else:
+            self._folder().put(_note_name(id), note)
+        with contextlib.suppress(DriverError):
+            await self._settle(self._legs())
+
     async def _settle(self, legs: Sequence[Leg]) -> None:
         wanted = plan(legs, await self._devices())
         await self._inside(lambda: self._be(wanted))
@@ -256,12 +288,9 @@ class KernelMirror:
         )  # fmt: skip
 
     async def _remove_all(self) -> None:
-        try:
+        with _without_namespace():
             await self._inside(self._be_usual)
             await namespace.delete_link(self._namespace, COPIES)
-        except DriverError as exc:
-            if exc.reason != "NoNamespace":  # devices and links went with it
-                raise
         self._pins.remove()
         self._notes = None
         shutil.rmtree(self._legs_folder, ignore_errors=True)
@@ -288,6 +317,16 @@ class KernelMirror:
             return await namespace.inside(self._namespace, work)
         except OSError as exc:
             raise DriverError("MirrorUnsupported", f"the kernel refuses the mirror: {exc.strerror}") from exc
+
+
+@contextlib.contextmanager
+def _without_namespace() -> Iterator[None]:
+    """End the block quietly when the namespace is gone: devices and links went with it."""
+    try:
+        yield
+    except DriverError as exc:
+        if exc.reason != "NoNamespace":
+            raise
 
 
 def _refuse(spec: LegSpec, legs: Sequence[Leg], known: Devices) -> None:
