@@ -27,7 +27,7 @@ from pileus.node.ebpf.assembler import R0, R1, R2, R3, R4, R7, R8, R9, R10, Prog
 from pileus.node.mirror import wire
 from pileus.node.mirror.packets import PacketPath
 from pileus.node.mirror.sessions import Sessions
-from pileus.node.mirror.xdp import DataPath
+from pileus.node.mirror.xdp import XdpPath
 
 Form = Literal["array", "hash"]
 
@@ -132,7 +132,7 @@ class Devices:
         target = self._keep(kernel.create_map(kernel.DEVMAP, 4, 4, 1, name="sniffers"))
         kernel.update(target, _NUMBER.pack(0), _NUMBER.pack(self._sniffers))
         self.plain = self._load(_plain(target))
-        self.path = DataPath(self._sniffers, SLOTS)
+        self.path = XdpPath(self._sniffers, SLOTS)
         _furnish(self.path)
         self._generators = {
             (form, sessions): self._load(_generator(form, sessions, self._turn, outside))
@@ -228,7 +228,7 @@ def _veth(name: str, peer: str) -> tuple[int, int]:
     return socket.if_nametoindex(name), socket.if_nametoindex(peer)
 
 
-def _furnish(path: DataPath | Sessions) -> None:
+def _furnish(path: XdpPath | Sessions) -> None:
     """Make all sessions, each of which comes as one of Pileus and as a foreign one."""
     for number in range(max(SESSIONS)):
         source = str(SOURCE + (number >> _PER_SOURCE_BITS))

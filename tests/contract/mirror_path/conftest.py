@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from tests.contract.ebpf.rooms import Room, skip_without_ebpf
 
-from pileus.node.mirror.xdp import DataPath
+from pileus.node.mirror.xdp import XdpPath
 
 
 @pytest.fixture(autouse=True)
@@ -17,11 +17,11 @@ def _kernel_with_xdp() -> None:
 
 
 @pytest.fixture
-def path() -> Iterator[DataPath]:
+def path() -> Iterator[XdpPath]:
     """A data path that only takes test runs, all on one CPU, so that their order is the one of the counts."""
     cpus = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cpus)})
-    made = DataPath(sniffers=1)
+    made = XdpPath(sniffers=1)
     yield made
     made.close()
     os.sched_setaffinity(0, cpus)

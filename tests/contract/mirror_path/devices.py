@@ -10,7 +10,7 @@ from tests.contract.ebpf.rooms import Room
 from pileus.node.ebpf import kernel
 from pileus.node.ebpf.assembler import R0, R1, R2, Program
 from pileus.node.mirror import wire
-from pileus.node.mirror.xdp import DataPath, Mode
+from pileus.node.mirror.xdp import Mode, XdpPath
 
 EVERYTHING = 0x0003
 NOTHING = 0
@@ -27,7 +27,7 @@ class Devices:
         self.room = room
         outside, self.tunnel = room.veth("outside", "tunnel", MTU)
         self.sniffers, relay = room.veth("sniffers", "relay", MTU)
-        self.path = room.run(DataPath, self.sniffers)
+        self.path = room.run(XdpPath, self.sniffers)
         room.run(self.path.attach, self.tunnel, self.sniffers, mode)
         # A veth takes redirected frames natively only if its peer has a program too.
         self._open = [kernel.load(kernel.XDP, _pass(), "passes")]

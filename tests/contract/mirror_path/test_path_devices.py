@@ -11,7 +11,7 @@ from tests.contract.mirror_path.devices import Devices, read_all
 
 from pileus.node.ebpf import kernel
 from pileus.node.mirror import wire
-from pileus.node.mirror.xdp import DataPath, Mode
+from pileus.node.mirror.xdp import Mode, XdpPath
 
 SOURCE = "10.9.0.1"
 SNIFFED, KEPT = 0xABCDEF_0001, 0xFEDCBA_0002
@@ -82,14 +82,14 @@ def test_nothing_comes_in_from_the_sniffers(devices: Devices) -> None:
 def test_a_native_path_is_opened_where_drivers_can(room: Room) -> None:
     _, tunnel = room.veth("outside", "tunnel")
     _, sniffers = room.veth("relay", "sniffers")
-    path = room.run(DataPath.open, tunnel, sniffers)
+    path = room.run(XdpPath.open, tunnel, sniffers)
     assert path.mode == "native"
     path.close()
 
 
 def test_a_path_is_generic_where_a_driver_cannot(room: Room) -> None:
     _, tunnel = room.veth("outside", "tunnel")
-    path = room.run(DataPath.open, tunnel, room.ifindex("lo"))
+    path = room.run(XdpPath.open, tunnel, room.ifindex("lo"))
     assert path.mode == "generic"
     path.close()
 
@@ -99,8 +99,8 @@ def test_a_path_to_a_device_that_is_not_there_leaves_nothing_open(room: Room, mo
     _, tunnel = room.veth("outside", "tunnel")
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(kernel.BpfRefused):
-        room.run(DataPath.open, tunnel, 4242)
-    path = room.run(DataPath, tunnel)
+        room.run(XdpPath.open, tunnel, 4242)
+    path = room.run(XdpPath, tunnel)
     with pytest.raises(kernel.BpfRefused):
         room.run(path.attach, 4242, tunnel, mode)
     path.close()

@@ -13,7 +13,7 @@ from tests.contract.mirror_path import corpus
 from pileus.node.ebpf import kernel
 from pileus.node.mirror import wire
 from pileus.node.mirror.sessions import Sessions
-from pileus.node.mirror.xdp import DataPath
+from pileus.node.mirror.xdp import XdpPath
 
 SEED = 20_260_731
 FUZZED_IN_CI, FUZZED = 20_000, 1_000_000
@@ -21,7 +21,7 @@ VERDICTS = {kernel.XDP_REDIRECT: "sniffers", kernel.XDP_PASS: "store"}
 SLOTS = [key & wire.SLOT_MASK for key in (corpus.TAP, corpus.KEPT, corpus.SWITCH)]
 
 
-def test_a_systematic_corpus_is_judged_alike(path: DataPath) -> None:
+def test_a_systematic_corpus_is_judged_alike(path: XdpPath) -> None:
     frames = [frame for frame in corpus.systematic(random.Random(SEED)) if len(frame) >= 14]
     assert len(frames) > 4000
     oracle = _compare(path, frames)
@@ -29,12 +29,12 @@ def test_a_systematic_corpus_is_judged_alike(path: DataPath) -> None:
     assert all(counts is not None and counts.received > 50 for counts in map(oracle.counts, SLOTS))
 
 
-def test_wild_frames_are_judged_alike(path: DataPath) -> None:
+def test_wild_frames_are_judged_alike(path: XdpPath) -> None:
     _compare(path, corpus.wild(random.Random(SEED), FUZZED_IN_CI))
 
 
 @pytest.mark.long
-def test_a_million_wild_frames_are_judged_alike_and_leave_nothing(path: DataPath) -> None:
+def test_a_million_wild_frames_are_judged_alike_and_leave_nothing(path: XdpPath) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -42,7 +42,7 @@ def test_a_million_wild_frames_are_judged_alike_and_leave_nothing(path: DataPath
     before = _open_files(), _resident_kib()
     path.close()
     for _ in range(9):
-        path = DataPath(sniffers=1)
+        path = XdpPath(sniffers=1)
         _compare(path, corpus.wild(rng, FUZZED // 10))
         after = _open_files(), _resident_kib()
         path.close()
@@ -50,7 +50,7 @@ def test_a_million_wild_frames_are_judged_alike_and_leave_nothing(path: DataPath
     assert after[1] - before[1] < 1024, "KiB more than after the first tenth"
 
 
-def test_numbers_go_on_above_32_bits(path: DataPath) -> None:
+def test_numbers_go_on_above_32_bits(path: XdpPath) -> None:
     top = (1 << 32) - 2
     oracle = _compare(path, (_own(number) for number in [top, 1 << 32, (1 << 32) - 1, (1 << 32) + 1, top]))
     counts = oracle.counts(SLOTS[0])
@@ -58,7 +58,7 @@ def test_numbers_go_on_above_32_bits(path: DataPath) -> None:
     assert (counts.first, counts.highest, counts.received) == (top, (1 << 32) + 1, 5)
 
 
-def test_another_key_in_a_slot_starts_counts_anew_and_the_same_one_goes_on(path: DataPath) -> None:
+def test_another_key_in_a_slot_starts_counts_anew_and_the_same_one_goes_on(path: XdpPath) -> None:
     corpus.furnish(path)
     slot, other = SLOTS[0], corpus.TAP + (1 << 16)
     for number in range(3):
@@ -79,7 +79,7 @@ def test_another_key_in_a_slot_starts_counts_anew_and_the_same_one_goes_on(path:
     assert (found.received, found.first, found.highest) == (2, 9, 10)
 
 
-def test_a_removed_session_takes_nothing_and_has_no_counts(path: DataPath) -> None:
+def test_a_removed_session_takes_nothing_and_has_no_counts(path: XdpPath) -> None:
     corpus.furnish(path)
     path.remove(SLOTS[0])
     path.remove(SLOTS[0])
@@ -88,7 +88,7 @@ def test_a_removed_session_takes_nothing_and_has_no_counts(path: DataPath) -> No
     assert path.refused()["unknown-session"] == 1
 
 
-def test_a_removed_foreign_session_takes_nothing(path: DataPath) -> None:
+def test_a_removed_foreign_session_takes_nothing(path: XdpPath) -> None:
     corpus.furnish(path)
     frame = wire.encapsulate(wire.Header(source=corpus.SOURCE, erspan=2, session=77), bytes(60))
     assert kernel.run_test(path.program, frame)[0] == kernel.XDP_REDIRECT
@@ -98,7 +98,7 @@ def test_a_removed_foreign_session_takes_nothing(path: DataPath) -> None:
 
 
 @pytest.mark.parametrize(("slot", "key"), [(6, corpus.TAP), (5, 1 << 58 | 5), (5, -1), (2000, 2000)])
-def test_a_session_that_cannot_be_is_refused(path: DataPath, slot: int, key: int) -> None:
+def test_a_session_that_cannot_be_is_refused(path: XdpPath, slot: int, key: int) -> None:
     with pytest.raises(ValueError, match="slot"):
         path.put(slot, key, corpus.SOURCE, "store")
 
@@ -107,7 +107,7 @@ def _own(number: int, key: int = corpus.TAP) -> bytes:
     return wire.encapsulate(wire.own_header(key, corpus.SOURCE, number), bytes(60))
 
 
-def _compare(path: DataPath, frames: Iterable[bytes]) -> Sessions:
+def _compare(path: XdpPath, frames: Iterable[bytes]) -> Sessions:
     oracle = Sessions()
     for each in (path, oracle):
         corpus.furnish(each)

@@ -129,9 +129,9 @@ class Program:
             raise BadProgram(f"label {name} is there twice")
         self._labels[name] = len(self._instructions)
 
-    def call(self, helper: int) -> None:
+    def call(self, function: int) -> None:
         """Call the kernel's helper with this number; the result is in R0, and R1-R5 are lost."""
-        self._add(_CALL, 0, 0, 0, helper)
+        self._add(_CALL, 0, 0, 0, function)
 
     def atomic_add(self, dst: int, offset: int, src: int, size: int) -> None:
         """Add ``src`` to memory, whole; sizes 4 and 8."""

@@ -14,7 +14,7 @@ from pileus.node.mirror.model import Wanted
 from pileus.node.mirror.packets import PacketPath, Queue, copy_of
 from pileus.node.mirror.sessions import Counts, Sessions
 from pileus.node.mirror.store import Copy
-from pileus.node.mirror.xdp import DataPath
+from pileus.node.mirror.xdp import XdpPath
 
 Take = Callable[[Copy, int], None]
 Foreign = tuple[str, int, int]
@@ -54,7 +54,7 @@ class XdpWay:
     def __init__(self, tunnel: str, sniffers: str) -> None:
         """Raises: BpfRefused."""
         self._tunnel = tunnel
-        self._path = DataPath.open(socket.if_nametoindex(tunnel), socket.if_nametoindex(sniffers))
+        self._path = XdpPath.open(socket.if_nametoindex(tunnel), socket.if_nametoindex(sniffers))
         self.mode: str = self._path.mode
 
     def queue(self, wanted: Wanted, take: Take) -> Queue:
@@ -151,13 +151,13 @@ class PacketWay:
             take(copy_of(found), time.time_ns())
 
 
-def _put(path: DataPath | Sessions, wanted: Wanted) -> None:
+def _put(path: XdpPath | Sessions, wanted: Wanted) -> None:
     path.put(wanted.slot, wanted.key, wanted.source, "store" if wanted.to == "store" else "sniffers")
     if wanted.foreign is not None:
         path.put_foreign(wanted.source, *wanted.foreign, wanted.key)
 
 
-def _remove(path: DataPath | Sessions, wanted: Wanted) -> None:
+def _remove(path: XdpPath | Sessions, wanted: Wanted) -> None:
     if wanted.foreign is not None:
         path.remove_foreign(wanted.source, *wanted.foreign)
     path.remove(wanted.slot)

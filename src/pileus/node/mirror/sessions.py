@@ -39,7 +39,7 @@ class _Entry:
 
 
 class Sessions:
-    """The same calls as ``xdp.DataPath``, and ``take`` instead of a device."""
+    """The same calls as ``xdp.XdpPath``, and ``take`` instead of a device."""
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}

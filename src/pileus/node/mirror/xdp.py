@@ -44,7 +44,7 @@ class _Group:
     """By session ID."""
 
 
-class DataPath:
+class XdpPath:
     """Programs and maps; closing it takes all of them away. ``mode`` is the one in force."""
 
     def __init__(self, sniffers: int, slots: int = SLOTS) -> None:
@@ -81,7 +81,7 @@ class DataPath:
             raise
 
     @classmethod
-    def open(cls, tunnel: int, sniffers: int, slots: int = SLOTS) -> DataPath:
+    def open(cls, tunnel: int, sniffers: int, slots: int = SLOTS) -> XdpPath:
         """Return a data path in force from one NIC to the other (ifindexes), natively where both drivers can.
 
         Raises: BpfRefused.
