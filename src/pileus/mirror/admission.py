@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pileus.compute.vm.types import is_of_cloud
 from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 
@@ -15,6 +16,6 @@ def require_nic(vm: Resource, nic: int) -> None:
 
 
 def refuse_appliance(vm: Resource, field: str) -> None:
-    """Raises: Invalid for a VM that belongs to something else, such as a router."""
-    if vm.owner != vm.account_id:
-        raise Invalid(f"{vm} is an appliance; name one of your own VMs", field=field)
+    """Raises: Invalid for an appliance of the cloud's own, such as a router; a manager's node is its account's."""
+    if is_of_cloud(vm):
+        raise Invalid(f"{vm} is an appliance of the cloud; name a VM or node of your own", field=field)

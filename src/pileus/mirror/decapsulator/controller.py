@@ -139,6 +139,7 @@ def _observe(world: World) -> DecapsulatorObserved:
             state="down" if was_up else "starting",
             message=why,
             node=node.id if node is not None else "",
+            at=node.host if node is not None else "",
             sessions=len(world.sessions),
             path=before.path if before is not None else "",
             refused=before.refused if before is not None else {},
@@ -147,6 +148,7 @@ def _observe(world: World) -> DecapsulatorObserved:
     return DecapsulatorObserved(
         state="ready",
         node=node.id,
+        at=node.host,
         path=str(status.get("path", ""))[:20],
         sessions=len(world.sessions),
         refused=refused(status),
@@ -154,9 +156,9 @@ def _observe(world: World) -> DecapsulatorObserved:
 
 
 async def _wake_sessions(tx: Transaction, world: World, found: DecapsulatorObserved) -> None:
-    """Let those look that wait for it, and all of them when it came or went."""
+    """Let those look that wait for it, and all of them when it came, went or got its host."""
     before: DecapsulatorObserved | None = world.own.observed
-    came_or_went = before is None or before.state != found.state
+    came_or_went = before is None or (before.state, before.at) != (found.state, found.at)
     for session in world.sessions:
         if came_or_went or session.observed is None or session.observed.state != "running":
             await tx.enqueue(session.id)

@@ -34,6 +34,8 @@ class DecapsulatorObserved(Struct, frozen=True, kw_only=True):
     state: Literal["starting", "ready", "down", "ending"]
     message: str = ""
     node: str = ""
+    at: str = ""
+    """The host of its node."""
     path: str = ""
     """xdp: packets go through the kernel of the appliance; packets: through a program."""
     sessions: int = 0

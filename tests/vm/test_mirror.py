@@ -1,0 +1,219 @@
+"""Mirrors on three real hosts: what comes into a sniffer's NIC is what passed the VM's, to the byte, and nobody else's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.vm.realcloud import pids_naming, until
+    from tests.vm.reallab import RealLab, labbed
+else:
+    from realcloud import pids_naming, until
+    from reallab import RealLab, labbed
+
+ACCOUNTS = {"acme": "61", "umbrella": "62"}
+"""Each account's packets hold its own byte, as ``ping -p`` fills them."""
+VMS = {"web": "host1", "peer": "host2", "probe": "host3"}
+IDLE_S = 5
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[RealLab]:
+    """Two accounts with the same addresses: what is watched on host 1, who watches on host 3, decapsulators on host 2."""
+    with labbed("--hosts", "3") as running:
+        running.pileus("patch", "zone", "zone1", "--decapsulator-idle-s", str(IDLE_S), "--router", "none")
+        for account in ACCOUNTS:
+            running.pileus("create", "account", account)
+        for name, host in VMS.items():
+            running.alone(host, 3)
+            for account in ACCOUNTS:
+                running.pileus("create", "vm", name, "--account", account)
+                running.until_vm(name, lambda vm: bool(vm["host"]), account=account)
+        running.alone("host2", 3)
+        for account in ACCOUNTS:
+            running.pileus("create", "sniffer", "probe", "--vm", "probe", "--account", account)
+            for name in VMS:
+                running.until_printed(name, "PILEUS-READY", account=account)
+        yield running
+
+
+def test_a_sniffer_gets_the_very_packets_and_nobody_elses(lab: RealLab) -> None:
+    sessions = {"acme": ("--expression", "icmp"), "umbrella": ("--expression", "icmp", "--direction", "egress")}
+    with watching(lab, sessions):
+        taps = {account: (_tap(lab, "web", account), _tap(lab, "probe", account)) for account in ACCOUNTS}
+        with capturing(lab, taps) as folder:
+            for account, pattern in ACCOUNTS.items():
+                printed = lab.shell(
+                    "web", f"ping -c 10 -A -s 1000 -p {pattern} {_address(lab, 'peer', account)}", account
+                )
+                assert ", 0% packet loss" in printed
+            for account, wanted in (("acme", 20), ("umbrella", 10)):
+                until(f"{account} has all", lambda: _counts(lab, account)["delivered"] == wanted)  # noqa: B023
+        for account, pattern in ACCOUNTS.items():
+            at_source = _pings(folder / f"{account}-source.pcap")
+            at_sniffer = _pings(folder / f"{account}-sniffer.pcap")
+            own = _mac(lab, "web", account)
+            wanted_frames = at_source if account == "acme" else [frame for frame in at_source if frame[6:12] == own]
+            assert at_sniffer == wanted_frames
+            assert len(at_sniffer) == (20 if account == "acme" else 10)
+            assert all(bytes.fromhex(pattern * 900) in frame for frame in at_sniffer)
+            counts = _counts(lab, account)
+            assert counts["sent"] == counts["received"] == counts["forwarded"] == counts["delivered"] == len(at_sniffer)
+            assert (counts["lost"], counts["dropped"]) == (0, 0)
+
+
+def test_copies_go_on_while_the_agent_is_dead_and_after_the_decapsulator_died(lab: RealLab) -> None:
+    with watching(lab, {"acme": ("--expression", "icmp")}):
+        agent = _agent_pid(lab, "host1")
+        os.kill(agent, signal.SIGKILL)
+        lab.shell("web", f"ping -c 5 -A {_address(lab, 'peer', 'acme')}")
+        until("the copies of a host without an agent", lambda: _counts(lab, "acme")["received"] >= 10)
+        node = lab.json("get", "node", "decapsulator-zone1-0", "--account", "platform")
+        os.kill(lab.machine_pid(node["assigned"]["vm"]), signal.SIGKILL)
+        until("the decapsulator is back", lambda: _is_received(lab), limit_s=90)
+
+
+def test_the_live_view_the_file_and_the_flows_say_the_same(lab: RealLab, tmp_path: Path) -> None:
+    if shutil.which("tshark") is None:
+        pytest.skip("tshark is not installed")
+    lab.pileus("create", "session", "kept", "--vm", "web", "--account", "acme", "--expression", "icmp", "--wait",
+               "--timeout", "90", timeout_s=100)  # fmt: skip
+    lab.shell("web", f"ping -c 4 -A {_address(lab, 'peer', 'acme')}")
+    until("all are kept", lambda: _counts(lab, "acme", "kept")["received"] == 8)
+    file = tmp_path / "kept.pcapng"
+    lab.pileus("mirror", "watch", "session/kept", "--account", "acme", "--count", "8", "--write", str(file))
+    shown = subprocess.run(
+        ["tshark", "-n", "-r", str(file), "-T", "fields", "-e", "ip.src", "-e", "frame.len"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    lines = [line.split("\t") for line in shown.stdout.splitlines()]
+    flows = json.loads(lab.pileus("mirror", "flows", "session/kept", "--account", "acme", "-o", "json"))["flows"]
+    assert len(lines) == 8
+    assert sum(sum(flow["packets"]) for flow in flows) == 8
+    assert sum(sum(flow["bytes"]) for flow in flows) == sum(int(line[1]) for line in lines)
+    lab.pileus("delete", "session", "kept", "--account", "acme", "-y", "--wait")
+
+
+def test_afterwards_nothing_of_it_is_on_any_host(lab: RealLab) -> None:
+    until("the decapsulators are gone", lambda: not _left(lab), limit_s=60)
+
+
+@contextmanager
+def watching(lab: RealLab, sessions: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
+    """Mirror the VM web of each account to its probe, for the block."""
+    for account, options in sessions.items():
+        lab.pileus("create", "session", "tap", "--vm", "web", "--sniffer", "probe", "--account", account, *options)
+    for account in sessions:
+        lab.pileus("wait", "session", "tap", "--account", account, "--for", "ready", "--timeout", "120", timeout_s=130)
+    try:
+        yield
+    finally:
+        for account in sessions:
+            lab.pileus("delete", "session", "tap", "--account", account, "-y", "--wait", timeout_s=60)
+
+
+@contextmanager
+def capturing(lab: RealLab, taps: Mapping[str, tuple[str, str]]) -> Iterator[Path]:
+    """Capture at each account's source and sniffer for the block, into files of the folder that it gives."""
+    children = []
+    for account, pair in taps.items():
+        for role, host, tap in zip(("source", "sniffer"), ("host1", "host3"), pair, strict=True):
+            file = lab.data / f"{account}-{role}.pcap"
+            namespace = f"{lab.prefix()}-{host}"
+            argv = [
+                "ip",
+                "netns",
+                "exec",
+                namespace,
+                "tcpdump",
+                "-i",
+                tap,
+                "-U",
+                "-w",
+                str(file),
+                "--immediate-mode",
+                "icmp",
+            ]
+            child = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+            assert child.stderr is not None
+            while "listening" not in child.stderr.readline():
+                assert child.poll() is None, "tcpdump ended"
+            children.append(child)
+    try:
+        yield lab.data
+    finally:
+        for child in children:
+            child.send_signal(signal.SIGINT)
+            child.communicate(timeout=20)
+
+
+def _pings(file: Path) -> list[bytes]:
+    """Return the frames of a pcap file, in their order (pcap-savefile(5))."""
+    content = file.read_bytes()
+    frames, at = [], 24
+    while at < len(content):
+        (length,) = struct.unpack_from("<I", content, at + 8)
+        frames.append(content[at + 16 : at + 16 + length])
+        at += 16 + length
+    return frames
+
+
+def _port(lab: RealLab, vm: str, account: str) -> dict[str, dict[str, str]]:
+    id = lab.vm(vm, account)["assigned"]["ports"][0]
+    port: dict[str, dict[str, str]] = lab.json("get", "port", id, "--account", account)
+    return port
+
+
+def _tap(lab: RealLab, vm: str, account: str) -> str:
+    return _port(lab, vm, account)["observed"]["tap"]
+
+
+def _mac(lab: RealLab, vm: str, account: str) -> bytes:
+    return bytes.fromhex(_port(lab, vm, account)["assigned"]["mac"].replace(":", ""))
+
+
+def _address(lab: RealLab, vm: str, account: str) -> str:
+    return str(lab.vm(vm, account)["observed"]["addresses"][0])
+
+
+def _counts(lab: RealLab, account: str, session: str = "tap") -> dict[str, int]:
+    counts: dict[str, int] = lab.json("get", "session", session, "--account", account)["observed"]["counts"]
+    return counts
+
+
+def _is_received(lab: RealLab) -> bool:
+    """Ping once, and tell whether the copies came to the decapsulator."""
+    before = _counts(lab, "acme")["received"]
+    lab.shell("web", f"ping -c 2 -A {_address(lab, 'peer', 'acme')}")
+    until("the counts are new", lambda: _counts(lab, "acme")["sent"] >= before, limit_s=30)
+    return _counts(lab, "acme")["received"] > before
+
+
+def _agent_pid(lab: RealLab, host: str) -> int:
+    """Return the process of a host's agent."""
+    found = pids_naming(str(lab.data / "hosts" / host), "agent")
+    assert found, f"no agent of {host}"
+    return min(found)
+
+
+def _left(lab: RealLab) -> list[str]:
+    """Return what of mirrors is still on the hosts, or known."""
+    found = [
+        f"{host}: {line}"
+        for host in VMS.values()
+        for line in lab.machine(host, "ip", "-o", "link").stdout.splitlines()
+        if "pileus-copies" in line
+    ]
+    items = lab.json("get", "decapsulator", "--all-accounts")["items"]
+    return found + [item["name"] for item in items]
