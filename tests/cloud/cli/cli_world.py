@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from pileus.cli.contexts import Context
-from pileus.compute.vm.types import VmDesired, VmObserved
+from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved
 from pileus.fleet.rollout.controller import RolloutController
 from pileus.kernel.errors import Conflict, Transient
 from pileus.kernel.fields import Problem
@@ -110,7 +110,7 @@ class Vms(Controller):
         async def apply(tx: Transaction) -> None:
             for word in ("vcpus", "memory_mib"):
                 await tx.set_capacity(space(HOST, word), 1_000_000)
-            assigned = msgspec.structs.replace(resource.assigned, host=HOST)
+            assigned = _plugged(resource, desired)
             off = desired.power == "running" and desired.boot_serial <= self.ended.get(resource.name, -1)
             observed = VmObserved(
                 power="stopped" if off else desired.power,
@@ -118,12 +118,26 @@ class Vms(Controller):
                 boot_serial=desired.boot_serial,
                 started_at=self.started_at.get(resource.name, ""),
                 addresses=("10.1.1.10",),
+                ports=assigned.ports,
+                volumes=assigned.volumes,
             )
             if (resource.assigned, resource.observed) != (assigned, observed):
                 now = {"observed": observed, "observed_generation": resource.generation}
                 await tx.update(resource, assigned=assigned, **now)
 
         return Done(apply=apply)
+
+
+def _plugged(resource: Resource, desired: VmDesired) -> VmAssigned:
+    """Return the decisions for a VM that has all its NICs and disks; those that no test made are a number of ids, no more."""
+    assigned: VmAssigned = resource.assigned
+    ports, volumes = len(desired.nics), 1 + len(desired.volumes)
+    return msgspec.structs.replace(
+        assigned,
+        host=HOST,
+        ports=assigned.ports if len(assigned.ports) == ports else (resource.account_id,) * ports,
+        volumes=assigned.volumes if len(assigned.volumes) == volumes else (resource.account_id,) * volumes,
+    )
 
 
 class Mirrors(Controller):

@@ -255,11 +255,12 @@ def test_it_is_said_why_a_session_does_not_run_yet(
     assert child.returncode == OK
     assert WORDS[0].encode() in out
     cloud.mirrors.waits = "vm web is stopped"
-    with running("mirror", "watch", "vm/web", "--account", web, "--lines") as child:
-        line(child.stderr, "VmStopped")
-        child.send_signal(signal.SIGINT)
-        child.communicate(timeout=LIMIT_S)
-    assert sessions() == []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with running("mirror", "watch", "vm/web", "--account", web, "--lines") as child:
+            line(child.stderr, "VmStopped")
+            child.send_signal(number)
+            child.communicate(timeout=LIMIT_S)
+        assert sessions() == []
 
 
 def test_a_session_that_is_there_is_joined_and_left_as_it_is(
@@ -332,15 +333,32 @@ def test_flows_are_a_table_with_the_most_bytes_first(pileus: Run, web: str, scri
     ran = pileus("mirror", "flows", "session/mine", "--account", web)
     assert ran.code == OK, ran.err
     rows = [text.split() for text in ran.out.splitlines()]
-    assert rows[0] == ["PROTOCOL", "A", "B", "PACKETS", "A→B", "B→A", "BYTES", "A→B", "B→A", "FIRST", "DURATION"]
-    assert rows[1][:9] == ["udp", "[fd00::1]:5", "[fd00::2]:53", "1", "1", "80", "B", "3.9", "KiB"]
-    assert (rows[2][:5], rows[2][-1]) == (["tcp", "10.1.0.1:50000", "10.1.0.2:443", "2", "1"], "2.5s")
+    assert rows[0] == [
+        "PROTOCOL",
+        "A",
+        "B",
+        "FLOWS",
+        "PACKETS",
+        "A→B",
+        "B→A",
+        "BYTES",
+        "A→B",
+        "B→A",
+        "FIRST",
+        "DURATION",
+    ]
+    assert rows[1][:10] == ["udp", "[fd00::1]:5", "[fd00::2]:53", "1", "1", "1", "80", "B", "3.9", "KiB"]
+    assert (rows[2][:6], rows[2][-1]) == (["tcp", "10.1.0.1:50000", "10.1.0.2:443", "1", "2", "1"], "2.5s")
     assert "\x1b" not in ran.out
     assert ran.out.endswith("3 flows of 9 packets, 1 lost on the way, 0 not kept; 1 idle flows went to make room\n")
     assert (script.asked[0]["want"], script.asked[0]["follow"]) == ("flows", False)
     ran = pileus("mirror", "flows", "session/mine", "--account", web, "-o", "json", "--top", "1")
-    assert ran.json["flows"] == [FLOWS[1]]
+    assert ran.json["flows"] == [FLOWS[1] | {"flows": 1}]
     assert ran.json["totals"]["lost"] == 1
+    script.plays = [[_lines(*FLOWS, FLOWS[0] | {"a_port": 50001, "last": 1.7e9 + 9, "packets": [1, 1]}, ROUND)]]
+    ran = pileus("mirror", "flows", "session/mine", "--account", web, "--sum")
+    (row,) = [text.split() for text in ran.out.splitlines() if text.startswith("tcp")]
+    assert (row[:6], row[-1]) == (["tcp", "10.1.0.1", "10.1.0.2:443", "2", "3", "2"], "9.0s")
 
 
 def test_flows_of_a_vm_are_shown_at_the_end_or_all_the_time(
@@ -353,7 +371,7 @@ def test_flows_of_a_vm_are_shown_at_the_end_or_all_the_time(
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=LIMIT_S)
     assert child.returncode == OK, err
-    assert out.decode().splitlines()[2].split()[3] == "3", "the newest state of each flow"
+    assert out.decode().splitlines()[2].split()[4] == "3", "the newest state of each flow"
     script.idle.clear()
     with running("mirror", "flows", "vm/web", "--account", web, "--follow", "-o", "json") as child:
         assert len(msgspec.json.decode(line(child.stdout, "flows"))["flows"]) == 3

@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import click
@@ -16,12 +17,12 @@ from pileus.cli.client import Json
 from pileus.cli.commands.mirror_session import session_options, watched
 from pileus.cli.commands.mirror_stream import Following
 from pileus.cli.failure import REFUSED, Failure
-from pileus.cli.progress import Progress
+from pileus.cli.progress import Progress, lively
 from pileus.cli.session import Session
 from pileus.cli.table import coloured, plain
 from pileus.cli.units import human_bytes
 
-HEADERS = ("PROTOCOL", "A", "B", "PACKETS A→B", "B→A", "BYTES A→B", "B→A", "FIRST", "DURATION")
+HEADERS = ("PROTOCOL", "A", "B", "FLOWS", "PACKETS A→B", "B→A", "BYTES A→B", "B→A", "FIRST", "DURATION")
 LINE_BYTES_MAX = 1 << 20
 PAGE_LINES = 20
 """Flows that a terminal shows anew with --follow, where its height is not known."""
@@ -32,12 +33,13 @@ PAGE_LINES = 20
 @click.option(
     "--top", type=click.IntRange(0), default=0, metavar="N", help="Only the N flows with the most bytes; 0: all."
 )
+@click.option("--sum", "is_summed", is_flag=True, help="Add up what has the same addresses and the same port of B.")
 @click.option("-o", "--output", "form", type=click.Choice(["table", "json"]), default="table", help="How to show it.")
 @session_options
 @click.pass_obj
 def command(session: Session, /, words: tuple[str, ...], **options: Any) -> None:
     """Show who talked to whom: of a session that is there, or of a VM from now on until ctrl-C or --duration."""
-    shown = Table(options["form"], options["top"], is_live=options["follow"])
+    shown = Table(options["form"], options["top"], is_live=options["follow"], is_summed=options["is_summed"])
     with watched(session, words, options) as found:
         is_new = words[0].partition("/")[0] not in ("session", "mirror.session")
         following = Following(found, "flows", shown.begin, shown.take, follow=options["follow"] or is_new)
@@ -69,6 +71,8 @@ class Flow(msgspec.Struct, frozen=True):
     last: float
     packets: tuple[int, int]
     bytes: tuple[int, int]
+    flows: int = 1
+    """How many were added up."""
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -84,10 +88,11 @@ class Totals(msgspec.Struct, frozen=True):
 class Table:
     """Flows, the newest state of each; shown at the end, or anew with every round."""
 
-    def __init__(self, form: str, top: int, *, is_live: bool) -> None:
+    def __init__(self, form: str, top: int, *, is_live: bool, is_summed: bool) -> None:
         self._form = form
         self._top = top
         self._is_live = is_live
+        self._is_summed = is_summed
         self._unread = b""
         self._flows: dict[Key, Flow] = {}
         self._totals: Totals | None = None
@@ -107,7 +112,7 @@ class Table:
             is_round |= self._line(line)
         if is_round and self._is_live:
             self._show()
-        elif is_round and self._totals is not None:
+        elif is_round and self._totals is not None and lively():
             self._progress.say(f"{self._totals.received} packets, {len(self._flows)} flows; ctrl-C shows them")
 
     def finish(self) -> None:
@@ -129,7 +134,8 @@ class Table:
         return False
 
     def _show(self) -> None:
-        flows = sorted(self._flows.values(), key=lambda flow: -sum(flow.bytes))
+        known = self._flows.values()
+        flows = sorted(summed(known) if self._is_summed else known, key=lambda flow: -sum(flow.bytes))
         on_screen = self._is_live and self._form == "table" and coloured()
         top = self._top or (_height() if on_screen else 0) or len(flows)
         if self._form == "json":
@@ -138,6 +144,26 @@ class Table:
             text = "\n".join(_lines(flows, top, self._totals))
         sys.stdout.write(f"\x1b[H\x1b[J{text}\n" if on_screen else f"{text}\n")
         sys.stdout.flush()
+
+
+def summed(flows: Iterable[Flow]) -> list[Flow]:
+    """Return one flow for all that have the same addresses and the same port of ``b``; its port of ``a`` is 0."""
+    found: dict[Key, Flow] = {}
+    for flow in flows:
+        key = Key(flow.protocol, flow.a, 0, flow.b, flow.b_port)
+        sum_ = found.get(key)
+        if sum_ is None:
+            found[key] = msgspec.structs.replace(flow, a_port=0)
+            continue
+        found[key] = msgspec.structs.replace(
+            sum_,
+            first=min(sum_.first, flow.first),
+            last=max(sum_.last, flow.last),
+            packets=(sum_.packets[0] + flow.packets[0], sum_.packets[1] + flow.packets[1]),
+            bytes=(sum_.bytes[0] + flow.bytes[0], sum_.bytes[1] + flow.bytes[1]),
+            flows=sum_.flows + 1,
+        )
+    return list(found.values())
 
 
 def _json(flows: list[Flow], totals: Totals | None, *, is_live: bool) -> str:
@@ -149,7 +175,7 @@ def _json(flows: list[Flow], totals: Totals | None, *, is_live: bool) -> str:
 def _lines(flows: list[Flow], top: int, totals: Totals | None) -> list[str]:
     rows = [
         (
-            flow.protocol, _end(flow.a, flow.a_port), _end(flow.b, flow.b_port), *map(str, flow.packets),
+            flow.protocol, _end(flow.a, flow.a_port), _end(flow.b, flow.b_port), str(flow.flows), *map(str, flow.packets),
             *map(human_bytes, flow.bytes), _moment(flow.first),
             f"{max(0.0, flow.last - flow.first):.1f}s",
         )
@@ -159,7 +185,7 @@ def _lines(flows: list[Flow], top: int, totals: Totals | None) -> list[str]:
     if len(flows) > top:
         lines.append(f"and {len(flows) - top} more")
     if totals is not None:
-        told = f"{len(flows)} flows of {totals.received} packets"
+        told = f"{sum(flow.flows for flow in flows)} flows of {totals.received} packets"
         lost = f", {totals.lost} lost on the way, {totals.dropped} not kept" if totals.lost or totals.dropped else ""
         gone = f"; {totals.gone['flows']} idle flows went to make room" if totals.gone.get("flows") else ""
         lines.append(f"{told}{lost}{gone}")

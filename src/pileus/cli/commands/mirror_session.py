@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -139,6 +140,7 @@ def watched(session: Session, words: Sequence[str], options: Json) -> Iterator[W
         yield found
         return
     made = _make(session, words, options)
+    signal.signal(signal.SIGTERM, _terminated)  # until the end of this command
     try:
         made.until_ready()
         yield made
@@ -149,6 +151,11 @@ def watched(session: Session, words: Sequence[str], options: Json) -> Iterator[W
             )
         else:
             made.delete()
+
+
+def _terminated(number: int, _frame: object) -> NoReturn:
+    """Raises: SystemExit, so that what was made is deleted first."""
+    raise SystemExit(128 + number)
 
 
 def _session_name(words: Sequence[str]) -> str:

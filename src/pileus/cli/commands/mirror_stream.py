@@ -20,6 +20,8 @@ RETRY_S = 0.5
 FAREWELL_S = 5.0
 """How long the last packets are waited for when it was stopped; a second ctrl-C waits no longer."""
 
+ENDS = (signal.SIGINT, signal.SIGTERM)
+
 Take = Callable[[bytes], Awaitable[None]]
 
 
@@ -53,7 +55,8 @@ class Following:
     async def run(self) -> None:
         """Follow until the session ends, or ``stop``, which ctrl-C calls too. Raises: Failure; what ``take`` raises."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self.stop)
+        for word in ENDS:
+            loop.add_signal_handler(word, self.stop)
         reading = asyncio.create_task(self._read())
         signals = [asyncio.create_task(event.wait()) for event in (self._stopped, self._left)]
         try:
@@ -62,7 +65,8 @@ class Following:
                 self._watched.end()
                 await asyncio.wait({reading, signals[1]}, timeout=FAREWELL_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            loop.remove_signal_handler(signal.SIGINT)
+            for word in ENDS:
+                loop.remove_signal_handler(word)
             for task in (reading, *signals):
                 task.cancel()
             await asyncio.gather(reading, *signals, return_exceptions=True)

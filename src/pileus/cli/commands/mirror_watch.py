@@ -16,7 +16,7 @@ from pileus.cli.commands.mirror_session import Watched, session_options, watched
 from pileus.cli.commands.mirror_stream import FAREWELL_S, Following
 from pileus.cli.failure import REFUSED, Failure, usage
 from pileus.cli.packets import line
-from pileus.cli.progress import Progress, clean
+from pileus.cli.progress import Progress, clean, lively
 from pileus.cli.session import Session
 from pileus.cli.units import human_bytes
 from pileus.node.mirror import pcapng
@@ -153,7 +153,7 @@ class View:
                 rest = rest[os.write(self._target, rest) :]
         except OSError as error:
             raise Failure(f"the capture cannot be written: {error.strerror}", exit_code=REFUSED) from None
-        if not self._lines:
+        if not self._lines and lively():
             self._progress.say(f"{self.shown} packets, {human_bytes(self.written_bytes)}; ctrl-C ends it")
 
 
