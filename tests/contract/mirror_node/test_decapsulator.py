@@ -16,7 +16,7 @@ from pileus.node.serve import STATUS_BYTES_MAX
 def test_packets_come_out_under_their_sessions_label_and_are_counted(node: Node) -> None:
     keys = {"one": key_of(1), "two": key_of(2)}
     said = node.apply(document({id: session(key) for id, key in keys.items()}))
-    assert (said["path"], said["waiting"], said["failed"]) == (node.path, [], {})
+    assert (said["path"], said["waiting"], said["failed"]) == (node.path, [], {}), said["mode"]
     sent = []
     for number in range(20):
         for id, key in keys.items():

@@ -10,9 +10,11 @@ import pytest
 from pileus.node.mirror import SESSIONS_MAX, wire
 from pileus.node.mirror.flows import FLOW_BYTES
 from pileus.node.mirror.model import Foreign, read
-from pileus.node.mirror.packets import copy_of, read_kept
+from pileus.node.mirror.packets import owner, read_kept
+from pileus.node.mirror.pcapng import INBOUND, OUTBOUND
 from pileus.node.mirror.shelves import STORE_SHARE, rooms
 from pileus.node.mirror.sockets import foreign_tests, key_tests
+from pileus.node.mirror.store import Copy
 from pileus.node.mirror.wire import Arrived, Header, encapsulate
 from pileus.node.role import RoleRefused
 
@@ -109,13 +111,25 @@ def frames() -> list[bytes]:
     return [frame[:12] + wire.ETHERTYPE_LABEL.to_bytes(2, "big") + frame[14:] for frame in made]
 
 
+def copy_of(found: Arrived) -> Copy:
+    header = found.header
+    if header.erspan == 2:
+        return Copy(header.sequence, 0, 0, 0, header.truncated, found.frame)
+    unit_ns = {0: 100_000, 1: 100}.get(header.granularity, 0)
+    direction = OUTBOUND if header.direction == "egress" else INBOUND
+    return Copy(header.sequence, header.timestamp, unit_ns, direction, header.truncated, found.frame)
+
+
 def test_kept_frames_are_read_as_the_parser_reads_them() -> None:
     for frame in frames():
         found = wire.parse(frame, ethertype=wire.ETHERTYPE_LABEL)
         assert isinstance(found, Arrived)
         assert read_kept(frame) == copy_of(found)
+        header = found.header
+        foreign = (bytes([10, 98, 0, 1]), header.session, header.erspan)
+        assert owner(frame) == (header.key if header.leg else foreign)
     for length in range(100):
-        read_kept(bytes(length))
+        assert (read_kept(bytes(length)) is None) == (length < 64)
 
 
 def takes(tests: list[tuple[int, int, int, int]], frame: bytes) -> bool:

@@ -22,6 +22,10 @@ _TURN_FRAMES = 64
 _UNIT_NS = {0: 100_000, 1: 100}
 """Of time stamps, by ERSPAN's granularity; others are no clock that we could follow."""
 
+Owner = int | tuple[bytes, int, int]
+"""A session: by its key, or a foreign one by its source, session ID and ERSPAN type."""
+
+_II = wire.GRE_ERSPAN_1_2.to_bytes(2, "big")
 _KEPT_AT, _KEPT_HEAD = 36, struct.Struct(">HIHHIHH")
 """From GRE's protocol to the end of ERSPAN's header; of type II there is less, and then the frame."""
 
@@ -33,8 +37,8 @@ _TRUNCATED = 1 << 10
 class PacketPath:
     """The path between two interfaces; it lives in the thread that calls ``on_readable``, and so do ``sessions``."""
 
-    def __init__(self, tunnel: str, sniffers: str, keep: Callable[[wire.Arrived], None]) -> None:
-        """``keep`` gets what is to be kept. Raises: OSError."""
+    def __init__(self, tunnel: str, sniffers: str, keep: Callable[[Owner, Copy], None]) -> None:
+        """``keep`` gets what is to be kept, and whose it is. Raises: OSError."""
         self.sessions = Sessions()
         self.wire = sockets.tunnel(tunnel)
         self._keep = keep
@@ -64,9 +68,9 @@ class PacketPath:
             with contextlib.suppress(OSError):
                 self._sniffers.send(given)
             return
-        found = wire.parse(given, ethertype=wire.ETHERTYPE_LABEL)
-        if isinstance(found, wire.Arrived):
-            self._keep(found)
+        copy = read_kept(given)
+        if copy is not None:
+            self._keep(owner(given), copy)
 
 
 class Queue:
@@ -104,8 +108,16 @@ class Queue:
         return frames
 
 
+def owner(frame: bytes) -> Owner:
+    """Return whose frame that was taken to be kept is."""
+    erspan = 2 if frame[_KEPT_AT : _KEPT_AT + 2] == _II else 3
+    if erspan == 3 and frame[_OVERHEAD_III - 1] & 1:
+        return int.from_bytes(frame[_OVERHEAD_III : wire.OVERHEAD_BYTES], "big") & wire.KEY_MAX
+    return frame[26:30], int.from_bytes(frame[44:46], "big") & 0x3FF, erspan
+
+
 def read_kept(frame: bytes) -> Copy | None:
-    """Return what ``copy_of`` makes of a frame, in a tenth of the time: the data path has checked it, to its last byte."""
+    """Return the packet in a frame that is to be kept: the data path has checked it, to its last byte."""
     if len(frame) < _KEPT_BYTES_MIN:
         return None
     protocol, sequence, _, word, stamp, _, flags = _KEPT_HEAD.unpack_from(frame, _KEPT_AT)
@@ -114,18 +126,3 @@ def read_kept(frame: bytes) -> Copy | None:
     unit_ns = _UNIT_NS.get(flags >> 1 & 3, 0)
     start = wire.OVERHEAD_BYTES if flags & 1 else _OVERHEAD_III
     return Copy(sequence, stamp, unit_ns, OUTBOUND if flags & 8 else INBOUND, bool(word & _TRUNCATED), frame[start:])
-
-
-def copy_of(found: wire.Arrived) -> Copy:
-    """Return the packet as sessions keep it."""
-    header = found.header
-    unit_ns = _UNIT_NS.get(header.granularity, 0) if header.erspan == 3 else 0
-    direction = OUTBOUND if header.direction == "egress" else INBOUND
-    return Copy(
-        header.sequence,
-        header.timestamp,
-        unit_ns,
-        direction if header.erspan == 3 else 0,
-        header.truncated,
-        found.frame,
-    )

@@ -8,17 +8,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pileus.node.ebpf.kernel import BpfRefused
-from pileus.node.mirror import sockets, wire
+from pileus.node.mirror import sockets
 from pileus.node.mirror.captures import Captures
 from pileus.node.mirror.model import Wanted
-from pileus.node.mirror.packets import PacketPath, Queue, copy_of
+from pileus.node.mirror.packets import Owner, PacketPath, Queue
 from pileus.node.mirror.sessions import Counts, Sessions
 from pileus.node.mirror.store import Copy
 from pileus.node.mirror.xdp import XdpPath
 
 Take = Callable[[Copy, int], None]
-Foreign = tuple[str, int, int]
-"""A source's address, session ID and ERSPAN type."""
 
 
 class Way(Protocol):
@@ -96,20 +94,14 @@ class PacketWay:
         """Raises: OSError."""
         self.mode = why
         self._captures = captures
-        self._takes: dict[int, Take] = {}
-        self._foreign: dict[Foreign, int] = {}
+        self._takes: dict[Owner, Take] = {}
         self._path = PacketPath(tunnel, sniffers, self._keep)
         captures.call(lambda: captures.watch(self._path.wire, self._path.on_readable))
 
     def queue(self, wanted: Wanted, take: Take) -> None:
         """Remember who takes the session's packets."""
-
-        def do() -> None:
-            self._takes[wanted.key] = take
-            if wanted.foreign is not None:
-                self._foreign[(wanted.source, *wanted.foreign)] = wanted.key
-
-        self._captures.call(do)
+        whose = _owner(wanted)
+        self._captures.call(lambda: self._takes.update({whose: take}))
 
     def put(self, wanted: Wanted) -> None:
         """Let the session's packets through."""
@@ -120,9 +112,7 @@ class PacketWay:
 
         def do() -> None:
             _remove(self._path.sessions, wanted)
-            self._takes.pop(wanted.key, None)
-            if wanted.foreign is not None:
-                self._foreign.pop((wanted.source, *wanted.foreign), None)
+            self._takes.pop(_owner(wanted), None)
 
         self._captures.call(do)
 
@@ -143,12 +133,14 @@ class PacketWay:
 
         self._captures.call(do)
 
-    def _keep(self, found: wire.Arrived) -> None:
-        header = found.header
-        key = header.key if header.leg else self._foreign.get((header.source, header.session, header.erspan), -1)
-        take = self._takes.get(key)
+    def _keep(self, whose: Owner, copy: Copy) -> None:
+        take = self._takes.get(whose)
         if take is not None:
-            take(copy_of(found), time.time_ns())
+            take(copy, time.time_ns())
+
+
+def _owner(wanted: Wanted) -> Owner:
+    return wanted.key if wanted.foreign is None else (socket.inet_aton(wanted.source), *wanted.foreign)
 
 
 def _put(path: XdpPath | Sessions, wanted: Wanted) -> None:
