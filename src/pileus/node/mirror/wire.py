@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from socket import inet_ntoa
 from typing import Literal
 
 REASONS = (
@@ -79,7 +80,9 @@ class Header:
     @property
     def overhead_bytes(self) -> int:
         """Return how many bytes stand before the frame."""
-        return {1: 38, 2: 50, 3: 62 if self.leg else 54}[self.erspan]
+        if self.erspan == 3:
+            return OVERHEAD_BYTES if self.leg else 54
+        return 50 if self.erspan == 2 else 38
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +127,19 @@ def parse(
     """
     if len(frame) < _OVER_IPV4:
         return Refused("short")
-    found = frame[12] << 8 | frame[13]
     first, _, length, _, fragment, _, protocol, _, source, destination = _IPV4.unpack_from(frame, 14)
+    if frame[12] << 8 | frame[13] != ethertype or first >> 4 != 4:
+        return Refused("not-ipv4")
+    if first & 0xF != 5:
+        return Refused("options")
+    if fragment & _FRAGMENT_MASK:
+        return Refused("fragment")
+    if protocol != GRE_PROTOCOL:
+        return Refused("not-gre")
     end = 14 + length
-    failed = (
-        ("not-ipv4", found != ethertype or first >> 4 != 4),
-        ("options", first & 0xF != 5),
-        ("fragment", fragment & _FRAGMENT_MASK != 0),
-        ("not-gre", protocol != GRE_PROTOCOL),
-        ("short", not _NEEDED_BYTES <= end <= len(frame)),
-    )
-    for reason, holds in failed:
-        if holds:
-            return Refused(reason)
-    return _within_gre(frame[:end], accept, leg, (str(IPv4Address(source)), str(IPv4Address(destination))))
+    if not _NEEDED_BYTES <= end <= len(frame):
+        return Refused("short")
+    return _within_gre(frame[:end], accept, leg, (inet_ntoa(source), inet_ntoa(destination)))
 
 
 def label(key: int) -> bytes:
