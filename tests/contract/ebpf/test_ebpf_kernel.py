@@ -88,6 +88,26 @@ def test_a_per_cpu_map_has_a_value_of_each_cpu() -> None:
     os.close(counts)
 
 
+def test_an_array_in_memory_is_the_one_that_programs_see() -> None:
+    counts = kernel.create_map(kernel.ARRAY, 4, 8, 700, kernel.MAPPABLE)
+    mapped = kernel.Mapped(counts, 700 * 8)
+    mapped.words[0], mapped.words[699] = 41, 7
+    fd = kernel.load(kernel.XDP, _counting(counts, kernel.XDP_DROP), "counts")
+    kernel.run_test(fd, FRAME)
+    assert mapped.words[0] == 42
+    assert mapped.copy(699, 8) == struct.pack("Q", 7) == kernel.lookup(counts, _key(699), 8)
+    mapped.close()
+    for each in (fd, counts):
+        os.close(each)
+
+
+def test_an_array_that_is_not_made_for_it_cannot_be_in_memory() -> None:
+    counts = kernel.create_map(kernel.ARRAY, 4, 8, 1)
+    with pytest.raises(kernel.BpfRefused, match="array not mapped"):
+        kernel.Mapped(counts, 8)
+    os.close(counts)
+
+
 def test_a_program_runs_on_a_frame_and_gives_it_back_changed() -> None:
     program = Program()
     program.load(R2, R1, 0, 4)
