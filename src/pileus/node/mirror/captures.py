@@ -41,7 +41,18 @@ class Kept:
     """A session that is kept, and how the data path counts it."""
 
     def __init__(self, session: Session, path: Callable[[], Counts]) -> None:
-        self.session, self.path = session, path
+        self.session = session
+        self._path = path
+        self._last: Counts | None = None
+
+    def counts(self) -> Counts:
+        """Return what the data path counted, until the end."""
+        return self._last or self._path()
+
+    def end(self) -> None:
+        """The session is over: the data path is asked no more."""
+        self._last = self._path()
+        self.session.is_over = True
 
 
 class Captures:
@@ -112,7 +123,7 @@ class Captures:
                 'the line must say "want": packets or flows, "from": start or now, "follow": true or false'
             )
         kept = self.kept[str(asked.get("session"))]
-        answer: Answer = kind(kept.session, kept.path, start == "start", follow)
+        answer: Answer = kind(kept.session, kept.counts, start == "start", follow)
         return answer
 
     def _run(self) -> None:

@@ -78,8 +78,8 @@ class Shelves:
                 queue.drain()
                 kept.session.dropped = queue.look()
                 self._captures.forget(queue.wire)
-            if kept is not None:
-                kept.session.is_over = True
+            if kept is not None and not kept.session.is_over:
+                kept.end()
 
         self._captures.call(do)
 
