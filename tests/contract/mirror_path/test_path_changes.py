@@ -1,7 +1,8 @@
 """Sessions are re-keyed, redirected and removed a thousand times while frames flow: never is one in the wrong place.
 
 Each frame carries its key, and how many changes of its slot were done when it was sent. It may arrive where the session with
-its key went in that state or a later one, and nowhere else.
+its key went in that state or a later one, and nowhere else. A frame of a foreign session has no key: it may arrive under one
+that its session had in that state or later. Each has a source of its own, so groups of foreign sessions come and go as well.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pileus.node.mirror.sessions import To
 
 SEED = 31_072_026
 SOURCE = "10.9.0.1"
-SLOTS = 8
+OWN_SLOTS, SLOTS = 8, 12
 CHANGES = 1_000
 COPIES = 16
 ETHERNET = b"\x02\0\0\0\0\xaa\x02\0\0\0\0\xbb\x08\x00"
@@ -35,20 +36,30 @@ class Slot:
     """``states``: key and destination, each from when its change began; ``done``: how many of the changes are through."""
 
     number: int
+    source: str = SOURCE
     states: list[tuple[int, To | None]] = field(default_factory=lambda: [(0, None)])
     done: int = 0
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether its frames have no key."""
+        return self.source != SOURCE
 
     def frames(self) -> Iterator[bytes]:
         """Frames under the key in force, under the one before, and under one that nobody ever had."""
         done = self.done
+        if self.is_foreign:
+            header = wire.Header(source=self.source, erspan=2, session=self.number, sequence=done)
+            yield wire.encapsulate(header, ETHERNET + TAG.pack(0, self.number, done) + bytes(40))
+            return
         current, former = self.states[done][0], self.states[max(0, done - 1)][0]
         for key in (current, former, current ^ 1 << 50):
             tag = TAG.pack(key, self.number, done)
             yield wire.encapsulate(wire.own_header(key, SOURCE, done), ETHERNET + tag + bytes(40))
 
     def allows(self, key: int, done: int, where: To) -> bool:
-        """Whether a frame with this tag may be there."""
-        return (key, where) in self.states[done:]
+        """Whether a frame with this tag may be there; key 0: nothing is known of it."""
+        return (key, where) in self.states[done:] or (not key and where in [to for _, to in self.states[done:]])
 
 
 class Traffic:
@@ -123,7 +134,8 @@ def devices(request: pytest.FixtureRequest, room: Room) -> Iterator[Devices]:
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thousand_changes_under_load_put_no_frame_into_the_wrong_place(devices: Devices) -> None:
     rng = random.Random(SEED)
-    slots = [Slot(number) for number in range(SLOTS)]
+    slots = [Slot(number) for number in range(OWN_SLOTS)]
+    slots += [Slot(number, f"192.0.2.{number}") for number in range(OWN_SLOTS, SLOTS)]
     with Traffic(devices, slots) as traffic:
         for change in range(CHANGES):
             _change(devices, rng.choice(slots), rng)
@@ -132,10 +144,14 @@ def test_a_thousand_changes_under_load_put_no_frame_into_the_wrong_place(devices
         traffic.wait_rounds(2)
     assert sum(slot.done for slot in slots) == CHANGES
     for (where, key, tagged, number, done), count in traffic.arrived.items():
-        assert key == tagged, f"{count} frames of {tagged:x} are in the place of {key:x}"
+        is_foreign = slots[number].is_foreign
+        assert tagged == (0 if is_foreign else key), f"{count} frames of {tagged:x} are in the place of {key:x}"
+        assert key or (is_foreign and where == "store")
         assert slots[number].allows(key, done, where), f"{count} frames of {key:x} after {done} changes are at {where}"
     assert len({key for _, key, *_ in traffic.arrived}) > CHANGES // 8
-    assert {where for where, *_ in traffic.arrived} == {"sniffers", "store"}
+    assert {(where, number < OWN_SLOTS) for where, _, _, number, _ in traffic.arrived} == {
+        ("sniffers", True), ("store", True), ("sniffers", False), ("store", False),
+    }  # fmt: skip
     print(f"{traffic.sent} frames sent, {sum(traffic.arrived.values())} arrived of {len(traffic.arrived)} kinds")
 
 
@@ -150,7 +166,11 @@ def _change(devices: Devices, slot: Slot, rng: random.Random) -> None:
         state = (key, None)
     slot.states.append(state)
     if state[1] is None:
+        if slot.is_foreign:
+            devices.path.remove_foreign(slot.source, slot.number, 2)
         devices.path.remove(slot.number)
     else:
-        devices.path.put(slot.number, state[0], SOURCE, state[1])
+        devices.path.put(slot.number, state[0], slot.source, state[1])
+        if slot.is_foreign:
+            devices.path.put_foreign(slot.source, slot.number, 2, state[0])
     slot.done += 1
