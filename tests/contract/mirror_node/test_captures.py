@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,6 +193,39 @@ def test_the_flows_agree_with_the_packets(node: Node) -> None:
     assert (flows[1]["a"], flows[1]["a_port"], flows[1]["b"], flows[1]["b_port"]) == ("10.0.0.1", 4000, "10.0.0.2", 53)
     gone = {"flows": 0, "packets": 0, "bytes": 0}
     assert end == {"flows": 2, "gone": gone, "received": 11, "lost": 0, "dropped": 0, "over": False}
+
+
+def test_other_tools_read_the_capture_and_agree_with_the_flows(one_node: Node, tmp_path: Path) -> None:
+    if shutil.which("tshark") is None or shutil.which("capinfos") is None:
+        pytest.skip("needs tshark and capinfos (packages tshark, wireshark-common)")
+    one_node.apply(document({"shown": session(key_of(9), "store")}))
+    for number in range(40):
+        cut = number % 4 == 0
+        one_node.send(header(number, key_of(9), truncated=cut), inner(b"x", 100 + number)[: 90 if cut else None])
+    kept(one_node, "shown", 40)
+    file = tmp_path / "capture.pcapng"
+    with one_node.connect(session="shown") as reading:
+        file.write_bytes(read_all(reading))
+    fields = [
+        "-T",
+        "fields",
+        "-e",
+        "frame.len",
+        "-e",
+        "ip.src",
+        "-e",
+        "udp.srcport",
+        "-e",
+        "ip.dst",
+        "-e",
+        "udp.dstport",
+    ]
+    argv = ["tshark", "-n", "-r", str(file), *fields]
+    lines = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    (flow, _) = one_node.flows("shown")
+    assert {tuple(line.split("\t")[1:]) for line in lines} == {("10.0.0.1", "4000", "10.0.0.2", "53")}
+    assert (flow["packets"], flow["bytes"]) == ([len(lines), 0], [sum(int(line.split("\t")[0]) for line in lines), 0])
+    assert (flow["a"], flow["a_port"], flow["b"], flow["b_port"]) == ("10.0.0.1", 4000, "10.0.0.2", 53)
 
 
 def test_flows_are_followed(node: Node) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from pileus.node.mirror import SESSIONS_MAX, wire
 from pileus.node.mirror.flows import FLOW_BYTES
 from pileus.node.mirror.model import Foreign, read
+from pileus.node.mirror.noted import Noted, key_text
 from pileus.node.mirror.packets import owner, read_kept
 from pileus.node.mirror.pcapng import INBOUND, OUTBOUND
+from pileus.node.mirror.sessions import Counts
 from pileus.node.mirror.shelves import STORE_SHARE, rooms
 from pileus.node.mirror.sockets import foreign_tests, key_tests
 from pileus.node.mirror.store import Copy
@@ -94,6 +97,23 @@ def test_many_sessions_do_not_take_more_than_the_machine_has() -> None:
         assert sum(room.store_bytes for room in given) <= memory * STORE_SHARE
         assert sum(room.flows * FLOW_BYTES for room in given) <= memory * 0.07
         assert sum(room.queue_bytes for room in given) <= memory * 0.15
+
+
+def test_counts_go_on_after_a_restart_of_the_same_session_only(tmp_path: Path) -> None:
+    file = tmp_path / "run" / "counts"
+    wanted = read({"sessions": {"a": session()}}).sessions["a"]
+    entry = [key_text(wanted.key), 5, 500, 1, 9, 2, 4, 3]
+    Noted(file).write({"a": entry})
+    again = Noted(file)
+    assert again.counts(wanted, Counts()) == Counts(5, 500, 1, 9, 2, 4)
+    assert again.counts(wanted, Counts(1, 60, 12, 12, 1, 1)) == Counts(6, 560, 1, 12, 3, 5)
+    assert again.dropped(wanted) == 3
+    assert again.counts(wanted._replace(key=wanted.key + (1 << 16)), Counts()) == Counts()
+    again.forget("a")
+    assert again.counts(wanted, Counts()) == Counts()
+    for bad in ("", "[]", "{", '{"a": [1]}'):
+        file.write_text(bad)
+        assert Noted(file).counts(wanted, Counts()) == Counts()
 
 
 def frames() -> list[bytes]:

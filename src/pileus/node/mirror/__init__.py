@@ -12,7 +12,7 @@ A document is two levels of JSON: section -> key -> entry. Sections and entries:
 The status says, at most 60 KiB in all: ``{"role": "decapsulator", "path": "xdp" | "packets", "mode": "native" | "generic" |
 why there is no eBPF, "waiting": [str], "failed": {step: why}, "refused": {reason: packets}, "sessions":
 {session id: [key, received, bytes, first, highest, truncated, forwarded, dropped]}}``; numbers only change when packets came,
-so that nothing is told while nothing happens.
+so that nothing is told while nothing happens. They begin anew with each boot, not with each start of the program.
 
 Captures are read over TCP on 127.0.0.1:CAPTURE_PORT inside the appliance, which only the host reaches (by
 ``Guest.connect``). The first line that the reader sends is JSON:
