@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 from tests.cloud.mirror.mirror_world import IDLE_S, MirrorCloud, leftovers, mirror_cloud
 from tests.virtual_time import run
 
+from pileus.drivers.host.mirror.base import SourceSpec
 from pileus.kernel.errors import Conflict, Denied, Invalid, Rejected
+from pileus.kernel.transaction import Transaction
 from pileus.node.mirror.wire import Arrived, parse
 
 WEB = bytes.fromhex("0250000000020250000000010800450000281234400040060000") + bytes([10, 1, 1, 11, 10, 1, 1, 10])
@@ -184,3 +187,56 @@ def test_where_an_approval_is_wanted_nothing_is_copied_before_it() -> None:
                 await made.world.create("mirror.session", "other", "acme", vm="web")
 
     run(scene)
+
+
+def test_a_session_follows_its_vm_to_another_host() -> None:
+    async def scene() -> None:
+        async with mirror_cloud() as made:
+            web, watcher = await watched(made)
+            await made.only("a2")
+            await made.session("tap", vm="web", sniffer="probe")
+            made.host_of(web).mirror.pass_frame(web, TO_443, "ingress")
+
+            async def received(number: int) -> bool:
+                counts = await made.counts("tap")
+                return counts["sent"] == counts["received"] == counts["delivered"] == number
+
+            await made.world.until(lambda: received(1))
+            await move(made, "web", "a2")
+            await made.world.until(lambda: has_source_on(made, made.ids["a2"]))
+            made.host_of(web).mirror.pass_frame(web, TO_80, "ingress")
+            assert made.host_of(watcher).mirror.delivered[watcher] == [TO_443, TO_80]
+
+            await made.world.until(lambda: received(2))
+            assert (await made.counts("tap"))["lost"] == 0
+            assert not made.world.hosts[made.ids["a1"]].mirror.legs
+
+    run(scene)
+
+
+async def move(made: MirrorCloud, name: str, to: str) -> None:
+    """Bring a VM to another host as an evacuation does: it has ended on the one, and its disk is on the other."""
+    world, target = made.world, made.ids[to]
+    vm = await world.resource("compute.vm", name, "acme")
+    old = world.hosts[vm.host].machines
+    await world.stop_agent(vm.host)
+    old.crash(vm.id)
+    old.machines.pop(vm.id, None)
+    pools = {pool["host"]: pool["id"] for pool in await world.list("storage.pool")}
+
+    async def write(tx: Transaction) -> None:
+        there = await tx.get(vm.id)
+        for id in there.assigned.volumes:
+            volume = await tx.get(id)
+            await tx.update(volume, assigned=replace(volume.assigned, host=target, pool=pools[target]))
+        await tx.update(there, assigned=replace(there.assigned, host=target))
+        for id in there.assigned.ports:
+            await tx.enqueue(id)
+
+    await world.store.write(write)
+    await world.start_agent(vm.host)
+
+
+async def has_source_on(made: MirrorCloud, host: str) -> bool:
+    """Tell whether packets are copied on the host."""
+    return any(isinstance(kept.spec, SourceSpec) for kept in made.world.hosts[host].mirror.legs.values())
