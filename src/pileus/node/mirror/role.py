@@ -21,7 +21,7 @@ from pileus.node.mirror.model import LINKS, Config, Wanted, read
 from pileus.node.mirror.noted import FILE, Noted, key_text
 from pileus.node.mirror.paths import Way, open_way
 from pileus.node.mirror.sessions import Counts
-from pileus.node.mirror.shelves import Room, Shelves
+from pileus.node.mirror.shelves import Room, Shelves, fit
 from pileus.node.mirror.store import Session
 from pileus.node.nics import find
 from pileus.node.role import RoleRefused
@@ -153,25 +153,28 @@ class Decapsulator:
         if self._path is None:
             return
         rooms = self._shelves.rooms(config.sessions)
+        self._fit(config, rooms)
         failures = []
         for id, wanted in config.sessions.items():
-            try:
-                self._do_session(self._path, wanted, rooms.get(id, Room()), now)
-            except OSError as failed:
-                failures.append(f"{id}: {failed}")
+            if id not in self._running and not _is_over(wanted, now):
+                try:
+                    self._start(self._path, wanted, rooms.get(id, Room()))
+                except OSError as failed:
+                    failures.append(f"{id}: {failed}")
         self._end_late(now)
         if failures:
             raise CommandFailed(f"{len(failures)} sessions cannot be, such as {failures[0]}")
 
-    def _do_session(self, path: Way, wanted: Wanted, room: Room, now: float) -> None:
-        running = self._running.get(wanted.id)
-        if running is None:
-            if not _is_over(wanted, now):
-                self._start(path, wanted, room)
-            return
-        if (wanted.name, room) != (running.wanted.name, running.room):
-            self._shelves.change(wanted.id, _name(wanted), room)
-        running.wanted, running.room = wanted, room
+    def _fit(self, config: Config, rooms: dict[str, Room]) -> None:
+        """Have the sessions in force be as they are wanted now; what would make them others is the same."""
+        changes = []
+        for id, running in self._running.items():
+            wanted, room = config.sessions[id], rooms.get(id, Room())
+            if (wanted.name, room) != (running.wanted.name, running.room):
+                changes.append((id, _name(wanted), room))
+            running.wanted, running.room = wanted, room
+        if changes:
+            self._shelves.change(changes)
 
     def _start(self, path: Way, wanted: Wanted, room: Room) -> None:
         self._running[wanted.id] = Running(wanted, room)
@@ -180,8 +183,8 @@ class Decapsulator:
                 session = Session(_name(wanted), room.store_bytes, wanted.foreign is not None)
                 session.before = self._noted.counts(wanted, Counts()).received
                 queue = path.queue(wanted, session.take)
+                fit(session, queue, room)
                 self._shelves.put(wanted.id, session, lambda: self._noted.counts(wanted, path.counts(wanted)), queue)
-                self._shelves.change(wanted.id, _name(wanted), room)
             path.put(wanted)
         except OSError:
             self._stop(wanted.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from pileus.node.mirror import sockets
@@ -55,17 +55,15 @@ class Shelves:
 
         self._captures.call(do)
 
-    def change(self, id: str, name: str, room: Room) -> None:
-        """Call it otherwise, or give it other room."""
+    def change(self, changes: Iterable[tuple[str, str, Room]]) -> None:
+        """Call sessions (ids) otherwise, or give them other room."""
 
         def do() -> None:
-            kept = self._captures.kept.get(id)
-            if kept is not None:
-                kept.session.name = name
-                kept.session.ring.resize(room.store_bytes)
-                kept.session.flows.resize(room.flows)
-            if id in self._queues:
-                sockets.resize(self._queues[id].wire, room.queue_bytes)
+            for id, name, room in changes:
+                kept = self._captures.kept.get(id)
+                if kept is not None:
+                    kept.session.name = name
+                    fit(kept.session, self._queues.get(id), room)
 
         self._captures.call(do)
 
@@ -112,6 +110,14 @@ def rooms(asked: Mapping[str, int], memory_bytes: int) -> dict[str, Room]:
     queue_bytes = int(memory_bytes * QUEUES_SHARE) // count
     flows, queue_bytes = max(FLOWS_MIN, min(FLOWS_MAX, flows)), max(QUEUE_BYTES_MIN, min(QUEUE_BYTES_MAX, queue_bytes))
     return {id: Room(each * store_bytes // total, flows, queue_bytes) for id, each in asked.items()}
+
+
+def fit(session: Session, queue: Queue | None, room: Room) -> None:
+    """Let the session have this room."""
+    session.ring.resize(room.store_bytes)
+    session.flows.resize(room.flows)
+    if queue is not None:
+        sockets.resize(queue.wire, room.queue_bytes)
 
 
 def memory_bytes() -> int:
