@@ -204,7 +204,7 @@ def test_a_session_follows_its_vm_to_another_host() -> None:
             await made.world.until(lambda: received(1))
             await move(made, "web", "a2")
             await made.world.until(lambda: has_source_on(made, made.ids["a2"]))
-            made.host_of(web).mirror.pass_frame(web, TO_80, "ingress")
+            made.world.hosts[made.ids["a2"]].mirror.pass_frame(web, TO_80, "ingress")
             assert made.host_of(watcher).mirror.delivered[watcher] == [TO_443, TO_80]
 
             await made.world.until(lambda: received(2))
