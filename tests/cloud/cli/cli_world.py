@@ -25,6 +25,7 @@ from pileus.kernel.quota import space
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 from pileus.mirror.session.types import SessionCounts, SessionObserved
+from pileus.network.port.types import PortDesired
 from pileus.server.links import AgentLinks, Channel, Connection
 from pileus.server.run import ServerSettings, Started, Wiring, serve
 from pileus.server.wiring import admissions
@@ -110,7 +111,7 @@ class Vms(Controller):
         async def apply(tx: Transaction) -> None:
             for word in ("vcpus", "memory_mib"):
                 await tx.set_capacity(space(HOST, word), 1_000_000)
-            assigned = _plugged(resource, desired)
+            assigned = await _plugged(tx, resource)
             off = desired.power == "running" and desired.boot_serial <= self.ended.get(resource.name, -1)
             observed = VmObserved(
                 power="stopped" if off else desired.power,
@@ -128,16 +129,21 @@ class Vms(Controller):
         return Done(apply=apply)
 
 
-def _plugged(resource: Resource, desired: VmDesired) -> VmAssigned:
-    """Return the decisions for a VM that has all its NICs and disks; those that no test made are a number of ids, no more."""
-    assigned: VmAssigned = resource.assigned
-    ports, volumes = len(desired.nics), 1 + len(desired.volumes)
-    return msgspec.structs.replace(
-        assigned,
-        host=HOST,
-        ports=assigned.ports if len(assigned.ports) == ports else (resource.account_id,) * ports,
-        volumes=assigned.volumes if len(assigned.volumes) == volumes else (resource.account_id,) * volumes,
-    )
+async def _plugged(tx: Transaction, vm: Resource) -> VmAssigned:
+    """Return the decisions for a VM that has all its NICs and disks; the NICs that no test made are in no network."""
+    desired: VmDesired = vm.desired
+    assigned: VmAssigned = vm.assigned
+    ports = list(assigned.ports[: len(desired.nics)])
+    while len(ports) < len(desired.nics):
+        name = f"{vm.name}-{vm.generation}-nic{len(ports)}"
+        made = Resource(
+            id="", kind="network.port", name=name, account_id=vm.account_id, account=vm.account, owner=vm.id,
+            desired=PortDesired(),
+        )  # fmt: skip
+        ports.append((await tx.create(made)).id)
+    disks = 1 + len(desired.volumes)
+    volumes = assigned.volumes if len(assigned.volumes) == disks else tuple(f"disk{number}" for number in range(disks))
+    return msgspec.structs.replace(assigned, host=HOST, ports=tuple(ports), volumes=volumes)
 
 
 class Mirrors(Controller):
