@@ -172,10 +172,11 @@ class XdpPath:
 
     def counts(self, slot: int) -> Counts | None:
         """Return what came; None: nobody has the slot."""
-        if slot not in self._wanted:
+        wanted = self._wanted.get(slot)
+        if wanted is None:
             return None
         total = Counts()
-        mine = self._wanted[slot][0] | xdp_program.TO_MASK
+        mine = wanted[0] | xdp_program.TO_MASK
         for place in self._places(slot):
             # The owner first: a program that starts counts anew writes it last.
             if self._entries.words[place + 2] != mine:
