@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import os
+import random
 import signal
 import socket
 import struct
@@ -29,7 +30,7 @@ from tests.contract.mirror.test_mirror import (
 )
 
 from pileus.drivers.host.errors import DriverError
-from pileus.drivers.host.mirror import devices
+from pileus.drivers.host.mirror import devices, layout
 from pileus.drivers.host.mirror.base import DeliveryCounts, RelayCounts, RelaySpec, SourceCounts, SourceSpec
 from pileus.drivers.host.mirror.real import KernelMirror
 from pileus.drivers.host.mirror.wanted import COPIES
@@ -255,6 +256,35 @@ async def test_ordinary_traffic_of_the_tunnel_passes_the_gate_and_copies_meet_no
         frame[23] for frame in seen if frame[12:14] == b"\x08\x00" and frame[30:34] == socket.inet_aton(b.address)
     }
     assert protocols == {socket.IPPROTO_UDP}
+
+
+async def test_a_place_that_is_used_again_never_carries_packets_of_who_had_it(
+    real: RealRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sessions of two tenants come and go under load, with hardly more places than sessions."""
+    a, b = real.real["a"], real.real["b"]
+    monkeypatch.setattr(layout, "SLOTS", 3)
+    tenants = {WEB: 1, "port-00000000web1": 2}
+    await a.plug(*tenants)
+    await b.plug(TUNNEL_NIC, SNIFFER_NIC)
+    owners: dict[int, int] = {}
+    dice = random.Random(7)
+    for turn in range(60):
+        port = dice.choice(list(tenants))
+        key = KEY + turn
+        owners[key] = tenants[port]
+        await put(b, relay(a.address, key=key))
+        await a.mirror.remove(f"s{dice.choice(list(tenants.values()))}")
+        change = asyncio.create_task(a.mirror.put(source(key, f"s{tenants[port]}", b.address, port=port)))
+        while not change.done():
+            for each, tenant in tenants.items():
+                a.passes(each, udp(tenant, size=8), "egress")
+            await asyncio.sleep(0)
+        await change
+    arrived = b.arrived[TUNNEL_NIC]
+    assert {(got.header.key, got.frame) for got in arrived} <= {(k, udp(owner, size=8)) for k, owner in owners.items()}
+    assert len({got.header.key for got in arrived}) > 20
+    assert len(arrived) > 500
 
 
 async def test_without_its_namespace_nothing_is_in_force_and_all_can_be_removed(real: RealRig) -> None:
