@@ -166,7 +166,7 @@ class Devices:
         """Return the same of the loop in Python."""
         kernel.replace(self._receiving, self._load(_returning(kernel.XDP_PASS)))
         self.use("array", 100)
-        path = PacketPath("tunnel", "sniffers", lambda _: None)
+        path = PacketPath("tunnel", "sniffers", lambda *_: None)
         _furnish(path.sessions)
         frame = _frame("array", 64)
         before, began = self._count(), time.thread_time()

@@ -12,7 +12,7 @@ from tests.contract.mirror_path import corpus
 
 from pileus.node.ebpf import kernel
 from pileus.node.mirror import wire
-from pileus.node.mirror.sessions import Sessions
+from pileus.node.mirror.sessions import Counts, Sessions
 from pileus.node.mirror.xdp import XdpPath
 
 SEED = 20_260_731
@@ -86,6 +86,19 @@ def test_a_removed_session_takes_nothing_and_has_no_counts(path: XdpPath) -> Non
     assert kernel.run_test(path.program, _own(1))[0] == kernel.XDP_DROP
     assert path.counts(SLOTS[0]) is None
     assert path.refused()["unknown-session"] == 1
+
+
+def test_a_session_that_comes_back_counts_anew(path: XdpPath) -> None:
+    oracle = Sessions()
+    for each in (path, oracle):
+        corpus.furnish(each)
+    for number in (4, 5, 6):
+        kernel.run_test(path.program, _own(number))
+        oracle.take(_own(number))
+        for each in (path, oracle):
+            each.remove(SLOTS[0])
+            each.put(SLOTS[0], corpus.TAP, corpus.SOURCE, "sniffers")
+        assert path.counts(SLOTS[0]) == oracle.counts(SLOTS[0]) == Counts()
 
 
 def test_a_removed_foreign_session_takes_nothing(path: XdpPath) -> None:

@@ -140,6 +140,7 @@ class XdpPath:
         if self._wanted.pop(slot, None) is not None:
             for place in self._places(slot):
                 self._entries.words[place] = 0
+                self._entries.words[place + 2] = 0  # whoever comes next, its counts start anew
 
     def put_foreign(self, source: str, session: int, erspan: int, key: int) -> None:
         """Take frames of ERSPAN type 2 or 3 without sub-header as those of the session with this key, which ``put`` names.
