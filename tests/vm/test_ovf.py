@@ -88,7 +88,7 @@ def test_a_package_goes_in_runs_comes_out_and_goes_in_again(
     cloud.pileus("stop", "vm", "lone-star", "--account", "acme", "--wait", "--timeout", "60")
     cloud.pileus(*export, timeout_s=IMPORT_S)
     assert sorted(path.name for path in tmp_path.iterdir() if "exported" in path.name) == ["exported.ova"]
-    assert not [path.name for path in (cloud.paths.pool / "volumes").iterdir() if ".vmdk" in path.name]
+    assert not [path.name for path in (cloud.paths.pool / "volumes").iterdir() if ".tmp" in path.name]
     with open_package(exported) as package:
         validate(package)
         assert not package.faults.refused, package.faults.found

@@ -9,14 +9,16 @@ Source: VMware, Virtual Disk Format 5.0.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import sys
 import zlib
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
-from sys import byteorder
 
 from pileus.ovf import vmdk
 from pileus.ovf.faults import refusal
@@ -34,6 +36,9 @@ DESCRIPTOR_SECTORS = 20
 TABLE_SECTORS = vmdk.TABLE_ENTRIES * 4 // vmdk.SECTOR_BYTES
 SECTORS_MAX = 0xFFFF_FFFF
 """Tables have 32-bit sector numbers: 2 TiB of compressed file."""
+
+PIPE_BYTES = 1 << 20
+"""So much goes on while the other end waits for its turn."""
 
 _ZEROS = bytes(GRAIN_BYTES)
 
@@ -197,7 +202,20 @@ ddb.virtualHWVersion = "10"
 
 
 def _little_endian(numbers: array[int]) -> bytes:
-    if byteorder == "big":
+    if sys.byteorder == "big":
         numbers = array(numbers.typecode, numbers)
         numbers.byteswap()
     return numbers.tobytes()
+
+
+def main() -> None:
+    """Write the VMDK of the raw disk that is named to standard output."""
+    with suppress(OSError):  # not a pipe
+        fcntl.fcntl(sys.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    with open(sys.argv[1], "rb") as disk:
+        deflate(disk.fileno(), os.fstat(disk.fileno()).st_size, sys.stdout.buffer.write)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

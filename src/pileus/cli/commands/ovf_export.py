@@ -126,7 +126,7 @@ def _fetched(session: Session, volume: str, vm: Json, path: Path) -> PackedDisk:
     digest = hashlib.sha256()
     label = f"a disk of {noun(VM, vm)}"
     chunks = session.client.download(f"{root(VOLUME)}/{segment(volume)}/content", [("account", vm["account"])])
-    with slow(f"{label} is packed on its host"):
+    with slow(f"{label} is copied on its host"):
         first = next(chunks, b"")
     with path.open("xb") as file, _bar(label) as bar:
         for chunk in _with_first(first, chunks):

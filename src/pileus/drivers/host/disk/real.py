@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import cast
 from weakref import WeakValueDictionary
@@ -25,6 +26,7 @@ from msgspec import Struct
 from pileus.drivers.host.disk import command, files
 from pileus.drivers.host.disk.base import ImageFile, ImageSpec, PoolCapacity, VolumeFact, VolumeSpec
 from pileus.drivers.host.disk.images import Fetch, ImageCache
+from pileus.drivers.host.disk.packing import vmdk_parts
 from pileus.drivers.host.errors import DiskFull, DriverError
 from pileus.drivers.host.paths import HostPaths
 from pileus.kernel.errors import Bug
@@ -41,11 +43,10 @@ STAT_BLOCK_BYTES = 512
 PACK_TIMEOUT_S = 6 * 3600.0
 PACKED_AT_ONCE = 2
 """Volumes that are packed at once: each takes a core, and room in the pool."""
-PACKED_CHUNK_BYTES = 1 << 20
 PACKED_RESERVE_SHARE = 20
 """The part of the pool's disk that packing leaves free, so that VMs can go on writing."""
 PACKED_SHARE = 64
-"""What is packed is at most this part longer than what is not: of data that cannot be made smaller."""
+"""What is copied to be packed is at most this part larger than its layers: by clusters that are not used whole."""
 
 LOCKED = b'Failed to get shared "write" lock'
 """What qemu-img says of a file that QEMU has open (block/file-posix.c)."""
@@ -155,18 +156,21 @@ class QemuImgPool:
         Raises: DiskFull, DriverError (NoVolume, VolumeInUse, DiskToolFailed, TimedOut).
         """
         _check_id(volume)
-        target = self._volumes / f"{volume}-{secrets.token_hex(4)}.vmdk{files.TEMPORARY}"
+        target = self._volumes / f"{volume}-{secrets.token_hex(4)}.raw{files.TEMPORARY}"
         async with self._packing:
             try:
-                await self._pack(volume, target)
-                with await files.in_thread(target.open, "rb", 0) as file:
-                    while chunk := await files.in_thread(file.read, PACKED_CHUNK_BYTES):
-                        yield chunk
+                await self._flatten(volume, target)
+                async with aclosing(vmdk_parts(target)) as parts:
+                    async for part in parts:
+                        yield part
             finally:
                 await files.in_thread(files.remove, target)
 
-    async def _pack(self, volume: str, target: Path) -> None:
-        """Write the volume as ``target``. Source: every layer is named, so that no header leads to another file."""
+    async def _flatten(self, volume: str, target: Path) -> None:
+        """Write the volume as the sparse raw ``target``, which is packed while it is sent: a quick copy, a slow rest.
+
+        Source: every layer is named, so that no header leads to another file.
+        """
         fact = await files.in_thread(self._find, volume)
         if fact is None:
             raise DriverError("NoVolume", f"volume {volume} is not in the {self._name}")
@@ -177,7 +181,7 @@ class QemuImgPool:
         if room.free_bytes - needed_bytes < room.total_bytes // PACKED_RESERVE_SHARE:
             raise files.full(self._name, self._folder, f"packing volume {volume}", needed_bytes)
         source = f"json:{msgspec.json.encode(_layers(fact, image)).decode()}"
-        words = ("convert", "-q", "-O", "vmdk", "-o", "subformat=streamOptimized", source, str(target))
+        words = ("convert", "-q", "-O", "raw", source, str(target))
         await self._qemu_img(f"volume {volume}", *words, timeout_s=PACK_TIMEOUT_S)
 
     async def images(self) -> dict[str, ImageFile]:
