@@ -16,7 +16,7 @@ from tests.virtual_time import clock
 LEAVING_LIMIT_S = 600.0
 STOPPED = {"Forbidden", "ApprovalNeeded", "NoNic"}
 """Why a session copies nothing, and has no legs."""
-WAITS = {"VmNotPlaced", "SnifferNotReady"}
+WAITS = {"VmNotPlaced", "NicNotPlugged", "SnifferNotReady"}
 """Why a session cannot do so yet, or not now."""
 LEFT = ("mirror.session", "mirror.leg", "mirror.decapsulator")
 
@@ -67,7 +67,9 @@ async def _check_waiting(store: Store, session: Resource, legs: list[Resource]) 
         return
     if ready.reason in WAITS or (ready.reason == "Starting" and await _lacks_room(store)):
         return
-    raise Broken(f"{session} is not ready for no good reason: {ready}; {session.assigned}, {session.observed}, {legs}")
+    vm = await store.get(session.assigned.vm)
+    ports = await store.list(Filter(kind="network.port", owner=vm.id))
+    raise Broken(f"{session} is not ready for no good reason: {ready}; {legs}, {vm!r}, {ports}")
 
 
 async def _lacks_room(store: Store) -> bool:

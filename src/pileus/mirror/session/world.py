@@ -165,6 +165,10 @@ async def _nic(vm_id: str, nic: int, store: Store) -> tuple[str, End] | Lacking:
         return Lacking(reason="NoNic", message=f"{vm} has no NIC {nic} any more", stops=True)
     if nic >= len(assigned.ports):
         return Lacking(reason="VmNotPlaced", message=f"NIC {nic} of {vm} is being made")
+    ports = await store.list(Filter(kind="network.port", ids=(assigned.ports[nic],)))
+    if not ports or ports[0].assigned is None:
+        why = f": {ports[0].ready.message}" if ports and ports[0].ready is not None else ""
+        return Lacking(reason="NicNotPlugged", message=f"NIC {nic} of {vm} is not there yet{why}")
     return assigned.ports[nic], await _end_of(vm.host, store)
 
 
