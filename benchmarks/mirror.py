@@ -70,7 +70,7 @@ def run(report: Report, *, quick: bool) -> None:
     if os.geteuid() != 0:
         report.say("mirror: left out; eBPF needs root")
         return
-    rounds, turn_s = (3, 0.02) if quick else (9, 0.06)
+    rounds, turn_s = (7, 0.03) if quick else (11, 0.06)
     report.say(f"mirror: {rounds} rounds, each turn {turn_s:g} s, generator and decapsulator on one core")
     room = Room()
     try:
