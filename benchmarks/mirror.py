@@ -44,6 +44,9 @@ KEYS = 0x155_5555_5555 << wire.SLOT_BITS
 """With the slot: the sessions' keys."""
 
 FRAMES_AT_ONCE = 8_192
+WARM_UP_FRAMES = 32_768
+"""Each session some times."""
+
 PYTHON_S = 1.0
 _PER_SOURCE_BITS = 10
 _STRIDE = 6_181
@@ -70,7 +73,7 @@ def run(report: Report, *, quick: bool) -> None:
     if os.geteuid() != 0:
         report.say("mirror: left out; eBPF needs root")
         return
-    rounds, turn_s = (7, 0.03) if quick else (11, 0.06)
+    rounds, turn_s = (5, 0.05) if quick else (15, 0.06)
     report.say(f"mirror: {rounds} rounds, each turn {turn_s:g} s, generator and decapsulator on one core")
     room = Room()
     try:
@@ -155,7 +158,7 @@ class Devices:
         kernel.replace(self._receiving, program)
         frame = _frame(form, size_bytes)
         with _core_to_itself():
-            kernel.run_live(self._generator, frame, FRAMES_AT_ONCE)
+            kernel.run_live(self._generator, frame, WARM_UP_FRAMES)
             before, began = self._count(), time.thread_time()
             while time.thread_time() - began < for_s:
                 kernel.run_live(self._generator, frame, FRAMES_AT_ONCE)
