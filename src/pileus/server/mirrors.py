@@ -77,8 +77,9 @@ class Mirrors:
     async def _connect(self, at: Place, session: Resource) -> Connection:
         try:
             return await self._parts.agents.connect(at.host, at.appliance, ADDRESS, CAPTURE_PORT)
-        except (Conflict, Transient) as error:
-            raise Transient(f"no way to the decapsulator of {session}: {error.message}", code="not-running") from None
+        except (Conflict, Transient):
+            # What the host says names the appliance, which is none of the tenant's business.
+            raise Transient(f"the decapsulator of {session} does not answer; try again", code="not-running") from None
 
 
 class Capture:

@@ -14,8 +14,8 @@ from pileus.cli.progress import Progress
 from pileus.cli.session import noun
 from pileus.cli.tunnel import Way, join
 
-PATIENCE_S = 60.0
-"""How long a way that broke is looked for: another decapsulator is there within seconds, a server some later."""
+PATIENCE_S = 300.0
+"""How long a way that broke is looked for: another decapsulator is there within seconds, one that is made anew boots first."""
 RETRY_S = 0.5
 FAREWELL_S = 5.0
 """How long the last packets are waited for when it was stopped; a second ctrl-C waits no longer."""
@@ -42,6 +42,7 @@ class Following:
         self._begin = begin
         self._take = take
         self._taken_bytes = 0
+        self._progress = Progress()
         self._stopped, self._left = asyncio.Event(), asyncio.Event()
         self.is_whole = False
         """It was followed to the end of the session."""
@@ -75,7 +76,7 @@ class Following:
 
     async def _read(self) -> None:
         since = time.monotonic()
-        with Progress() as progress:
+        with self._progress:
             while True:
                 taken_bytes = self._taken_bytes
                 try:
@@ -90,11 +91,12 @@ class Following:
                         return
                     if failure.exit_code != UNREACHABLE or time.monotonic() > since + PATIENCE_S:
                         raise
-                    progress.say(f"{noun(MIRROR, self._watched.resource)}: {failure.message}")
+                    self._progress.say(failure.message)
                 await asyncio.sleep(RETRY_S)
 
     async def _took(self, piece: bytes) -> None:
         self._taken_bytes += len(piece)
+        self._progress.erase()
         await self._take(piece)
 
     def _is_over(self, failure: Failure) -> bool:

@@ -165,7 +165,8 @@ def _say(view: View, found: Watched, following: Following) -> None:
     for text in summary(view.shown, counts, view.statistics, is_all=is_all):
         sys.stderr.write(f"{text}\n")
     if following.breaks:
-        sys.stderr.write(f"the connection broke {following.breaks} times; some packets may be missing\n")
+        times = "once" if following.breaks == 1 else f"{following.breaks} times"
+        sys.stderr.write(f"the connection broke {times}; some packets may be missing\n")
 
 
 def summary(shown: int, counts: Json, said: pcapng.Statistics | None, *, is_all: bool) -> Iterator[str]:
