@@ -91,6 +91,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
             await rig("POST", "/v1/tenancy.account", {"name": account})
         for name, role, account in (
             ("owner", "owner", "acme"),
+            ("member", "member", "acme"),
             ("reader", "reader", "acme"),
             ("other", "owner", "rival"),
         ):
@@ -184,8 +185,15 @@ async def test_only_who_may_use_consoles_of_the_account_sees_its_packets(site: S
     status, code, message = await site.refusal(who="reader")
     assert (status, code) == (403, "denied")
     assert "console" in message
-    async with site.connect(who="operator"):
-        pass
+    for who in ("operator", "member"):
+        async with site.connect(who=who):
+            pass
+    wish = {"name": "mine", "desired": {"vm": "none"}}
+    made = {
+        who: await site.rig("POST", "/v1/mirror.session", wish, {"authorization": f"Bearer {site.keys[who]}"})
+        for who in ("member", "reader")
+    }
+    assert (made["reader"].status, made["member"].status) == (403, 400), "a member may, but has no such VM"
     assert (await site.refusal(session=site.sessions["kept"], who="other"))[0] == 404
 
 

@@ -20,7 +20,7 @@ class RoleDesired(Struct, frozen=True, kw_only=True):
 
 VERBS = ("get", "create", "update", "delete", "console")
 """``get`` covers list and watch; ``console`` covers logs, the serial console and connections to ports."""
-TENANT_KINDS = ("storage.*", "network.*", "compute.*", "gateway.*")
+TENANT_KINDS = ("storage.*", "network.*", "compute.*", "gateway.*", "mirror.*")
 FLEET_KINDS = ("fleet.package", "fleet.node", "fleet.request", "fleet.rollout")
 """What a manager runs; whom to let do so is the account's owner's to say (``fleet.manager``, ``fleet.consent``)."""
 
