@@ -272,6 +272,7 @@ async def test_a_leg_whose_port_has_gone_is_not_in_force(rig: Rig) -> None:
     assert set(await host.mirror.observe()) == {"r"}
     await host.plug(WEB)
     assert set(await host.mirror.observe()) == {"r"}
+    assert set(await host.mirror.known()) == {"r", "s"}
     await host.mirror.put(source())
     host.passes(WEB, udp(1), "egress")
     await host.until(lambda: len(host.arrived[TUNNEL_NIC]) == 1)
