@@ -1,8 +1,10 @@
-"""Sessions whose host or decapsulator is started anew: they go on by themselves, and count on."""
+"""Sessions whose host or decapsulator is started anew or waits to take over: they go on by themselves, and count on."""
 
 from __future__ import annotations
 
-from tests.cloud.mirror.mirror_world import MirrorCloud, mirror_cloud
+import asyncio
+
+from tests.cloud.mirror.mirror_world import IDLE_S, MirrorCloud, mirror_cloud
 from tests.virtual_time import run
 
 from pileus.mirror.session.types import SessionAssigned
@@ -97,5 +99,27 @@ def test_a_session_that_was_forbidden_for_a_while_goes_on_and_lost_nothing() -> 
             await made.world.until(lambda: made.runs("tap"))
             passes(made, web, 5)
             await made.world.until(lambda: has_received(made, 15))
+
+    run(scene)
+
+
+def test_a_spare_decapsulator_stays_as_long_as_the_other_has_sessions() -> None:
+    async def scene() -> None:
+        async with mirror_cloud(decapsulators=2) as made:
+            await begin(made)
+
+            async def ids() -> set[str]:
+                found = await made.world.list("mirror.decapsulator")
+                return {each["id"] for each in found if each["conditions"][0]["status"] == "true"}
+
+            async def are_both_ready() -> bool:
+                return len(await ids()) == 2
+
+            await made.world.until(are_both_ready)
+            before = await ids()
+            await asyncio.sleep(4.0 * IDLE_S)
+            assert await ids() == before
+            await made.world.delete("mirror.session", "tap", "acme")
+            await made.world.until(made.is_tidy, IDLE_S + 60.0)
 
     run(scene)

@@ -41,6 +41,8 @@ class World(Struct, frozen=True, kw_only=True):
     image: Resource | None
     sibling: str = ""
     """The node of another decapsulator of the zone, whose host is avoided."""
+    zone_has_sessions: bool = False
+    """Whether sessions are at another one: this one stays to take over."""
 
 
 class DecapsulatorController(Controller):
@@ -56,7 +58,8 @@ class DecapsulatorController(Controller):
         world = await _world(resource, store)
         assigned: DecapsulatorAssigned = resource.assigned
         zone: ZoneDesired = world.zone.desired
-        idle_since = 0.0 if world.sessions else assigned.idle_since or self._clock()
+        is_spare = world.zone_has_sessions and assigned.number < zone.decapsulators
+        idle_since = 0.0 if world.sessions or is_spare else assigned.idle_since or self._clock()
         left_s = idle_since + zone.decapsulator_idle_s - self._clock() if idle_since else 0.0
         if idle_since and (left_s <= 0 or assigned.number >= zone.decapsulators):
             return Done(lambda tx: _leave(tx, resource))
@@ -86,6 +89,7 @@ async def _world(own: Resource, store: Store) -> World:
     held = tuple(await store.queue(slot_space(own.id), SESSIONS_PER_DECAPSULATOR_MAX))
     here = Filter(kind="mirror.session", ids=held)
     sessions = await store.list(here, limit=SESSIONS_PER_DECAPSULATOR_MAX) if held else []
+    others = await _others(store, own)
     return World(
         own=own,
         zone=zone,
@@ -93,7 +97,8 @@ async def _world(own: Resource, store: Store) -> World:
         macs=await _macs(store, node),
         sessions=sessions,
         image=await store.find("storage.image", "", zone.desired.router_image),
-        sibling=await _sibling(store, own),
+        sibling=next(filter(None, (each.observed.node for each in others if each.observed is not None)), ""),
+        zone_has_sessions=any([await store.queue(slot_space(each.id), 1) for each in others]),
     )
 
 
@@ -104,10 +109,9 @@ async def _macs(store: Store, node: Resource | None) -> list[str]:
     return await macs_of(store, found[0]) if found else []
 
 
-async def _sibling(store: Store, own: Resource) -> str:
-    others = await store.list(Filter(kind=own.kind, account_id=own.account_id, zone=own.zone))
-    nodes = [each.observed.node for each in others if each.id != own.id and each.observed is not None]
-    return next(filter(None, nodes), "")
+async def _others(store: Store, own: Resource) -> list[Resource]:
+    found = await store.list(Filter(kind=own.kind, account_id=own.account_id, zone=own.zone))
+    return [each for each in found if each.id != own.id]
 
 
 async def _keep_node(tx: Transaction, world: World) -> None:
