@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pileus.drivers.host.mirror import devices
+
 if TYPE_CHECKING:
     from tests.vm.realcloud import pids_naming, until
     from tests.vm.reallab import RealLab, labbed
@@ -51,7 +53,7 @@ def lab() -> Iterator[RealLab]:
 def test_a_sniffer_gets_the_very_packets_and_nobody_elses(lab: RealLab) -> None:
     sessions = {"acme": ("--expression", "icmp"), "umbrella": ("--expression", "icmp", "--direction", "egress")}
     with watching(lab, sessions):
-        taps = {account: (_tap(lab, "web", account), _tap(lab, "probe", account)) for account in ACCOUNTS}
+        taps = {account: (tap_of(lab, "web", account), tap_of(lab, "probe", account)) for account in ACCOUNTS}
         with capturing(lab, taps) as folder:
             for account, pattern in ACCOUNTS.items():
                 printed = lab.shell(
@@ -61,8 +63,8 @@ def test_a_sniffer_gets_the_very_packets_and_nobody_elses(lab: RealLab) -> None:
             for account, wanted in (("acme", 20), ("umbrella", 10)):
                 until(f"{account} has all", lambda: _counts(lab, account)["delivered"] == wanted)  # noqa: B023
         for account, pattern in ACCOUNTS.items():
-            at_source = _pings(folder / f"{account}-source.pcap")
-            at_sniffer = _pings(folder / f"{account}-sniffer.pcap")
+            at_source = pings(folder / f"{account}-source.pcap")
+            at_sniffer = pings(folder / f"{account}-sniffer.pcap")
             own = _mac(lab, "web", account)
             wanted_frames = at_source if account == "acme" else [frame for frame in at_source if frame[6:12] == own]
             assert at_sniffer == wanted_frames
@@ -73,15 +75,32 @@ def test_a_sniffer_gets_the_very_packets_and_nobody_elses(lab: RealLab) -> None:
             assert (counts["lost"], counts["dropped"]) == (0, 0)
 
 
+@pytest.mark.long
 def test_copies_go_on_while_the_agent_is_dead_and_after_the_decapsulator_died(lab: RealLab) -> None:
+    peer = _address(lab, "peer", "acme")
     with watching(lab, {"acme": ("--expression", "icmp")}):
-        agent = _agent_pid(lab, "host1")
-        os.kill(agent, signal.SIGKILL)
-        lab.shell("web", f"ping -c 5 -A {_address(lab, 'peer', 'acme')}")
-        until("the copies of a host without an agent", lambda: _counts(lab, "acme")["received"] >= 10)
+        lab.shell("web", f"(ping -c 300 -i 0.1 -q {peer} > /run/pings 2>&1 &)")
+        os.kill(_agent_pid(lab, "host1"), signal.SIGKILL)
+        before = _counts(lab, "acme")["received"]
+        until("copies come from a host without an agent", lambda: _counts(lab, "acme")["received"] >= before + 100)
+        lab.lab("start", "host1")
         node = lab.json("get", "node", "decapsulator-zone1-0", "--account", "platform")
         os.kill(lab.machine_pid(node["assigned"]["vm"]), signal.SIGKILL)
+        until("its packets lost nothing", lambda: ", 0% packet loss" in lab.shell("web", "cat /run/pings"), limit_s=90)
         until("the decapsulator is back", lambda: _is_received(lab), limit_s=90)
+
+
+def test_a_sniffer_that_takes_nothing_costs_its_own_copies_only(lab: RealLab) -> None:
+    sent = 2 * devices.QUEUE_FRAMES // 3
+    with watching(lab, {"acme": ("--expression", "icmp"), "umbrella": ("--expression", "icmp")}):
+        lab.pileus("pause", "vm", "probe", "--account", "acme", "--wait")
+        for account in ACCOUNTS:
+            printed = lab.shell("web", f"ping -c {sent} -A -q {_address(lab, 'peer', account)}", account)
+            assert ", 0% packet loss" in printed, printed
+        until("the copies are counted", lambda: _counts(lab, "acme")["dropped"] > 0)
+        until("the other's are whole", lambda: _counts(lab, "umbrella")["delivered"] == 2 * sent)
+        assert _counts(lab, "umbrella")["dropped"] == 0
+        lab.pileus("resume", "vm", "probe", "--account", "acme", "--wait")
 
 
 def test_the_live_view_the_file_and_the_flows_say_the_same(lab: RealLab, tmp_path: Path) -> None:
@@ -158,7 +177,7 @@ def capturing(lab: RealLab, taps: Mapping[str, tuple[str, str]]) -> Iterator[Pat
             child.communicate(timeout=20)
 
 
-def _pings(file: Path) -> list[bytes]:
+def pings(file: Path) -> list[bytes]:
     """Return the frames of a pcap file, in their order (pcap-savefile(5))."""
     content = file.read_bytes()
     frames, at = [], 24
@@ -175,7 +194,7 @@ def _port(lab: RealLab, vm: str, account: str) -> dict[str, dict[str, str]]:
     return port
 
 
-def _tap(lab: RealLab, vm: str, account: str) -> str:
+def tap_of(lab: RealLab, vm: str, account: str) -> str:
     return _port(lab, vm, account)["observed"]["tap"]
 
 

@@ -22,6 +22,7 @@ else:
 ACCOUNT = ("--account", "acme")
 
 
+@pytest.mark.long
 def test_a_vm_that_starts_by_uefi_goes_in_runs_and_comes_out(cloud: RealCloud, tmp_path: Path) -> None:
     if not UEFI_CODE.is_file():
         pytest.skip("the package ovmf is not installed")
