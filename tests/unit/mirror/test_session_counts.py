@@ -10,6 +10,7 @@ from pileus.mirror.session.plan import (
     counted,
     followed,
     followed_legs,
+    read_at_decapsulator,
     read_counts,
     released,
     settled,
@@ -74,3 +75,11 @@ def test_what_came_was_sent_even_if_its_host_did_not_say_so_yet() -> None:
 def test_counts_of_a_host_are_read_as_numbers_only() -> None:
     assert read_counts(None) == {}
     assert read_counts((1.0, '{"seen": 3, "sent": "many"}')) == {"seen": 3}
+
+
+def test_before_a_packet_came_none_is_missing() -> None:
+    """A node's numbers are 0 then, and a sequence number 0 would mean a packet."""
+    nothing = read_at_decapsulator(["a" * 15, 0, 0, 0, 0, 0, 0, 0], "a" * 15, "boot")
+    assert nothing is not None
+    counts = counted({}, [], nothing)
+    assert (counts.lost, counts.sent, counts.matched, counts.seen) == (0, 0, 0, 0)

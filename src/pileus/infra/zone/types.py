@@ -45,11 +45,17 @@ class ZoneDesired(Struct, frozen=True, kw_only=True):
     limits: Annotated[VmLimits, Meta(description="The most that each VM of the zone gets.")] = VmLimits()
     mirroring: Annotated[
         MirrorWish,
-        Meta(description="Whether tenants may watch their packets: allowed, approval (an operator's, each time), forbidden."),
+        Meta(
+            description="Whether tenants may watch their packets: allowed, approval (an operator's, each time), forbidden."
+        ),
     ] = "allowed"
     decapsulators: Annotated[
         int,
-        Meta(ge=1, le=16, description="Appliances that share mirror sessions; with 2 another takes over from one that dies."),
+        Meta(
+            ge=1,
+            le=16,
+            description="Appliances that share mirror sessions; with 2 another takes over from one that dies.",
+        ),
     ] = 1
     decapsulator_idle_s: Annotated[
         int, Meta(ge=5, le=2_592_000, description="How long they stay after the zone's last session ended, in seconds.")

@@ -207,7 +207,7 @@ def read_at_decapsulator(said: Any, key: str, boot_id: str) -> AtDecapsulator | 
         boot_id=boot_id,
         received=received,
         received_bytes=received_bytes,
-        highest=highest,
+        highest=highest if received else -1,  # a number is nothing before a packet came
         forwarded=forwarded,
         dropped=dropped,
     )
