@@ -23,7 +23,14 @@ else:
     from console import Command, Guide, matches, read
 
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
-LONG = {"a-firewall-manager", "balancing", "feed-suricata", "site-vpn", "what-mirroring-costs", "who-talks-to-my-server"}
+LONG = {
+    "a-firewall-manager",
+    "balancing",
+    "feed-suricata",
+    "site-vpn",
+    "what-mirroring-costs",
+    "who-talks-to-my-server",
+}
 """What they show is also shown by tests/vm/test_fleet.py, test_appliance.py, test_sites.py and test_decapsulator.py."""
 PAGES = [ROOT / "README.md", *GUIDES, *sorted((ROOT / "docs" / "concepts").glob("*.md"))]
 
