@@ -21,6 +21,7 @@ from pileus.cli.progress import Progress, lively
 from pileus.cli.session import Session
 from pileus.cli.table import coloured, plain
 from pileus.cli.units import human_bytes
+from pileus.node.mirror.flows import FLOWS_MAX
 
 HEADERS = ("PROTOCOL", "A", "B", "FLOWS", "PACKETS A→B", "B→A", "BYTES A→B", "B→A", "FIRST", "DURATION")
 LINE_BYTES_MAX = 1 << 20
@@ -85,8 +86,25 @@ class Totals(msgspec.Struct, frozen=True):
     dropped: int
 
 
+class Known(NamedTuple):
+    """What is known of a flow."""
+
+    told: Flow
+    """Its newest record."""
+    before: Flow | None = None
+    """The sum of the records that ended: their decapsulator is gone, or forgot the flow while it was idle."""
+
+    @property
+    def whole(self) -> Flow:
+        """All of it."""
+        return self.told if self.before is None else added(self.before, self.told)
+
+
 class Table:
-    """Flows, the newest state of each; shown at the end, or anew with every round."""
+    """Flows, all that was ever told of each; shown at the end, or anew with every round.
+
+    At most FLOWS_MAX at the end of a round, and twice as many within it: those that were idle longest go.
+    """
 
     def __init__(self, form: str, top: int, *, is_live: bool, is_summed: bool) -> None:
         self._form = form
@@ -94,12 +112,15 @@ class Table:
         self._is_live = is_live
         self._is_summed = is_summed
         self._unread = b""
-        self._flows: dict[Key, Flow] = {}
+        self._flows: dict[Key, Known] = {}
         self._totals: Totals | None = None
+        self._told: Totals | None = None
+        self._before: Totals | None = None
+        """Of the decapsulators that are gone."""
         self._progress = Progress()
 
     def begin(self) -> None:
-        """A connection begins: all flows are told again."""
+        """A connection begins: all flows are told again, by the same decapsulator or by another one."""
         self._unread = b""
 
     async def take(self, piece: bytes) -> None:
@@ -125,16 +146,42 @@ class Table:
         """Take one line; return whether it ends a round."""
         try:
             if b'"flows"' in line[:10]:
-                self._totals = msgspec.json.decode(line, type=Totals)
+                self._sum_up(msgspec.json.decode(line, type=Totals))
                 return True
             flow = msgspec.json.decode(line, type=Flow)
         except msgspec.MsgspecError:
             raise _unreadable() from None
-        self._flows[Key(flow.protocol, flow.a, flow.a_port, flow.b, flow.b_port)] = flow
+        self._add(flow)
         return False
 
+    def _add(self, flow: Flow) -> None:
+        key = Key(flow.protocol, flow.a, flow.a_port, flow.b, flow.b_port)
+        known = self._flows.get(key)
+        if known is None:
+            self._flows[key] = Known(flow)
+        elif _is_anew(flow, known.told):
+            self._flows[key] = Known(flow, known.whole)
+        else:
+            self._flows[key] = known._replace(told=flow)
+        if len(self._flows) >= 2 * FLOWS_MAX:
+            self._forget()
+
+    def _sum_up(self, totals: Totals) -> None:
+        """End a round."""
+        if self._told is not None and totals.received < self._told.received:
+            self._before = self._totals
+        self._told = totals
+        self._totals = totals if self._before is None else _both(self._before, totals)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Have no more than FLOWS_MAX."""
+        if len(self._flows) > FLOWS_MAX:
+            newest = sorted(self._flows.items(), key=lambda item: -item[1].told.last)
+            self._flows = dict(newest[:FLOWS_MAX])
+
     def _show(self) -> None:
-        known = self._flows.values()
+        known = [each.whole for each in self._flows.values()]
         flows = sorted(summed(known) if self._is_summed else known, key=lambda flow: -sum(flow.bytes))
         on_screen = self._is_live and self._form == "table" and coloured()
         top = self._top or (_height() if on_screen else 0) or len(flows)
@@ -155,15 +202,35 @@ def summed(flows: Iterable[Flow]) -> list[Flow]:
         if sum_ is None:
             found[key] = msgspec.structs.replace(flow, a_port=0)
             continue
-        found[key] = msgspec.structs.replace(
-            sum_,
-            first=min(sum_.first, flow.first),
-            last=max(sum_.last, flow.last),
-            packets=(sum_.packets[0] + flow.packets[0], sum_.packets[1] + flow.packets[1]),
-            bytes=(sum_.bytes[0] + flow.bytes[0], sum_.bytes[1] + flow.bytes[1]),
-            flows=sum_.flows + 1,
-        )
+        found[key] = msgspec.structs.replace(added(sum_, flow), flows=sum_.flows + 1)
     return list(found.values())
+
+
+def added(one: Flow, other: Flow) -> Flow:
+    """Return the first flow with the other one's packets, bytes and time added."""
+    return msgspec.structs.replace(
+        one,
+        first=min(one.first, other.first),
+        last=max(one.last, other.last),
+        packets=(one.packets[0] + other.packets[0], one.packets[1] + other.packets[1]),
+        bytes=(one.bytes[0] + other.bytes[0], one.bytes[1] + other.bytes[1]),
+    )
+
+
+def _is_anew(flow: Flow, known: Flow) -> bool:
+    """Tell whether a record counts from zero again; of one that goes on no count falls, and its begin moves back at most."""
+    return flow.first > known.first or any(new < old for new, old in zip(flow.packets, known.packets, strict=True))
+
+
+def _both(before: Totals, totals: Totals) -> Totals:
+    gone = {word: before.gone.get(word, 0) + totals.gone.get(word, 0) for word in before.gone | totals.gone}
+    return Totals(
+        totals.flows,
+        gone,
+        before.received + totals.received,
+        before.lost + totals.lost,
+        before.dropped + totals.dropped,
+    )
 
 
 def _json(flows: list[Flow], totals: Totals | None, *, is_live: bool) -> str:
