@@ -231,6 +231,31 @@ def test_a_file_gets_pcapng_that_nobody_else_may_read(
     assert len(script.asked) == 1, "what cannot be written is not watched"
 
 
+def test_a_file_that_was_there_is_replaced_when_packets_come_and_no_sooner(
+    pileus: Run, web: str, script: Script, tmp_path: Path
+) -> None:
+    yesterday = b"yesterday" * 1000
+    file = tmp_path / "web.pcapng"
+    file.write_bytes(yesterday)
+    file.chmod(0o644)
+    ran = pileus("mirror", "watch", "vm/wbe", "--account", web, "--write", str(file), "--count", "2")
+    assert ran.code == NOT_FOUND, ran.err
+    assert file.read_bytes() == yesterday
+    ran = pileus("mirror", "watch", "vm/web", "--account", web, "--write", str(file), "--count", "2")
+    assert ran.code == OK, ran.err
+    packets = [block for block in pcapng.Reader().feed(file.read_bytes()) if isinstance(block, pcapng.Packet)]
+    assert [one.data for one in packets] == [SYN, ANSWER]
+    assert b"yesterday" not in file.read_bytes()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_device_is_written_to_as_it_is(pileus: Run, web: str, script: Script) -> None:
+    mode = Path("/dev/null").stat().st_mode
+    ran = pileus("mirror", "watch", "vm/web", "--account", web, "--write", "/dev/null", "--count", "2")
+    assert ran.code == OK, ran.err
+    assert Path("/dev/null").stat().st_mode == mode
+
+
 def test_a_reader_that_goes_ends_it_and_leaves_nothing(
     web: str, script: Script, sessions: Callable[[], list[str]]
 ) -> None:

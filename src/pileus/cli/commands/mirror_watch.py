@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -48,8 +49,11 @@ def command(session: Session, /, words: tuple[str, ...], **options: Any) -> None
         raise usage("lines and pcapng cannot both go to standard output; name a file: --write FILE")
     is_to_file = bool(options["file"]) and not to_output
     lines = not to_output and (options["lines"] or not is_to_file)
-    target = _target(options["file"], is_to_file, to_output)
-    with View(options["count"] or 0, lines=lines, target=target) as view, watched(session, words, options) as found:
+    with (
+        watched(session, words, options) as found,
+        # Only now: a file is emptied when there are packets for it.
+        View(options["count"] or 0, lines=lines, target=_target(options["file"], is_to_file, to_output)) as view,
+    ):
         following = Following(found, "packets", view.begin, view.take)
         view.on_full = following.stop
         asyncio.run(following.run())
@@ -61,10 +65,22 @@ def _target(file: str, is_to_file: bool, to_output: bool) -> int:
     if not is_to_file:
         return OUTPUT if to_output else NOWHERE
     try:
-        # Others have no business in what was said over a network.
-        return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        target = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise Failure(f"cannot write {file}: {error.strerror}", exit_code=REFUSED) from None
+        raise _unwritable(file, error) from None
+    try:
+        if stat.S_ISREG(os.fstat(target).st_mode):
+            # Others have no business in what was said over a network, nor in a file that was there.
+            os.fchmod(target, 0o600)
+            os.ftruncate(target, 0)
+    except OSError as error:
+        os.close(target)
+        raise _unwritable(file, error) from None
+    return target
+
+
+def _unwritable(file: str, error: OSError) -> Failure:
+    return Failure(f"cannot write {file}: {error.strerror}", exit_code=REFUSED)
 
 
 class View:
