@@ -37,6 +37,9 @@ SIZES_BYTES = (64, 1500)
 KEY = 0x1234_5678_9000_0001
 HERE, PEER, PEER_MAC = "10.9.0.1", "10.9.0.2", "02:70:0a:09:00:02"
 TURN_S = 0.1
+RATES = (10_000, 50_000, 100_000, 200_000, 400_000)
+"""Frames a second at which losses are looked for."""
+SLICE_S = 0.001
 ALONE = "bench-00000000000c"
 """A port that no switch has."""
 
@@ -173,6 +176,8 @@ async def _measure(report: Report, where: Path, turns: int) -> None:
         for case in CASES[:3]:
             await _compare_alone(report, bench, case, turns)
         await _compare_latency(report, bench, 500 if turns < 100 else 3000)
+        for rate in RATES:
+            await _lose(report, bench, rate)
     finally:
         await bench.remove()
 
@@ -256,6 +261,31 @@ async def _compare_latency(report: Report, bench: Bench, count: int) -> None:
             Result(name=f"mirror: latency that a full mirror adds, p{percent}", value=one - other, unit="µs",
                    ratio=one / other, reference=f"{one:.0f} and {other:.0f} µs")
         )  # fmt: skip
+
+
+async def _lose(report: Report, bench: Bench, rate: int) -> None:
+    """Frames at a rate into a tap without switch, for a second; their copies are read from the tunnel in between."""
+    frame = _frames(64)[0]
+    await bench.begin(CASES[0], ALONE)
+    try:
+        began, arrived, written = time.monotonic(), 0, 0
+        _drain(bench.tunnel)
+        while (passed_s := time.monotonic() - began) < 1.0:
+            for _ in range(int(passed_s * rate) - written):
+                os.write(bench.alone, frame)
+                written += 1
+                if written % int(rate * SLICE_S) == 0:
+                    arrived += _drain(bench.tunnel)
+        arrived += _drain(bench.tunnel)
+        counts = (await bench.mirror.observe())["s"].counts
+    finally:
+        await bench.end(CASES[0])
+    assert isinstance(counts, SourceCounts)  # a source is asked
+    lost = 1 - min(arrived, counts.matched) / counts.matched
+    report.add(
+        Result(name=f"mirror: copies lost between VM and tunnel at {rate} frames/s", value=100 * lost, unit="%",
+               reference=f"{written} frames written, {counts.sent} copies sent, {arrived} on the tunnel")
+    )  # fmt: skip
 
 
 def _one_us(taps: list[int], frame: bytes) -> float:

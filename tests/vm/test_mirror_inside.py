@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pileus.drivers.host.mirror.base import DeliverySpec, LegSpec, RelaySpec, SourceSpec
+from pileus.drivers.host.mirror.layout import SHAPES
+from pileus.drivers.host.mirror.wanted import NAMES_ONLY, Devices, Leg, plan
+from pileus.drivers.host.ovs.flows import tap_name
 from pileus.image.appliance_build import appliance_with
 from pileus.image.recipes import ensure_image
 from pileus.image.types import BuildError
 from pileus.node.mirror import wire
+from pileus.node.mirror.rules import Rule
 
 if TYPE_CHECKING:
     from tests.vm.fleet_rig import PROGRAMS, Manager
@@ -127,6 +132,46 @@ def test_nobody_names_the_session_or_the_port_of_another(lab: RealLab) -> None:
     )
     assert "there is no" in said
     assert "there is no session" in lab.refused("get", "session", session, "--account", "umbrella", code=4)
+
+
+def test_debians_kernel_takes_the_programs_of_a_host(nodes: dict[str, tuple[Manager, Json]]) -> None:
+    """The appliance's kernel is that of a Debian 12 host, which has no TCX: programs are classifiers there."""
+    manager, watcher = nodes["watcher"]
+    names = (
+        "pileus-copies",
+        "pileus-bus",
+        "tunnel0",
+        "br",
+        *(tap_name(port) for port in ("web", "in", "out", "probe")),
+    )
+    known = Devices(
+        numbers={name: 10 + at for at, name in enumerate(names)},
+        tunnel="tunnel0",
+        underlay="br",
+        own="10.0.0.1",
+        tunnel_mtu=1600,
+    )
+    rules = tuple(Rule(protocol=6, source=f"2001:db8::{n}/128", destination_ports=(n, n)) for n in range(1, 9))
+    specs: tuple[LegSpec, ...] = (
+        SourceSpec(
+            id="s",
+            port="web",
+            key=1,
+            target="10.0.0.2",
+            rules=rules,
+            sample_one_in=7,
+            rate_limit_kbps=1000,
+            snap_bytes=96,
+        ),
+        SourceSpec(id="f", port="web", key=2, target="", sample_one_in=3, sample_by="flow"),
+        RelaySpec(id="r", key=3, source="10.0.0.2", tunnel_port="in", sniffer_port="out", target="10.0.0.3"),
+        DeliverySpec(id="d", key=4, source="10.0.0.2", port="probe"),
+    )
+    wanted = plan([Leg.of(spec, at, at) for at, spec in enumerate(specs)], known)
+    programs = [[name, each.kind, each.code(NAMES_ONLY).hex()] for name, each in wanted.links.items()]
+    assert len(programs) >= 7
+    asked = {"do": "load", "maps": list(SHAPES.values()), "programs": programs}
+    assert manager.ask(watcher, json.dumps(asked)) == "all loaded"
 
 
 def _forged(lab: RealLab, mac: str, address: str) -> list[bytes]:

@@ -177,6 +177,10 @@ class Transaction:
         found = records.decode(self.registry, rows[0])
         return found if found.owner in ("", found.account_id) else await self.get(found.owner)
 
+    async def referrers(self, target: str) -> list[Resource]:
+        """Return all resources that refer to ``target``."""
+        return [await self.get(source) for (source,) in await self._session.all(sql.SOURCES_OF, target=target)]
+
     async def set_waiting(self, resource: Resource, wait: Wait | None) -> Resource:
         """Note why the resource waits (its Ready becomes false for that reason), or that it waits no more."""
         conditions = tuple(c for c in resource.conditions if c.type != WAITING)

@@ -14,6 +14,9 @@ from pileus.tenancy.account.types import AccountDesired
 from pileus.tenancy.vdc.types import Quota, VdcAssigned, VdcDesired
 
 KIND = "mirror.decapsulator"
+OWN, OWN_VALUE = "platform/account", "mirrors"
+"""Claim space and value that the account made here holds: one that somebody else has made is never touched."""
+IN_A_SHARE = ("compute.vm", "storage.volume", "network.network")
 
 
 async def ensure_decapsulators(tx: Transaction, zone: Resource) -> None:
@@ -38,12 +41,16 @@ async def ensure_decapsulators(tx: Transaction, zone: Resource) -> None:
 
 
 async def tidy(tx: Transaction, gone: Resource) -> None:
-    """Let the share of the zone go with its last decapsulator, and the account with its last share."""
-    left = await tx.matching(Filter(kind=KIND, account_id=gone.account_id))
-    others = [each for each in left if each.id != gone.id]
-    if not any(each.zone == gone.zone for each in others):
-        await tx.mark_deleting(await tx.get(gone.assigned.vdc))
-    if not others:
+    """Let the share of the zone go with its last decapsulator, and the account with its last share; never what is in use."""
+    vdc = gone.assigned.vdc
+    left = [each for each in await tx.matching(Filter(kind=KIND, account_id=gone.account_id)) if each.id != gone.id]
+    if any(each.assigned.vdc == vdc for each in left):
+        return
+    for kind in IN_A_SHARE:
+        if await tx.matching(Filter(kind=kind, account_id=gone.account_id, vdc=vdc), limit=1):
+            return
+    await tx.mark_deleting(await tx.get(vdc))
+    if all(each.id in (gone.id, vdc) for each in await tx.children(gone.account_id)):
         await tx.mark_deleting(await tx.get(gone.account_id))
 
 
@@ -51,9 +58,14 @@ async def _account(tx: Transaction) -> Resource:
     found = await tx.find("tenancy.account", "", PLATFORM)
     if found is None:
         description = "The cloud's own: appliances that serve several accounts. Comes and goes with them."
-        return await tx.create(
-            Resource(id="", kind="tenancy.account", name=PLATFORM, desired=AccountDesired(description=description))
+        made = Resource(
+            id=tx.new_id(), kind="tenancy.account", name=PLATFORM, desired=AccountDesired(description=description)
         )
+        await tx.claim(OWN, OWN_VALUE, made.id)
+        return await tx.create(made)
+    if await tx.holder(OWN, OWN_VALUE) != found.id:
+        message = f"the account {PLATFORM} is not the cloud's own, which needs that name; its operator renames it"
+        raise Waiting("NameTaken", message, 30.0)
     return _here(found)
 
 

@@ -10,10 +10,11 @@ from pileus.gateway.vpn.api import refuse_range_of_vpn
 from pileus.infra.host.api import HostAdmission
 from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change, make
-from pileus.kernel.errors import Conflict
+from pileus.kernel.errors import Conflict, Invalid
 from pileus.kernel.kind import Resource
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.transaction import Transaction
+from pileus.mirror.decapsulator.types import PLATFORM
 from pileus.network.network.api import NetworkAdmission
 from pileus.network.network.types import NetworkDesired
 from pileus.storage.pool.types import PoolDesired
@@ -25,6 +26,12 @@ class AccountAdmission(Admission):
 
     def __init__(self, admissions: Mapping[str, Admission]) -> None:
         self._admissions = admissions
+
+    async def admit(self, tx: Transaction, change: Change) -> Resource:
+        """Return the account. Raises: Invalid for the name that the cloud's own appliances need."""
+        if change.old is None and change.new.name == PLATFORM:
+            raise Invalid(f"{PLATFORM} is the account of the cloud's own appliances; choose another name", field="name")
+        return change.new
 
     async def created(self, tx: Transaction, resource: Resource, principal: Principal) -> Mapping[str, Any]:
         """Make vdc and network once; what the account does with them later is its own affair."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 from tests.cloud.mirror.mirror_world import IDLE_S, MirrorCloud, leftovers, mirror_cloud
 from tests.virtual_time import run
 
 from pileus.drivers.host.mirror.base import SourceSpec
+from pileus.kernel.access import Principal, Rule
 from pileus.kernel.errors import Conflict, Denied, Invalid, Rejected
 from pileus.kernel.transaction import Transaction
 from pileus.node.mirror.wire import Arrived, parse
@@ -210,6 +212,77 @@ def test_a_session_follows_its_vm_to_another_host() -> None:
             await made.world.until(lambda: received(2))
             assert (await made.counts("tap"))["lost"] == 0
             assert not made.world.hosts[made.ids["a1"]].mirror.legs
+
+    run(scene)
+
+
+def test_what_was_approved_is_not_changed_behind_the_operators_back() -> None:
+    async def scene() -> None:
+        async with mirror_cloud(mirroring="approval") as made:
+            await made.vm("web", "a1")
+            await made.world.create("mirror.filter", "pings", "acme", expression="icmp")
+            await made.world.create("mirror.session", "tap", "acme", vm="web", filter="pings", approval="granted")
+            await made.world.until(lambda: made.runs("tap"))
+            acme = Principal(
+                user_id="ann", user="ann", account_id=(await made.world.get("tenancy.account", "acme"))["id"],
+                account="acme", role="admin", rules=(Rule(kinds=("*",), verbs=("get", "update", "console")),),
+            )  # fmt: skip
+            for kind, name, change in (
+                ("mirror.session", "tap", {"duration_s": 0}),
+                ("mirror.filter", "pings", {"expression": "ip"}),
+            ):
+                await made.world.patch("mirror.session", "tap", "acme", approval="granted")
+                body = msgspec.json.encode({"desired": change})
+                await made.world.servers[0].surface.patch(made.world.call("acme", acme), kind, name, body)
+                assert (await made.world.get("mirror.session", "tap", "acme"))["desired"]["approval"] == ""
+            reader = replace_rules(acme, ("get", "update"))
+            call, body = made.world.call("acme", reader), msgspec.json.encode({"desired": {"rate_limit_kbps": 0}})
+            with pytest.raises(Denied, match="console"):
+                await made.world.servers[0].surface.patch(call, "mirror.session", "tap", body)
+
+    run(scene)
+
+
+def replace_rules(principal: Principal, verbs: tuple[str, ...]) -> Principal:
+    """Return the caller with other rights."""
+    return replace(principal, rules=(Rule(kinds=("*",), verbs=verbs),))
+
+
+def test_a_session_that_may_not_run_holds_no_place_and_keeps_nothing() -> None:
+    async def scene() -> None:
+        async with mirror_cloud() as made:
+            await made.vm("web", "a1")
+            await made.session("tap", vm="web", duration_s=0)
+            await made.world.patch("infra.zone", "local", mirroring="forbidden")
+            await made.world.until(made.is_tidy, IDLE_S + 60.0)
+            await made.world.patch("infra.zone", "local", mirroring="allowed")
+            await made.world.until(lambda: made.runs("tap"))
+
+    run(scene)
+
+
+def test_an_account_that_has_the_platforms_name_is_left_alone() -> None:
+    async def scene() -> None:
+        async with mirror_cloud() as made:
+            with pytest.raises(Invalid, match="choose another name"):
+                await made.world.create("tenancy.account", "platform")
+
+    run(scene)
+
+
+def test_another_nic_is_never_watched_instead() -> None:
+    async def scene() -> None:
+        async with mirror_cloud() as made:
+            await made.world.create("network.network", "back", "acme", range="10.5.0.0/24")
+            await made.vm("web", "a1", nics=[{"network": "default"}, {"network": "back"}])
+            await made.session("tap", vm="web", nic=0)
+            await made.world.patch("compute.vm", "web", "acme", nics=[{"network": "back"}])
+
+            async def says_so() -> bool:
+                found = await made.world.get("mirror.session", "tap", "acme")
+                return bool(found["conditions"][0]["reason"] == "NoNic" and not made.legs())
+
+            await made.world.until(says_so)
 
     run(scene)
 

@@ -65,7 +65,7 @@ class DecapsulatorController(Controller):
             return Done(lambda tx: _leave(tx, resource))
         if world.image is None and world.node is None:
             message = f"its image {zone.router_image} is not there; `pileus image build {zone.router_image}` makes it"
-            return Wait("NoImage", message, 10.0)
+            return Wait("NoImage", message, 10.0, lambda tx: _note_idle(tx, resource, idle_since))
         found = _observe(world)
 
         async def apply(tx: Transaction) -> None:
@@ -171,6 +171,10 @@ async def _wake_sessions(tx: Transaction, world: World, found: DecapsulatorObser
             Filter(kind="mirror.session", zone=world.zone.id, ready="false"), limit=10_000
         ):
             await tx.enqueue(session.id)
+
+
+async def _note_idle(tx: Transaction, own: Resource, idle_since: float) -> None:
+    await tx.update(own, assigned=replace(own.assigned, idle_since=idle_since))
 
 
 async def _leave(tx: Transaction, own: Resource) -> None:

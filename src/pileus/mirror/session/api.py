@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
+
 from pileus.infra.zone.types import ZoneDesired
 from pileus.kernel.admission import Admission, Change
 from pileus.kernel.errors import Conflict, Denied, Invalid
@@ -11,7 +13,13 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.transaction import Exhausted, Transaction
 from pileus.mirror.admission import refuse_appliance, require_nic
 from pileus.mirror.filter.plan import expression_rules
-from pileus.mirror.session.types import SESSIONS_PER_NIC_MAX, SessionAssigned, SessionDesired
+from pileus.mirror.session.types import (
+    SESSIONS_PER_ACCOUNT_MAX,
+    SESSIONS_PER_NIC_MAX,
+    SessionAssigned,
+    SessionDesired,
+    account_space,
+)
 from pileus.mirror.sniffer.types import SnifferDesired, sniffer_space, source_space
 
 
@@ -22,14 +30,14 @@ class SessionAdmission(Admission):
         """Return the session. Raises: Invalid, Denied, Conflict (loop, other-zone, too-many-sessions)."""
         new, old = change.new, change.old
         desired: SessionDesired = new.desired
+        # Packets say as much as a console.
+        change.principal.require("console", "compute.vm")
         _check_approval(change)
         _check_filter(desired)
         if old is not None:
             _refuse_ended(old)
-            return new
+            return _with_approval(change)
         vm = await tx.get(change.links["vm"])
-        # Its packets say as much as its console.
-        change.principal.require("console", "compute.vm")
         refuse_appliance(vm, "desired.vm")
         require_nic(vm, desired.nic)
         zone = await tx.get(vm.zone)
@@ -46,6 +54,14 @@ def _check_approval(change: Change) -> None:
     before = change.old.desired.approval if change.old is not None else ""
     if change.new.desired.approval != before and not change.principal.operator:
         raise Denied("approval is given by the cloud's operators; ask one of them")
+
+
+def _with_approval(change: Change) -> Resource:
+    """Return the changed session: what an operator approved was another one, if it was changed by somebody else."""
+    desired: SessionDesired = change.new.desired
+    if change.principal.operator or change.old is None or desired == change.old.desired:
+        return change.new
+    return replace(change.new, desired=msgspec.structs.replace(desired, approval=""))
 
 
 def _check_filter(desired: SessionDesired) -> None:
@@ -109,4 +125,11 @@ async def _claim_place(tx: Transaction, session: Resource, vm: Resource) -> None
             f"or widen the filter of one: `pileus get session`",
             code="too-many-sessions",
             field="desired.vm",
+        ) from None
+    try:
+        await tx.claim_number(account_space(session.account_id), 1, SESSIONS_PER_ACCOUNT_MAX, session.id)
+    except Exhausted:
+        raise Conflict(
+            f"account {session.account} has {SESSIONS_PER_ACCOUNT_MAX} mirror sessions, which is the most; delete some first",
+            code="too-many-sessions",
         ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 
+import structlog
 from msgspec.structs import replace
 
 from pileus.kernel.clock import Clock
@@ -24,9 +25,12 @@ from pileus.mirror.session.types import (
     SessionAssigned,
     SessionCounts,
     SessionObserved,
+    account_space,
     slot_space,
 )
 from pileus.mirror.session.world import World, load_world
+
+log = structlog.get_logger()
 
 LOOK_AGAIN_S = 10.0
 """How often a session's counts are read; hosts say them as often."""
@@ -42,25 +46,29 @@ class SessionController(Controller):
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Find it a decapsulator, keep its legs as things are now, count, and end it when its time is over."""
-        if resource.deleting:
+        if resource.deleting or _is_over(resource):
             return Done()
         assigned: SessionAssigned = resource.assigned
         world = await load_world(resource, store)
         now = self._clock()
-        if assigned.ended != "no" or (assigned.ends_at and now >= assigned.ends_at):
+        ends_at = plan.ends_at(assigned.began_at, resource.desired.duration_s)
+        if assigned.ended != "no" or (ends_at and now >= ends_at):
             return await self._end(world, store, now)
         if world.lacking is not None:
             return _waiting(world, "waiting", world.lacking.reason, world.lacking.message)
         best = plan.chosen(assigned.decapsulator, world.offered)
         if best is None:
-            return _waiting(world, "starting", "Starting", "a decapsulator is being made for it")
+            return _without_place(world)
         if best.id != assigned.decapsulator or world.is_elsewhere or world.is_lost:
             return await self._place(world, best, store)
         if world.course is None:
             return _waiting(world, "starting", "Starting", "the VM of its decapsulator is being made")
         stranger = plan.without_tunnel(world.course)
         if stranger:
-            message = f"{await store.get(stranger)} has no tunnel, and its packets would have to go to another host"
+            log.warning("a host without a tunnel is on a mirror's way", host=stranger, session=resource.id)
+            message = (
+                "its packets would have to go to another host, and no tunnel leads there; ask the cloud's operator"
+            )
             return _waiting(world, "waiting", "NoTunnel", message)
         return await self._keep(world, store, now)
 
@@ -107,8 +115,8 @@ class SessionController(Controller):
         missing = _missing(world, wished)
         runs = not missing
         began = assigned.began_at or (now if runs else 0.0)
-        duration_s = session.desired.duration_s
-        ends_at = began + duration_s if began and duration_s else 0.0
+        ends_at = plan.ends_at(began, session.desired.duration_s)
+        course = world.course
         at_legs, closed = plan.followed_legs(_at_legs(session), world.live, assigned.closed)
         at, closed = plan.followed(_at(session), world.said, closed)
         counts = plan.counted(closed, world.live, at)
@@ -118,7 +126,14 @@ class SessionController(Controller):
             if len(world.offered) < world.zone.desired.decapsulators:
                 await ensure_decapsulators(tx, world.zone)
             current = await tx.get(session.id)
-            decided = replace(current.assigned, began_at=began, ends_at=ends_at, closed=closed)
+            decided = replace(
+                current.assigned,
+                began_at=began,
+                ends_at=ends_at,
+                closed=closed,
+                port=course.port,
+                delivery_port=course.delivery_port,
+            )
             found = SessionObserved(
                 state="running" if runs else "starting",
                 reason="Starting",
@@ -159,9 +174,13 @@ class SessionController(Controller):
                 await tx.mark_deleting(leg)
             current = await tx.get(session.id)
             decided = replace(current.assigned, ended="expired", ends_at=assigned.ends_at or now, closed=closed)
-            if done and assigned.decapsulator:
-                await tx.release(session.id, slot_space(assigned.decapsulator))
-                await tx.release(session.id, plan.nic_space(assigned, session.desired))
+            if done:
+                for space in (
+                    slot_space(assigned.decapsulator),
+                    plan.nic_space(assigned, session.desired),
+                    account_space(session.account_id),
+                ):
+                    await tx.release(session.id, space)
                 await tx.enqueue(assigned.decapsulator)
                 decided = replace(decided, decapsulator="", node="", key="", slot=-1)
                 await tx.event(session, "Mirror", "Ended", f"{session} has ended: {_words(counts)}")
@@ -176,9 +195,23 @@ class SessionController(Controller):
             )
             await tx.update(current, assigned=decided, observed=found)
 
-        if assigned.ended != "no" and not assigned.decapsulator and session.observed is not None:
-            return Done()  # all was given back
-        return Done(apply, 0.5 if not done else 0.1)
+        if done:
+            return Done(apply, 0.1)
+        return Done(apply, LOOK_AGAIN_S if is_late else 0.5)
+
+
+def _is_over(session: Resource) -> bool:
+    """Tell whether the session has ended, and all was given back."""
+    observed: SessionObserved | None = session.observed
+    return session.assigned.ended != "no" and observed is not None and observed.state == "ended"
+
+
+def _without_place(world: World) -> Wait:
+    """Return why no decapsulator takes it."""
+    if world.offered and all(each.sessions >= SESSIONS_PER_DECAPSULATOR_MAX for each in world.offered):
+        message = "all decapsulators of its zone are full; ask the cloud's operator for another one"
+        return _waiting(world, "starting", "NoPlace", message)
+    return _waiting(world, "starting", "Starting", "a decapsulator is being made for it")
 
 
 def _waiting(world: World, state: str, reason: str, message: str) -> Wait:
@@ -204,9 +237,22 @@ def _waiting(world: World, state: str, reason: str, message: str) -> Wait:
         # Its next source numbers its packets from 0: without a place of its source it gets another key.
         stops = world.lacking is not None and world.lacking.stops
         decided = replace(current.assigned, source_host="") if stops else current.assigned
+        if stops and not world.legs and decided.decapsulator:
+            decided = await _give_place_back(tx, session, decided, _at(current))
+            found = replace(found, at_decapsulator=AtDecapsulator())
         await tx.update(current, assigned=decided, observed=found)
 
     return Wait(reason, message, LOOK_AGAIN_S, apply)
+
+
+async def _give_place_back(
+    tx: Transaction, session: Resource, assigned: SessionAssigned, at: AtDecapsulator
+) -> SessionAssigned:
+    """Return the session's decisions without a place at a decapsulator; what that has kept of it goes."""
+    await tx.release(session.id, slot_space(assigned.decapsulator))
+    await tx.enqueue(assigned.decapsulator)
+    closed = plan.settled(assigned.closed, at)
+    return replace(assigned, closed=closed, decapsulator="", node="", slot=-1, key="", source_host="")
 
 
 def _at_legs(session: Resource) -> dict[str, dict[str, int]]:
@@ -226,8 +272,8 @@ def _missing(world: World, wished: Mapping[str, LegAssigned]) -> str:
     for name, wish in wished.items():
         leg = world.legs.get(name)
         if leg is None or leg.deleting or leg.assigned != wish or not in_force(leg):
-            said = leg.ready.message if leg is not None and leg.ready is not None and not leg.deleting else ""
-            return f"the {wish.role} is not ready yet{': ' if said else ''}{said}"
+            reason = leg.ready.reason if leg is not None and leg.ready is not None and not leg.deleting else ""
+            return f"the {wish.role} is not ready yet{' (' if reason else ''}{reason}{')' if reason else ''}"
     return ""
 
 

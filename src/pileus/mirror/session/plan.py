@@ -116,6 +116,8 @@ class Offered(Struct, frozen=True, kw_only=True):
     node: str
     state: str
     sessions: int
+    stays: bool = True
+    """False: the zone wants fewer decapsulators, and this one goes when nobody uses it any more."""
 
 
 def chosen(current: str, offered: Sequence[Offered]) -> Offered | None:
@@ -124,18 +126,22 @@ def chosen(current: str, offered: Sequence[Offered]) -> Offered | None:
     good = [
         each
         for each in offered
-        if each.id != current and each.state == "ready" and each.sessions < SESSIONS_PER_DECAPSULATOR_MAX
+        if each.id != current and each.stays and each.state == "ready" and each.sessions < SESSIONS_PER_DECAPSULATOR_MAX
     ]
     best = min(good, key=lambda each: (each.sessions, each.id), default=None)
     if own is not None:
-        return best if own.state == "down" and best is not None else own
-    rising = [each for each in offered if each.state == "starting" and each.sessions < SESSIONS_PER_DECAPSULATOR_MAX]
+        return best if best is not None and (own.state == "down" or not own.stays) else own
+    rising = [
+        each
+        for each in offered
+        if each.stays and each.state == "starting" and each.sessions < SESSIONS_PER_DECAPSULATOR_MAX
+    ]
     return best or min(rising, key=lambda each: (each.sessions, each.id), default=None)
 
 
 _SHOWN_AS = {
     "source": {word: word for word in ("seen", "matched", "sampled", "limited", "failed", "sent", "sent_bytes", "truncated")},
-    "relay": {"dropped": "relay_dropped"},
+    "relay": {},
     "delivery": {"delivered": "delivered", "delivered_bytes": "delivered_bytes", "dropped": "dropped"},
 }  # fmt: skip
 """What a session shows of each leg's counts, by role."""
@@ -257,6 +263,11 @@ def _missed(at: AtDecapsulator) -> int:
     return max(0, at.highest + 1 - at.received - at.before)
 
 
+def ends_at(began_at: float, duration_s: int) -> float:
+    """Return when a session ends, Unix seconds; 0: it has not begun, or has no end."""
+    return began_at + duration_s if began_at and duration_s else 0.0
+
+
 def nic_space(assigned: SessionAssigned, desired: SessionDesired) -> str:
     """Return the claim space of the sessions of this one's NIC."""
     return source_space(assigned.vm, desired.nic)
@@ -269,7 +280,6 @@ def counted(closed: Counts, live: Iterable[Live], at: AtDecapsulator) -> Session
         total = added(total, each.leg, each.counts)
     total = _with_passed_on(total, at)
     total["received"] = total.get("received", 0) + at.received + at.before
-    total["dropped"] += total.get("relay_dropped", 0)
     total["lost"] = _lost(closed) + _missed(at)
     # Hosts say their counts every ten seconds, and what they had not said yet goes with them: what came was sent.
     total["sent_bytes"] = max(total.get("sent_bytes", 0), total["received_bytes"])

@@ -11,7 +11,7 @@ from pileus.kernel.fields import FilterRef, SnifferRef, VmRef
 from pileus.kernel.kind import Column, Kind, Resource
 from pileus.mirror.sniffer.types import NicNumber
 
-SESSIONS_PER_NIC_MAX = 8
+SESSIONS_PER_NIC_MAX, SESSIONS_PER_ACCOUNT_MAX = 8, 100
 SESSIONS_PER_DECAPSULATOR_MAX = 400
 """As pileus.node.mirror.SESSIONS_MAX says."""
 KEY_RANDOM_BITS, KEY_SLOT_BITS = 42, 16
@@ -67,6 +67,9 @@ class SessionAssigned(Struct, frozen=True, kw_only=True):
     vdc: str
     vm: str
     sniffer: str = ""
+    port: str = ""
+    """Of the NIC that is watched; ``delivery_port``: of the sniffer's. They stay: another NIC is never taken instead."""
+    delivery_port: str = ""
     decapsulator: str = ""
     node: str = ""
     """The decapsulator's node."""
@@ -135,8 +138,13 @@ class SessionObserved(Struct, frozen=True, kw_only=True):
     """What each leg had counted when it was looked at last."""
 
 
-PRIVATE = ("decapsulator", "node", "slot", "key", "source_host", "source_address", "closed")
+PRIVATE = ("port", "delivery_port", "decapsulator", "node", "slot", "key", "source_host", "source_address", "closed")
 """Decisions that are the provider's, not the tenant's."""
+
+
+def account_space(account_id: str) -> str:
+    """Return the claim space of an account's sessions that have not ended."""
+    return f"mirror/account/{account_id}"
 
 
 def slot_space(decapsulator: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pileus.compute.vm.types import VmAssigned
 from pileus.fleet.node.types import NodeAssigned, NodeObserved, answers
@@ -93,12 +94,12 @@ async def load_world(session: Resource, store: Store) -> World:
     around = World(session=session, zone=zone, legs=legs, offered=offered, live=await _live(legs.values(), store))
     refused = _refused(zone, desired)
     if refused is not None:
-        return _with(around, lacking=refused)
-    place = await _nic(assigned.vm, desired.nic, store)
+        return replace(around, lacking=refused)
+    place = await _nic(assigned.vm, desired.nic, assigned.port, store)
     if isinstance(place, Lacking):
-        return _with(around, lacking=place)
+        return replace(around, lacking=place)
     port, source = place
-    around = _with(around, source=source, rules=await _rules(desired, links, store))
+    around = replace(around, source=source, rules=await _rules(desired, links, store))
     nodes = await store.list(Filter(kind="fleet.node", ids=(assigned.node,))) if assigned.node else []
     if not nodes or not nodes[0].host:
         return around
@@ -106,8 +107,8 @@ async def load_world(session: Resource, store: Store) -> World:
     elsewhere = (assigned.source_host, assigned.source_address) != (source.host, _seen_as(source, node.host))
     sniffer = await _sniffer(assigned, store)
     if not isinstance(sniffer, tuple):
-        return _with(around, lacking=sniffer)
-    return _with(
+        return replace(around, lacking=sniffer)
+    return replace(
         around,
         said=_said(node, session),
         is_elsewhere=elsewhere,
@@ -118,11 +119,6 @@ async def load_world(session: Resource, store: Store) -> World:
 async def _live(legs: Iterable[Resource], store: Store) -> tuple[Live, ...]:
     samples = [(leg, await store.sample(leg.id)) for leg in legs]
     return tuple(Live(id=leg.id, leg=leg.assigned, counts=read_counts(sample)) for leg, sample in samples)
-
-
-def _with(world: World, **changes: object) -> World:
-    words = {word: getattr(world, word) for word in World.__struct_fields__}
-    return World(**{**words, **changes})
 
 
 def _refused(zone: Resource, desired: SessionDesired) -> Lacking | None:
@@ -145,18 +141,21 @@ async def _rules(desired: SessionDesired, links: Mapping[str, str], store: Store
 
 async def _offered(zone: Resource, store: Store) -> tuple[Offered, ...]:
     found = await store.list(Filter(kind="mirror.decapsulator", zone=zone.id))
-    return tuple(_offer(each) for each in found if not each.deleting)
+    return tuple(_offer(each, zone.desired.decapsulators) for each in found if not each.deleting)
 
 
-def _offer(decapsulator: Resource) -> Offered:
+def _offer(decapsulator: Resource, wished: int) -> Offered:
     observed: DecapsulatorObserved | None = decapsulator.observed
+    stays = decapsulator.assigned.number < wished
     if observed is None:
-        return Offered(id=decapsulator.id, node="", state="starting", sessions=0)
-    return Offered(id=decapsulator.id, node=observed.node, state=observed.state, sessions=observed.sessions)
+        return Offered(id=decapsulator.id, node="", state="starting", sessions=0, stays=stays)
+    return Offered(
+        id=decapsulator.id, node=observed.node, state=observed.state, sessions=observed.sessions, stays=stays
+    )
 
 
-async def _nic(vm_id: str, nic: int, store: Store) -> tuple[str, End] | Lacking:
-    """Return the port of a VM's NIC and where it is."""
+async def _nic(vm_id: str, nic: int, kept: str, store: Store) -> tuple[str, End] | Lacking:
+    """Return the port of a VM's NIC and where it is. ``kept``: the port that it was first; another one is another NIC."""
     vm = await store.get(vm_id)
     assigned: VmAssigned = vm.assigned
     if not vm.host:
@@ -165,6 +164,9 @@ async def _nic(vm_id: str, nic: int, store: Store) -> tuple[str, End] | Lacking:
         return Lacking(reason="NoNic", message=f"{vm} has no NIC {nic} any more", stops=True)
     if nic >= len(assigned.ports):
         return Lacking(reason="VmNotPlaced", message=f"NIC {nic} of {vm} is being made")
+    if kept and assigned.ports[nic] != kept:
+        message = f"NIC {nic} of {vm} is another one now; make a session or sniffer for it, and delete this one"
+        return Lacking(reason="NoNic", message=message, stops=True)
     ports = await store.list(Filter(kind="network.port", ids=(assigned.ports[nic],)))
     if not ports or ports[0].assigned is None:
         why = f": {ports[0].ready.message}" if ports and ports[0].ready is not None else ""
@@ -188,7 +190,7 @@ async def _sniffer(assigned: SessionAssigned, store: Store) -> tuple[str, End | 
         return "", None
     sniffer = await store.get(assigned.sniffer)
     desired: SnifferDesired = sniffer.desired
-    found = await _nic(sniffer.assigned.vm, desired.nic, store)
+    found = await _nic(sniffer.assigned.vm, desired.nic, assigned.delivery_port, store)
     if isinstance(found, Lacking):
         return Lacking(reason="SnifferNotReady", message=f"{sniffer}: {found.message}", stops=found.stops)
     return found
