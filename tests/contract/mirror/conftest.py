@@ -30,16 +30,16 @@ async def real(tmp_path: Path) -> AsyncIterator[RealRig]:
     assert_nothing_left(rig)
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(params=["fake", "real", "without tcx"])
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
-    """The same hosts twice: in memory, and in the kernel."""
+    """The same hosts three times: in memory, in the kernel, and there as in one before 6.6."""
     if request.param == "fake":
         fake = FakeRig()
         await fake.build()
         yield fake
         return
     skip_without_kernel()
-    real = RealRig(tmp_path)
+    real = RealRig(tmp_path, "never" if request.param == "without tcx" else "if-there")
     try:
         await real.build()
         yield real

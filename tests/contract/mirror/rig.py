@@ -13,7 +13,7 @@ import socket
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from tests.contract.ovs.lan import is_running
 
@@ -125,13 +125,17 @@ class Nic:
         return frames
 
 
+Tcx = Literal["if-there", "never"]
+
+
 class RealHost:
-    def __init__(self, folder: Path, letter: str) -> None:
+    def __init__(self, folder: Path, letter: str, tcx: Tcx) -> None:
+        self.tcx = tcx
         self.letter = letter
         self.address = ADDRESSES[letter]
         self.paths = HostPaths.under(folder / letter)
         self.uplinks = Uplinks(tunnel="tunnel0", tunnel_address=f"{self.address}/24")
-        self.mirror: Mirror = KernelMirror(self.paths, self.uplinks)
+        self.mirror: Mirror = KernelMirror(self.paths, self.uplinks, tcx=self.tcx)
         self.arrived: defaultdict[str, list[wire.Arrived]] = defaultdict(list)
         self.delivered: defaultdict[str, list[bytes]] = defaultdict(list)
         self.nics: dict[str, Nic] = {}
@@ -197,7 +201,7 @@ class RealHost:
                 await self._changed.wait()
 
     def restart(self) -> None:
-        self.mirror = KernelMirror(self.paths, self.uplinks)
+        self.mirror = KernelMirror(self.paths, self.uplinks, tcx=self.tcx)
 
     def decapsulate(self, spec: RelaySpec) -> None:
         """Be the decapsulator at the relay's ports."""
@@ -232,8 +236,8 @@ class RealHost:
 
 
 class RealRig:
-    def __init__(self, folder: Path) -> None:
-        self.real = {letter: RealHost(folder, letter) for letter in ADDRESSES}
+    def __init__(self, folder: Path, tcx: Tcx = "if-there") -> None:
+        self.real = {letter: RealHost(folder, letter, tcx) for letter in ADDRESSES}
         self.hosts: dict[str, Host] = dict(self.real)
         self.core = f"pileus-mirror-{os.getpid()}"
 

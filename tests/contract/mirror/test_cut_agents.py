@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from tests.contract.mirror.rig import RealHost, RealRig, put
 from tests.contract.mirror.test_mirror import KEY, SNIFFER, SNIFFER_NIC, TUNNEL_NIC, WEB, delivery, relay, source, udp
@@ -13,7 +14,10 @@ from tests.contract.mirror.test_mirror import KEY, SNIFFER, SNIFFER_NIC, TUNNEL_
 from pileus.drivers.host.mirror import devices
 from pileus.drivers.host.mirror.base import LegSpec
 from pileus.drivers.host.mirror.pins import Pins
+from pileus.drivers.host.mirror.real import QUEUE
+from pileus.drivers.host.mirror.wanted import COPIES, Leg
 from pileus.drivers.host.notes import FileNotes
+from pileus.drivers.host.ovs import namespace
 from pileus.node.ebpf import kernel
 
 pytestmark = pytest.mark.anyio
@@ -76,9 +80,11 @@ async def test_the_next_agent_sees_the_work_through(real: RealRig, monkeypatch: 
                 await (host.mirror.remove(spec.id) if kind == "removed" else host.mirror.put(spec))
 
         is_done = await live_until(monkeypatch, number, host, work)
-        for spec in old:
-            if spec.id not in {each.id for each in goal}:
-                await host.mirror.remove(spec.id)
+        # As an agent does: it ends what it knows of and nobody wants, and cannot ask for more.
+        for id in set(await host.mirror.known()).difference(each.id for each in goal):
+            await host.mirror.remove(id)
+        if not goal:
+            assert not list(host.paths.run.iterdir()), number
         await put(host, *goal)
         assert {id: fact.spec for id, fact in (await host.mirror.observe()).items()} == {each.id: each for each in goal}
         await check(host, udp(number), 1 if goal else 0)
@@ -88,6 +94,30 @@ async def test_the_next_agent_sees_the_work_through(real: RealRig, monkeypatch: 
         if is_done:
             assert number > 10, "no step was cut"
             break
+
+
+@pytest.mark.parametrize("forgotten", ["s", "srd"])
+async def test_what_no_note_speaks_of_goes_when_the_next_agent_opens(real: RealRig, forgotten: str) -> None:
+    """The one before was killed when it had removed notes, and nothing else."""
+    host = real.real["a"]
+    await host.plug(WEB, SNIFFER, TUNNEL_NIC, SNIFFER_NIC)
+    await put(host, delivery(), relay(target=""))
+    pins = Pins(host.paths.run / "mirror", host.paths.run / "mirror-links")
+    before = pins.links()
+    await put(host, source())
+    assert pins.links() != before
+    notes = FileNotes(host.paths.run / "mirror-legs")
+    for id in notes.ids():
+        if not id.startswith(QUEUE) and msgspec.json.decode(notes.get(id) or b"", type=Leg).spec.id in forgotten:
+            notes.remove(id)
+    host.restart()
+    await host.mirror.open()
+    if forgotten == "s":
+        assert pins.links() == before
+        assert set(await host.mirror.known()) == set(await host.mirror.observe()) == {"r", "d"}
+        return
+    assert not list(host.paths.run.iterdir())
+    assert COPIES not in await namespace.inside(host.paths.namespace, devices.numbers)
 
 
 async def check(host: RealHost, frame: bytes, times: int) -> None:

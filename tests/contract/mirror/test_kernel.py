@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.contract.mirror.conftest import assert_nothing_left
 from tests.contract.mirror.rig import LIMIT_S, RealHost, RealRig, counts, ip, put
 from tests.contract.mirror.test_mirror import (
     KEY,
@@ -163,6 +164,30 @@ async def test_what_is_too_long_for_the_tunnel_is_cut_and_says_so(real: RealRig)
 async def test_joined_frames_with_unfinished_checksums_are_copied_as_they_would_leave(real: RealRig) -> None:
     host = await real_host(real, relay(), source())
     payload = bytes(range(250)) * 20
+    pass_joined(host, payload)
+    await host.until(lambda: len(host.arrived[TUNNEL_NIC]) == 4)
+    copies = [got.frame for got in host.arrived[TUNNEL_NIC]]
+    assert [got.header.sequence for got in host.arrived[TUNNEL_NIC]] == [0, 1, 2, 3]
+    assert b"".join(frame[54:] for frame in copies) == payload
+    for frame in copies:
+        assert int.from_bytes(frame[16:18], "big") == len(frame) - 14
+        assert sum16(frame[14:34]) == 0xFFFF
+        assert sum16(frame[26:34] + struct.pack("!HH", 6, len(frame) - 34) + frame[34:]) == 0xFFFF
+
+
+async def test_a_joined_frame_costs_as_much_of_the_rate_as_all_that_is_copied_of_it(real: RealRig) -> None:
+    """The first takes what the rate gives in some seconds; one frame of 1,000 bytes would leave room for the second."""
+    host = await real_host(real, relay(), source(rate_limit_kbps=130, snap_bytes=1000))
+    payload = bytes(43 * 1400)
+    for _ in range(2):
+        pass_joined(host, payload)
+    found = await counts(host, "s")
+    assert isinstance(found, SourceCounts)
+    assert (found.limited, found.sent, found.sent_bytes) == (1, 43, 43_000)
+
+
+def pass_joined(host: RealHost, payload: bytes) -> None:
+    """Let a TCP packet pass the watched port that is to be cut into ones of 1,400 bytes."""
     pseudo = struct.pack("!4s4sHH", bytes([10, 1, 1, 2]), bytes([10, 1, 1, 3]), 6, 20 + len(payload))
     tcp = struct.pack("!HHIIBBHHH", 1000, 443, 7, 0, 0x50, 0x10, 1000, sum16(pseudo), 0)
     head = struct.pack("!BBHHHBBH", 0x45, 0, 40 + len(payload), 1, 0, 64, 6, 0) + pseudo[:8]
@@ -172,14 +197,6 @@ async def test_joined_frames_with_unfinished_checksums_are_copied_as_they_would_
     nic = host.nics[WEB].wire
     nic.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
     nic.send(meta + joined)
-    await host.until(lambda: len(host.arrived[TUNNEL_NIC]) == 4)
-    copies = [got.frame for got in host.arrived[TUNNEL_NIC]]
-    assert [got.header.sequence for got in host.arrived[TUNNEL_NIC]] == [0, 1, 2, 3]
-    assert b"".join(frame[54:] for frame in copies) == payload
-    for frame in copies:
-        assert int.from_bytes(frame[16:18], "big") == len(frame) - 14
-        assert sum16(frame[14:34]) == 0xFFFF
-        assert sum16(frame[26:34] + struct.pack("!HH", 6, len(frame) - 34) + frame[34:]) == 0xFFFF
 
 
 async def test_a_vlan_tag_is_copied_where_it_was(real: RealRig) -> None:
@@ -396,3 +413,30 @@ def drain(watcher: socket.socket) -> list[bytes]:
             return frames
         if kind != socket.PACKET_OUTGOING:
             frames.append(frame)
+
+
+async def test_classifiers_leave_those_of_others_alone_and_go_with_the_last_session(tmp_path: Path) -> None:
+    rig = RealRig(tmp_path, "never")
+    await rig.build()
+    try:
+        host = await real_host(rig, relay(), source())
+        tap, place = tap_name(WEB), host.paths.namespace
+        assert (await filters(place, tap)).count("direct-action") == 1
+        host.restart()
+        await host.mirror.open()
+        assert set(await host.mirror.observe()) == {"r", "s"}
+        theirs = ["filter", "add", "dev", tap, "ingress", "prio", "7", "matchall", "action", "pass"]
+        await run(["tc", "-n", place, *theirs])
+        for leg in ("s", "r"):
+            await host.mirror.remove(leg)
+        assert "direct-action" not in await filters(place, tap)
+        assert "matchall" in await filters(place, tap)
+        assert "clsact" not in await run(["tc", "-n", place, "qdisc", "show", "dev", "tunnel0"])
+    finally:
+        await rig.remove()
+    assert_nothing_left(rig)
+
+
+async def filters(place: str, tap: str) -> str:
+    """Return what traffic control says of a tap's classifiers."""
+    return await run(["tc", "-n", place, "filter", "show", "dev", tap, "ingress"])

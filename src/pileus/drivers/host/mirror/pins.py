@@ -1,4 +1,7 @@
-"""What outlives the agent: maps and links pinned in a bpffs of the host's own, and a note of which program each link runs."""
+"""What outlives the agent: maps and links pinned in a bpffs of the host's own, and a note of which program each link runs.
+
+On kernels without TCX a program of traffic control is a classifier instead of a link; its note says where it is.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pileus.drivers.host.mirror import classifiers
 from pileus.drivers.host.mirror.layout import FORMAT, SHAPES, Maps
 from pileus.drivers.host.mirror.wanted import Attachment
 from pileus.drivers.host.notes import FileNotes
@@ -26,6 +30,7 @@ class Pins:
         self._notes_folder = notes
         self._notes: FileNotes | None = None
         self._maps: Maps | None = None
+        self.has_tcx = True
 
     def exist(self) -> bool:
         """Return whether anything can be pinned here now."""
@@ -40,6 +45,9 @@ class Pins:
 
     def is_right(self, name: str, wanted: Attachment) -> bool:
         """Return whether the link runs the program on the device."""
+        if self._is_classifier(wanted.kind):
+            found = classifiers.digest_of(wanted.device, wanted.attach, name)
+            return found == wanted.digest and self._links().get(name) == _note(wanted)
         note = self._links().get(name)
         if note != wanted.digest.encode():
             return False
@@ -48,8 +56,12 @@ class Pins:
 
     def put(self, name: str, wanted: Attachment) -> None:
         """Let the link run the program on the device; one that runs another there is changed in one step. Raises OSError."""
-        program = kernel.load(wanted.kind, wanted.code(self.maps()), name, wanted.attach)
+        is_classifier = self._is_classifier(wanted.kind)
+        program = kernel.load(wanted.kind, wanted.code(self.maps()), name, 0 if is_classifier else wanted.attach)
         try:
+            if is_classifier:
+                self._put_classifier(name, program, wanted)
+                return
             self._links().remove(name)
             with self._link(name) as link:
                 if link is not None and kernel.attached_to(link) == wanted.device:
@@ -63,6 +75,10 @@ class Pins:
 
     def drop(self, name: str) -> None:
         """Take the link away; none: nothing."""
+        note = self._links().get(name)
+        if note is not None and b" " in note:
+            _, device, attach = note.split()
+            classifiers.drop(int(device), int(attach), name)
         self._path(name).unlink(missing_ok=True)
         self._links().remove(name)
 
@@ -70,7 +86,9 @@ class Pins:
         """Return the names of the links that are there."""
         if not self.exist():
             return []
-        return [path.name.removeprefix("link-") for path in self._folder.iterdir() if path.name.startswith("link-")]
+        pinned = {path.name.removeprefix("link-") for path in self._folder.iterdir() if path.name.startswith("link-")}
+        notes = self._links()
+        return sorted(pinned.union(name for name in notes.ids() if b" " in (notes.get(name) or b"")))
 
     def close(self) -> None:
         """Let go of the maps; they stay."""
@@ -109,6 +127,17 @@ class Pins:
         kernel.pin(made, path)
         return made
 
+    def _is_classifier(self, kind: int) -> bool:
+        return kind == kernel.SCHED_CLS and not self.has_tcx
+
+    def _put_classifier(self, name: str, program: int, wanted: Attachment) -> None:
+        """Note it first: what is noted and not there is made anew, what is there and not noted would stay for ever."""
+        before = self._links().get(name)
+        if before is not None and before.split()[1:] != _note(wanted).split()[1:]:
+            self.drop(name)
+        self._links().put(name, _note(wanted))
+        classifiers.put(wanted.device, wanted.attach, name, program, wanted.digest)
+
     def _attach(self, name: str, program: int, wanted: Attachment) -> None:
         link = kernel.attach(program, wanted.device, wanted.attach, wanted.flags)
         try:
@@ -135,3 +164,8 @@ class Pins:
         if self._notes is None:
             self._notes = FileNotes(self._notes_folder)
         return self._notes
+
+
+def _note(wanted: Attachment) -> bytes:
+    """Return what is noted of a classifier: its program, and where it is."""
+    return f"{wanted.digest} {wanted.device} {wanted.attach}".encode()

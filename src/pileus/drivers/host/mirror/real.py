@@ -17,12 +17,12 @@ import struct
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
 from pileus.drivers.host.errors import DriverError, OvsdbError
-from pileus.drivers.host.mirror import devices, layout
+from pileus.drivers.host.mirror import classifiers, devices, layout
 from pileus.drivers.host.mirror.base import (
     DeliveryCounts,
     LegCounts,
@@ -59,7 +59,11 @@ T = TypeVar("T")
 class KernelMirror:
     """The mirror of the host whose files lie under ``paths``; its taps are those of the host's switch."""
 
-    def __init__(self, paths: HostPaths, uplinks: Uplinks = NO_UPLINKS) -> None:
+    def __init__(
+        self, paths: HostPaths, uplinks: Uplinks = NO_UPLINKS, *, tcx: Literal["if-there", "never"] = "if-there"
+    ) -> None:
+        """``tcx`` never: as on a kernel without it, for tests."""
+        self._tcx = tcx
         self._namespace = paths.namespace
         self._uplinks = uplinks
         self._legs_folder = paths.run / "mirror-legs"
@@ -69,11 +73,13 @@ class KernelMirror:
         self._problem = "it was not opened"
 
     async def open(self) -> None:
-        """Adopt what is in force, and find out whether this host can mirror."""
+        """Adopt what is in force, end what an agent that was killed has left, and find out whether this host can mirror."""
         async with self._lock:
             self._problem = await self._find_problem()
             if self._is_used():
                 self._notes = FileNotes(self._legs_folder)
+            if os.geteuid() == 0 and (self._is_used() or self._pins.exist()):
+                await self._be_as_noted()
 
     async def close(self) -> None:
         """Let go; copies go on."""
@@ -120,6 +126,7 @@ class KernelMirror:
             legs = [leg for leg in self._legs() if leg.spec.id != spec.id]
             known = await self._devices()
             _refuse(spec, legs, known)
+            self._folder()  # by it the next agent sees that there may be something to remove
             await self._ensure_pair(known)
             leg = await self._inside(lambda: self._leg(spec))
             before = self._folder().get(_note_name(spec.id))
@@ -213,6 +220,15 @@ class KernelMirror:
                 return slot
         raise DriverError("MirrorUnsupported", f"this host has {layout.SLOTS} legs of mirror sessions already")
 
+    async def _be_as_noted(self) -> None:
+        """Do or undo what is half-done; what the kernel refuses now is seen when a leg is observed or put."""
+        legs = self._legs()
+        with contextlib.suppress(DriverError, OSError):
+            if not legs:
+                await self._remove_all()
+            elif not self._problem:
+                await self._settle(legs)
+
     async def _undo(self, id: str, note: bytes | None) -> None:
         """Let a leg that could not be put hinder no other one."""
         if note is None:
@@ -304,11 +320,12 @@ class KernelMirror:
         if os.geteuid() != 0:
             return "it needs root"
         try:
-            await namespace.inside(self._namespace, _try)
+            is_wished = self._tcx == "if-there"
+            self._pins.has_tcx = await namespace.inside(self._namespace, lambda: _find_tcx(is_wished=is_wished))
         except DriverError as exc:
             return exc.message
         except OSError as exc:
-            return f"its kernel refuses programs on network devices (TCX, XDP, bpffs): {exc.strerror}"
+            return f"its kernel refuses programs on network devices (traffic control, XDP, bpffs): {exc.strerror}"
         return ""
 
     async def _inside(self, work: Callable[[], T]) -> T:
@@ -346,19 +363,36 @@ def _note_name(id: str) -> str:
     return hashlib.sha256(id.encode()).hexdigest()[:32]
 
 
-def _try() -> None:
-    """Attach a program that does nothing to the loopback device, each way that the mirror needs. Raises OSError."""
+def _find_tcx(*, is_wished: bool) -> bool:
+    """Attach a program that does nothing to the loopback device, each way that the mirror needs; return whether TCX is one.
+
+    Raises OSError.
+    """
     if "bpf" not in Path("/proc/filesystems").read_text().split():
         raise OSError(errno.ENODEV, "it has no bpffs")
-    for kind, attach, verdict, flags in (
-        (kernel.SCHED_CLS, kernel.ATTACH_TCX_INGRESS, layout.TCX_NEXT, 0),
-        (kernel.XDP, kernel.ATTACH_XDP, kernel.XDP_PASS, kernel.XDP_GENERIC),
-    ):
-        program = Program()
-        program.mov_imm(R0, verdict)
-        program.exit()
-        loaded = kernel.load(kind, program.code(), "try", attach)
-        try:
-            os.close(kernel.attach(loaded, LOOPBACK, attach, flags))
-        finally:
-            os.close(loaded)
+    with _nothing(kernel.XDP, kernel.ATTACH_XDP, kernel.XDP_PASS) as program:
+        os.close(kernel.attach(program, LOOPBACK, kernel.ATTACH_XDP, kernel.XDP_GENERIC))
+    if is_wished:
+        with (
+            contextlib.suppress(kernel.BpfRefused),
+            _nothing(kernel.SCHED_CLS, kernel.ATTACH_TCX_INGRESS, layout.TCX_NEXT) as program,
+        ):
+            os.close(kernel.attach(program, LOOPBACK, kernel.ATTACH_TCX_INGRESS))
+            return True
+    with _nothing(kernel.SCHED_CLS, 0, layout.TCX_NEXT) as program:
+        classifiers.put(LOOPBACK, kernel.ATTACH_TCX_INGRESS, "try", program, "try")
+        classifiers.drop(LOOPBACK, kernel.ATTACH_TCX_INGRESS, "try")
+    return False
+
+
+@contextlib.contextmanager
+def _nothing(kind: int, attach: int, verdict: int) -> Iterator[int]:
+    """Give a program that only returns ``verdict``."""
+    program = Program()
+    program.mov_imm(R0, verdict)
+    program.exit()
+    loaded = kernel.load(kind, program.code(), "try", attach)
+    try:
+        yield loaded
+    finally:
+        os.close(loaded)

@@ -27,6 +27,7 @@ from pileus.drivers.host.mirror.layout import (
     SEEN,
     SKB_END,
     SKB_GSO_SEGMENTS,
+    SKB_GSO_SIZE,
     SKB_LEN,
     SKB_MARK,
     SKB_START,
@@ -392,7 +393,10 @@ def _take(program: Program, number: int, session: Session, maps: Maps) -> None:
 
 
 def _keep_rate(program: Program, number: int, session: Session, maps: Maps) -> None:
-    """Let the packet pass if its theoretical arrival time is not too far ahead (GCRA; ITU-T I.371)."""
+    """Let the packet pass if its theoretical arrival time is not too far ahead (GCRA; ITU-T I.371).
+
+    It costs what is copied of it, and a joined one becomes as many copies as it has segments.
+    """
     program.call(KTIME)
     program.store(R10, TIME, R0, 8)
     look_up(program, maps.rates, KEY, otherwise="out")
@@ -410,13 +414,28 @@ def _keep_rate(program: Program, number: int, session: Session, maps: Maps) -> N
     program.goto("out")
     program.label(f"conforms {number}")
     program.load(R1, R6, SKB_LEN, 4)
-    program.mov_imm(R2, session.longest)
+    _get_copied(program, number, session)
     program.jump("le", R1, R2, f"short {number}")
     program.mov(R1, R2)
     program.label(f"short {number}")
     program.alu_imm("mul", R1, NS_PER_BYTE_AT_1_KBPS)
     program.alu_imm("div", R1, session.rate_limit_kbps)
     program.atomic_add(R7, 0, R1, 8)
+
+
+def _get_copied(program: Program, number: int, session: Session) -> None:
+    """Let R2 be the most bytes that can be copied of a packet of R1 bytes; R3 is lost.
+
+    Not by the kernel's count of segments: what came from a socket or a VM with offloads has none yet.
+    """
+    program.mov_imm(R2, session.longest)
+    program.load(R3, R6, SKB_GSO_SIZE, 4)
+    program.jump_imm("eq", R3, 0, f"whole {number}")
+    program.mov(R2, R1)
+    program.alu("div", R2, R3)
+    program.alu_imm("add", R2, 1)
+    program.alu_imm("mul", R2, session.longest)
+    program.label(f"whole {number}")
 
 
 def _copy(program: Program, session: Session, direction: Direction, copies: int) -> None:
