@@ -15,7 +15,7 @@ from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Resource
 from pileus.kernel.store.store import Store
 from pileus.mirror.session.types import SessionAssigned, SessionObserved
-from pileus.node.mirror import CAPTURE_PORT
+from pileus.node.mirror import CAPTURE_PORT, TOO_MANY, TOO_MANY_OF_SESSION
 from pileus.server import streams, tunnel
 from pileus.server.content import VM, farewell, note
 from pileus.server.links import Connection
@@ -37,6 +37,12 @@ class Place(Struct, frozen=True, kw_only=True):
 
     host: str
     appliance: str
+
+
+class _Refusal(Struct, frozen=True):
+    """The line of a decapsulator that has no answer."""
+
+    code: str = ""
 
 
 class Mirrors:
@@ -140,18 +146,37 @@ async def place(store: Store, session: Resource) -> Place:
 
 
 async def _begun(connection: Connection, wish: bytes, session: Resource) -> Capture:
-    """Ask, and return the answer once it has begun. Raises: Transient when there is none."""
+    """Ask, and return the answer once it has begun. Raises: Transient, Conflict when there is none."""
     await connection.write(wish)
     first = b""
     try:
         async with asyncio.timeout(FIRST_S):
-            while len(first) < len(REFUSED) and (part := await connection.read()):
+            while not _is_begun(first) and (part := await connection.read()):
                 first += part
     except TimeoutError:
         raise Transient(f"the decapsulator of {session} says nothing; try again", code="not-running") from None
     if not first or first.startswith(REFUSED):
-        raise Transient(f"the decapsulator of {session} does not have it yet; try again", code="not-running")
+        _refuse(first, session)
     return Capture(connection, first)
+
+
+def _is_begun(first: bytes) -> bool:
+    """Return whether it is known what the answer is: a refusal is a whole line."""
+    return len(first) >= len(REFUSED) and (not first.startswith(REFUSED) or first.endswith(b"\n"))
+
+
+def _refuse(first: bytes, session: Resource) -> NoReturn:
+    """Raises: Conflict (too-many-readers), Transient (too-many-readers, not-running)."""
+    try:
+        code = msgspec.json.decode(first, type=_Refusal).code
+    except msgspec.DecodeError:
+        code = ""
+    if code == TOO_MANY_OF_SESSION:
+        raise Conflict(f"{session} has as many readers as it can; end one of them first", code="too-many-readers")
+    if code == TOO_MANY:
+        words = f"the decapsulator of {session} has as many readers as it can; try again later"
+        raise Transient(words, code="too-many-readers")
+    raise Transient(f"the decapsulator of {session} does not have it yet; try again", code="not-running")
 
 
 async def until_elsewhere(store: Store, hub: Hub, session: Resource) -> None:

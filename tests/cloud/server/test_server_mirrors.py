@@ -17,7 +17,7 @@ from pileus.fleet.node.types import NodeAssigned, NodeDesired
 from pileus.kernel.flow import WINDOW_BYTES
 from pileus.kernel.kind import Resource
 from pileus.mirror.session.types import SessionAssigned, SessionDesired, SessionObserved
-from pileus.node.mirror import CAPTURE_PORT
+from pileus.node.mirror import CAPTURE_PORT, TOO_MANY, TOO_MANY_OF_SESSION
 
 pytestmark = pytest.mark.anyio
 
@@ -237,6 +237,21 @@ async def test_a_decapsulator_that_does_not_have_it_yet_is_asked_again_later(
     assert await site.refusal() == (
         503, "not-running", "the decapsulator of session kept does not answer; try again"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("code", "refusal"),
+    [
+        (TOO_MANY_OF_SESSION, (409, "too-many-readers", "session kept has as many readers as it can; end one of them first")),
+        (TOO_MANY, (
+            503, "too-many-readers", "the decapsulator of session kept has as many readers as it can; try again later",
+        )),
+    ],
+)  # fmt: skip
+async def test_a_reader_too_many_is_told_so(site: Site, code: str, refusal: tuple[int, str, str]) -> None:
+    said = b'{"error":"so many read already","code":"%s"}\n' % code.encode()
+    site.says = (said[:12], said[12:30], said[30:])
+    assert await site.refusal() == refusal
 
 
 @pytest.mark.parametrize("becomes", ["moved", "gone"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.contract.mirror_node.rig import (
+    LIMIT_S,
     SOURCE,
     Node,
     document,
@@ -26,7 +28,11 @@ from tests.contract.mirror_node.rig import (
     waiting_bytes,
 )  # fmt: skip
 
+from pileus.node.mirror import TOO_MANY_OF_SESSION, captures
+from pileus.node.mirror.captures import SESSION_READERS_MAX
 from pileus.node.mirror.pcapng import INBOUND, OUTBOUND, Block, Packet, Reader, Statistics
+from pileus.node.mirror.sessions import Counts
+from pileus.node.mirror.store import Copy, Session
 from pileus.node.mirror.wire import Header
 
 KEY = key_of(5)
@@ -272,6 +278,49 @@ def test_what_cannot_be_asked_is_refused(one_node: Node, line: bytes) -> None:
     with one_node.connect_raw() as reading:
         reading.sendall(line)
         assert "error" in json.loads(read_all(reading))
+
+
+def test_one_session_cannot_take_the_places_of_all_readers(one_node: Node) -> None:
+    one_node.apply(document({"many": session(KEY, "store"), "other": session(key_of(6), "store")}))
+    with contextlib.ExitStack() as readers:
+
+        def one() -> socket.socket:
+            made = readers.enter_context(one_node.connect(session="many", follow=True))
+            made.settimeout(LIMIT_S)
+            return made
+
+        following = [one() for _ in range(SESSION_READERS_MAX)]
+        assert all(reading.recv(4) for reading in following)
+        refusal = json.loads(read_all(one()))
+        assert refusal["code"] == TOO_MANY_OF_SESSION
+        assert "error" not in one_node.flows("other")[-1]
+        following[0].close()
+        until("a place is free", lambda: readers.enter_context(one_node.connect(session="many")).recv(2) != b'{"')
+
+
+def test_a_reader_that_takes_nothing_is_ended_and_one_that_has_all_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captures, "STALL_S", 0.6)
+    made = captures.Captures()
+    kept = captures.Kept(Session("big", 32 << 20), Counts)
+    for number in range(12_000):
+        kept.session.take(Copy(number, 0, 100, INBOUND, False, bytes(1400)), 0)
+    quiet = captures.Kept(Session("quiet", 1 << 20), Counts)
+    made.call(lambda: made.kept.update(big=kept, quiet=quiet))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    made.listen(port=port)
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port)) as has_all,
+            socket.create_connection(("127.0.0.1", port)) as slow,
+        ):
+            has_all.sendall(b'{"session": "quiet", "follow": true}\n')
+            slow.sendall(b'{"session": "big", "follow": true}\n')
+            until("the slow one is ended", lambda: made.call(lambda: len(made._readers)) == 1)
+            made.call(lambda: quiet.session.take(Copy(0, 0, 100, INBOUND, False, b"x" * 60), 0))
+            until("the other one still reads", lambda: b"x" * 60 in has_all.recv(1 << 16))
+    finally:
+        made.close()
 
 
 def test_sessions_to_sniffers_are_not_kept(node: Node) -> None:

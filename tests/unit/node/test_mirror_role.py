@@ -85,8 +85,19 @@ def test_stores_that_ask_for_too_much_share_what_there_is() -> None:
     memory = 200 << 20
     both = rooms({"a": 10 << 20, "b": 20 << 20}, memory)
     assert [room.store_bytes >> 20 for room in both.values()] == [10, 20]
-    tight = rooms({"a": 30 << 20, "b": 90 << 20}, memory)
-    assert [room.store_bytes >> 20 for room in tight.values()] == [15, 45]
+    tight = rooms({"a": 40 << 20, "b": 90 << 20}, memory)
+    assert [room.store_bytes >> 20 for room in tight.values()] == [30, 30]
+
+
+def test_who_asks_for_little_gets_it_whatever_others_ask_for() -> None:
+    greedy = {f"g{number}": 64 << 20 for number in range(8)}
+    given = rooms({"big": 500 << 20, **greedy, "small": 4 << 20, "usual": 8 << 20}, 400 << 20)
+    assert (given["small"].store_bytes, given["usual"].store_bytes) == (4 << 20, 8 << 20)
+    assert {given[id].store_bytes for id in ("big", *greedy)} == {12 << 20}
+
+
+def test_nobody_asks_for_room() -> None:
+    memory = 200 << 20
     assert rooms({}, memory) == {}
 
 

@@ -17,7 +17,8 @@ so that nothing is told while nothing happens. They begin anew with each boot, n
 Captures are read over TCP on 127.0.0.1:CAPTURE_PORT inside the appliance, which only the host reaches (by
 ``Guest.connect``). The first line that the reader sends is JSON:
 ``{"session": id, "want": "packets" | "flows", "from": "start" | "now", "follow": bool}``; the answer is pcapng (packets) or
-lines of JSON (flows), or one line ``{"error": str}``. It ends, with ``follow`` when the session ends.
+lines of JSON (flows), or one line ``{"error": str, "code": str}``. It ends, with ``follow`` when the session ends; a reader
+that takes nothing for a minute is ended before. ``code`` is there when there are too many readers.
 
 Packets: the last block is of statistics (``pcapng.Statistics``) and says how complete the capture is; with ``follow`` there
 is one about every 5 s too, when something changed. Flows: a line per flow ``{"protocol", "a", "a_port", "b", "b_port",
@@ -29,5 +30,8 @@ changed, and that line, again about every second.
 from __future__ import annotations
 
 CAPTURE_PORT = 4753
+TOO_MANY, TOO_MANY_OF_SESSION = "too-many-readers", "too-many-readers-of-session"
+"""Codes of refusals."""
+
 SESSIONS_MAX = 400
 """Of one decapsulator: their counts must fit into a status, 145 bytes each at most."""

@@ -16,19 +16,24 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
 
-from pileus.node.mirror import CAPTURE_PORT
+from pileus.node.mirror import CAPTURE_PORT, TOO_MANY, TOO_MANY_OF_SESSION
 from pileus.node.mirror.answers import Answer, FlowAnswer, PacketAnswer, line
 from pileus.node.mirror.sessions import Counts
 from pileus.node.mirror.store import Session
 from pileus.node.turns import Mishap
 
 READERS_MAX = 64
+SESSION_READERS_MAX = 8
+"""So that one tenant cannot take them all."""
 ASKED_BYTES_MAX = 4096
 PULSE_S = 5.0
 """After it, a reader that follows is told anew how complete its capture is."""
 
 GRACE_S = 30.0
 """A session that is over is read to its end, but not for ever."""
+
+STALL_S = 60.0
+"""A reader that takes nothing of what there is for so long is ended; others wait for its place."""
 
 _SEND_BYTES = 128 << 10
 _TURN_PIECES = 4
@@ -53,6 +58,14 @@ class Kept:
         """The session is over: the data path is asked no more."""
         self._last = self._path()
         self.session.is_over = True
+
+
+class TooMany(Exception):
+    """There are as many readers as there can be. ``code``: of a session, or of all; the args say it in words."""
+
+    def __init__(self, code: str, words: str) -> None:
+        super().__init__(words)
+        self.code = code
 
 
 class Captures:
@@ -115,7 +128,10 @@ class Captures:
         wire.close()
 
     def find(self, asked: dict[str, Any]) -> Answer:
-        """Return what the reader gets. Raises: ValueError for what cannot be asked, KeyError: no such session."""
+        """Return what the reader gets.
+
+        Raises: ValueError for what cannot be asked, KeyError: no such session, TooMany: it has its readers.
+        """
         kind = {"packets": PacketAnswer, "flows": FlowAnswer}.get(str(asked.get("want", "packets")))
         start, follow = asked.get("from", "start"), asked.get("follow", False)
         if kind is None or start not in ("start", "now") or not isinstance(follow, bool):
@@ -123,6 +139,8 @@ class Captures:
                 'the line must say "want": packets or flows, "from": start or now, "follow": true or false'
             )
         kept = self.kept[str(asked.get("session"))]
+        if sum(reader.reads(kept.session) for reader in self._readers) >= SESSION_READERS_MAX:
+            raise TooMany(TOO_MANY_OF_SESSION, f"{SESSION_READERS_MAX} readers read this session already")
         answer: Answer = kind(kept.session, kept.counts, start == "start", follow)
         return answer
 
@@ -179,7 +197,7 @@ class Captures:
             wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
             reader = _Reader(self, wire, self._readers.discard)
             if len(self._readers) >= READERS_MAX:
-                reader.refuse(f"{READERS_MAX} readers read already")
+                reader.refuse(f"{READERS_MAX} readers read already", code=TOO_MANY)
             self._readers.add(reader)
 
 
@@ -191,13 +209,17 @@ class _Reader:
         self._asked = b""
         self._answer: Answer | None = None
         self._unsent = b""
-        self._is_refused = self._is_deaf = self._is_blocked = self._is_finished = False
-        self._since = self._pulsed = time.monotonic()
+        self._is_refused = self._is_deaf = self._is_blocked = self._is_finished = self._has_taken = False
+        self._since = self._pulsed = self._taken = time.monotonic()
         captures.watch(wire, self._on_event)
 
-    def refuse(self, words: str) -> None:
+    def reads(self, session: Session) -> bool:
+        """Return whether it gets something of the session."""
+        return self._answer is not None and self._answer.session is session
+
+    def refuse(self, words: str, **more: str) -> None:
         """Say why there is no answer, and no more."""
-        self._unsent, self._is_refused = line({"error": words}), True
+        self._unsent, self._is_refused = line({"error": words, **more}), True
 
     def turn(self) -> bool:
         """Send what there is, but leave others their turn; return whether there is more."""
@@ -211,6 +233,7 @@ class _Reader:
                 if not self._unsent:
                     break
                 self._unsent = self._unsent[self._wire.send(self._unsent) :]
+                self._has_taken = True
             else:
                 has_more = True
         except BlockingIOError:
@@ -229,7 +252,9 @@ class _Reader:
         is_over = self._is_finished or self._answer is None or self._answer.session.is_over
         if not is_over:
             self._since = now
-        elif now > self._since + GRACE_S:
+        if not self._unsent or self._has_taken:
+            self._taken, self._has_taken = now, False
+        if now > self._since + GRACE_S or now > self._taken + STALL_S:
             self.end()
             return
         if not self._is_finished and self._answer is not None and not self._unsent and now >= self._pulsed + PULSE_S:
@@ -282,6 +307,8 @@ class _Reader:
             self._answer = self._captures.find(asked)
         except (ValueError, RecursionError) as wrong:
             self.refuse(str(wrong)[:500])
+        except TooMany as full:
+            self.refuse(str(full), code=full.code)
         except KeyError:
             self.refuse("no session with this id is kept here")
 

@@ -102,14 +102,22 @@ class Shelves:
 
 
 def rooms(asked: Mapping[str, int], memory_bytes: int) -> dict[str, Room]:
-    """Return what each gets who asks for so many bytes of store: that, or as much of what there is in proportion. Pure."""
-    store_bytes = int(memory_bytes * STORE_SHARE)
-    total = max(store_bytes, sum(asked.values()))
+    """Return what each gets who asks for so many bytes of store: that, unless it is more than its fair share. Pure."""
+    stores = shares(asked, int(memory_bytes * STORE_SHARE))
     count = max(1, len(asked))
     flows = int(memory_bytes * FLOWS_SHARE) // FLOW_BYTES // count
     queue_bytes = int(memory_bytes * QUEUES_SHARE) // count
     flows, queue_bytes = max(FLOWS_MIN, min(FLOWS_MAX, flows)), max(QUEUE_BYTES_MIN, min(QUEUE_BYTES_MAX, queue_bytes))
-    return {id: Room(each * store_bytes // total, flows, queue_bytes) for id, each in asked.items()}
+    return {id: Room(stores[id], flows, queue_bytes) for id in asked}
+
+
+def shares(asked: Mapping[str, int], there: int) -> dict[str, int]:
+    """Return what each gets: who asks for less than an equal part gets that, the others share what is left (max-min). Pure."""
+    given = {}
+    for others, id in zip(range(len(asked) - 1, -1, -1), sorted(asked, key=asked.__getitem__), strict=True):
+        given[id] = min(asked[id], there // (others + 1))
+        there -= given[id]
+    return given
 
 
 def fit(session: Session, queue: Queue | None, room: Room) -> None:
