@@ -425,12 +425,12 @@ async def test_classifiers_leave_those_of_others_alone_and_go_with_the_last_sess
         host.restart()
         await host.mirror.open()
         assert set(await host.mirror.observe()) == {"r", "s"}
-        theirs = ["filter", "add", "dev", tap, "ingress", "prio", "7", "matchall", "action", "pass"]
+        theirs = ["filter", "add", "dev", tap, "ingress", "prio", "7", "u32", "match", "u32", "0", "0", "flowid", "1:1"]
         await run(["tc", "-n", place, *theirs])
         for leg in ("s", "r"):
             await host.mirror.remove(leg)
         assert "direct-action" not in await filters(place, tap)
-        assert "matchall" in await filters(place, tap)
+        assert "u32" in await filters(place, tap)
         assert "clsact" not in await run(["tc", "-n", place, "qdisc", "show", "dev", "tunnel0"])
     finally:
         await rig.remove()
