@@ -102,10 +102,9 @@ async def test_what_no_note_speaks_of_goes_when_the_next_agent_opens(real: RealR
     host = real.real["a"]
     await host.plug(WEB, SNIFFER, TUNNEL_NIC, SNIFFER_NIC)
     await put(host, delivery(), relay(target=""))
-    pins = Pins(host.paths.run / "mirror", host.paths.run / "mirror-links")
-    before = pins.links()
+    before = links(host)
     await put(host, source())
-    assert pins.links() != before
+    assert links(host) != before
     notes = FileNotes(host.paths.run / "mirror-legs")
     for id in notes.ids():
         if not id.startswith(QUEUE) and msgspec.json.decode(notes.get(id) or b"", type=Leg).spec.id in forgotten:
@@ -113,11 +112,16 @@ async def test_what_no_note_speaks_of_goes_when_the_next_agent_opens(real: RealR
     host.restart()
     await host.mirror.open()
     if forgotten == "s":
-        assert pins.links() == before
+        assert links(host) == before
         assert set(await host.mirror.known()) == set(await host.mirror.observe()) == {"r", "d"}
         return
     assert not list(host.paths.run.iterdir())
     assert COPIES not in await namespace.inside(host.paths.namespace, devices.numbers)
+
+
+def links(host: RealHost) -> list[str]:
+    """Return the names of the programs that run."""
+    return Pins(host.paths.run / "mirror", host.paths.run / "mirror-links").links()
 
 
 async def check(host: RealHost, frame: bytes, times: int) -> None:
