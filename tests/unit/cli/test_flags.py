@@ -41,7 +41,7 @@ def one_value(field: Field) -> st.SearchStrategy[Any]:
         return st.integers(int(low) if low is not None else -99, int(high) if high is not None else 10**9)
     if field.pattern:
         return st.from_regex(field.pattern, fullmatch=True)
-    return WORDS
+    return WORDS.map(lambda drawn: drawn[: field.length_max].strip() or "x")
 
 
 def value(field: Field) -> st.SearchStrategy[Any]:
@@ -51,7 +51,9 @@ def value(field: Field) -> st.SearchStrategy[Any]:
     if field.struct is not None:
         return wish(field.struct).filter(bool)
     if field.many:
-        return st.lists(one_value(field), min_size=max(1, field.items_min or 0), max_size=3)
+        # A comma separates values on the command line; one that has a comma is written in a document.
+        one = one_value(field).filter(lambda drawn: "," not in str(drawn))
+        return st.lists(one, min_size=max(1, field.items_min or 0), max_size=3)
     return one_value(field)
 
 

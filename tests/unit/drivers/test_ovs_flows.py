@@ -230,7 +230,7 @@ def test_a_specification_becomes_canonical() -> None:
         {"mac": "00:00:00:00:00:00"},
         {"mac": "ff:ff:ff:ff:ff:ff"},
         {"vlan": -1},
-        {"vlan": 4095},
+        {"vlan": 4096},
         {"stations": (Station(mac="no", addresses=()),)},
         {"stations": (Station(mac="52:54:00:00:09:01", addresses=("::1",)),)},
         {"stations": (Station(mac=SPEC.mac, addresses=()),)},
