@@ -228,7 +228,7 @@ async def test_two_ports_never_have_the_same_mac(rig: Rig) -> None:
         {"mac": "52:54:00:00:00:01,actions=NORMAL"},
         {"mac": "01:00:5e:00:00:01"},
         {"vlan": -1},
-        {"vlan": 4095},
+        {"vlan": 4096},
         {"addresses": ("10.1.1.0/24",)},
         {"addresses": ("224.0.0.1",)},
         {"addresses": ("::1",)},
