@@ -287,6 +287,19 @@ def test_another_nic_is_never_watched_instead() -> None:
     run(scene)
 
 
+def test_a_session_whose_sniffer_lost_its_nic_waits_without_a_place() -> None:
+    async def scene() -> None:
+        async with mirror_cloud() as made:
+            await watched(made)
+            await made.session("tap", vm="web", sniffer="probe", duration_s=0)
+            await made.world.patch("compute.vm", "watcher", "acme", nics=[])
+            await made.world.until(made.is_tidy, IDLE_S + 60.0)
+            found = await made.world.get("mirror.session", "tap", "acme")
+            assert found["conditions"][0]["reason"] == "SnifferNotReady"
+
+    run(scene)
+
+
 async def move(made: MirrorCloud, name: str, to: str) -> None:
     """Bring a VM to another host as an evacuation does: it has ended on the one, and its disk is on the other."""
     world, target = made.world, made.ids[to]

@@ -123,7 +123,7 @@ class SessionController(Controller):
 
         async def apply(tx: Transaction) -> None:
             await _make_legs(tx, world, wished, with_source=not missing or _may_send(world, wished))
-            if len(world.offered) < world.zone.desired.decapsulators:
+            if world.lacks_decapsulators:
                 await ensure_decapsulators(tx, world.zone)
             current = await tx.get(session.id)
             decided = replace(
@@ -219,7 +219,7 @@ def _waiting(world: World, state: str, reason: str, message: str) -> Wait:
     session = world.session
 
     async def apply(tx: Transaction) -> None:
-        if world.lacking is None and len(world.offered) < world.zone.desired.decapsulators:
+        if world.lacking is None and world.lacks_decapsulators:
             await ensure_decapsulators(tx, world.zone)
         if world.lacking is not None and world.lacking.stops:
             for leg in world.legs.values():

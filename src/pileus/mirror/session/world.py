@@ -62,6 +62,11 @@ class World(Struct, frozen=True, kw_only=True):
         return self.source.host if self.source is not None else ""
 
     @property
+    def lacks_decapsulators(self) -> bool:
+        """Whether the zone has fewer than it wishes, besides those that leave."""
+        return sum(each.stays for each in self.offered) < int(self.zone.desired.decapsulators)
+
+    @property
     def is_lost(self) -> bool:
         """Whether its source is gone with what it knew, and another one would number packets from 0 again."""
         return any(
@@ -100,14 +105,15 @@ async def load_world(session: Resource, store: Store) -> World:
         return replace(around, lacking=place)
     port, source = place
     around = replace(around, source=source, rules=await _rules(desired, links, store))
+    # All that may be lacking is asked before a place is: one that cannot run gives its place back.
+    sniffer = await _sniffer(assigned, store)
+    if not isinstance(sniffer, tuple):
+        return replace(around, lacking=sniffer)
     nodes = await store.list(Filter(kind="fleet.node", ids=(assigned.node,))) if assigned.node else []
     if not nodes or not nodes[0].host:
         return around
     node = nodes[0]
     elsewhere = (assigned.source_host, assigned.source_address) != (source.host, _seen_as(source, node.host))
-    sniffer = await _sniffer(assigned, store)
-    if not isinstance(sniffer, tuple):
-        return replace(around, lacking=sniffer)
     return replace(
         around,
         said=_said(node, session),
