@@ -112,6 +112,7 @@ def test_what_is_asked_while_something_is_killed_is_done_once_and_in_order(
     assert manager.ask(counter, "list").split() == before + [request["id"] for request in asked]
 
 
+@pytest.mark.long
 def test_a_tenants_vm_uses_a_volume_of_the_storage_manager(cloud: SplitCloud, manager: Manager) -> None:
     stores = Manager(cloud, "stores")
     stores.consented("acme")
@@ -150,6 +151,7 @@ def test_the_same_program_serves_one_account_with_the_key_of_its_own_manager(clo
     cloud.pileus("delete", "node", "firewall", "--account", "umbrella", "-y", "--wait")
 
 
+@pytest.mark.long
 def test_a_tenants_vm_is_told_names_by_the_names_manager(cloud: SplitCloud) -> None:
     names = Manager(cloud, "names")
     names.consented("acme")

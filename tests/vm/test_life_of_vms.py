@@ -214,6 +214,7 @@ def test_a_person_types_on_the_console_and_leaves_it(cloud: RealCloud, vm: dict[
         assert terminal.shell("echo again").strip() == "again"
 
 
+@pytest.mark.long
 def test_the_console_log_of_a_guest_that_prints_on_and_on_stays_within_bounds(
     cloud: RealCloud, vm: dict[str, Any]
 ) -> None:

@@ -112,6 +112,7 @@ def test_another_decapsulator_takes_over_from_one_that_died(lab: RealLab) -> Non
     lab.pileus("patch", "zone", "zone1", "--decapsulators", "1")
 
 
+@pytest.mark.long
 def test_a_sniffer_that_takes_nothing_costs_its_own_copies_only(lab: RealLab) -> None:
     sent = 2 * devices.QUEUE_FRAMES // 3
     with watching(lab, {"acme": ("--expression", "icmp"), "umbrella": ("--expression", "icmp")}):

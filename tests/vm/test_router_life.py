@@ -31,6 +31,7 @@ def _with_routers(cloud: SplitCloud) -> None:
     cloud.pileus("create", "network", "served", "--account", "acme", "--range", "10.5.5.0/24", "--router", "single")
 
 
+@pytest.mark.long
 def test_a_router_is_collected_after_its_time_although_the_server_was_killed() -> None:
     with split() as cloud:
         _with_routers(cloud)
