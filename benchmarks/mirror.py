@@ -24,7 +24,7 @@ from tests.contract.ebpf.rooms import Room
 from benchmarks.report import Report, Result, median
 from pileus.node.ebpf import kernel
 from pileus.node.ebpf.assembler import R0, R1, R2, R3, R4, R7, R8, R9, R10, Program
-from pileus.node.mirror import wire
+from pileus.node.mirror import SLOT_BITS, wire
 from pileus.node.mirror.packets import PacketPath
 from pileus.node.mirror.sessions import Sessions
 from pileus.node.mirror.xdp import XdpPath
@@ -40,7 +40,7 @@ SIZES_BYTES = (64, 512, 1500)
 SLOTS = 16_384
 MTU = 2000
 SOURCE = IPv4Address("10.9.0.0")
-KEYS = 0x155_5555_5555 << wire.SLOT_BITS
+KEYS = 0x155_5555_5555 << SLOT_BITS
 """With the slot: the sessions' keys."""
 
 FRAMES_AT_ONCE = 8_192

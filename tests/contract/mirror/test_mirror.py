@@ -11,8 +11,6 @@ from tests.contract.mirror.rig import Host, Rig, counts, put
 
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.mirror.base import (
-    SESSIONS_PER_PORT_MAX,
-    SNAP_BYTES_MIN,
     DeliveryCounts,
     DeliverySpec,
     LegSpec,
@@ -21,7 +19,7 @@ from pileus.drivers.host.mirror.base import (
     SourceCounts,
     SourceSpec,
 )
-from pileus.node.mirror.rules import Rule, samples_flow
+from pileus.node.mirror.rules import SESSIONS_PER_PORT_MAX, SNAP_BYTES_MIN, Rule, samples_flow
 
 pytestmark = pytest.mark.anyio
 

@@ -7,11 +7,11 @@ import functools
 import pytest
 
 from pileus.drivers.host.mirror import bus, gate, relay
-from pileus.drivers.host.mirror.base import SNAP_BYTES_MIN, DeliverySpec, RelaySpec, SourceSpec
+from pileus.drivers.host.mirror.base import DeliverySpec, RelaySpec, SourceSpec
 from pileus.drivers.host.mirror.layout import outgoing_value, subheader
 from pileus.drivers.host.mirror.wanted import BUS, COPIES, NAMES_ONLY, Devices, Leg, Wanted, longest, plan
 from pileus.node.mirror import wire
-from pileus.node.mirror.rules import Rule
+from pileus.node.mirror.rules import SNAP_BYTES_MIN, Rule
 
 WEB, INTO, OUT = "port-0000000000a1", "port-0000000000b1", "port-0000000000b2"
 NUMBERS = {COPIES: 1, BUS: 2, "tunnel0": 3, "br-tun": 4, "p0000000000a1": 5, "p0000000000b1": 6, "p0000000000b2": 7}

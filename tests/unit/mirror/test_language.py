@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 from tests.unit.mirror.frames import ADDRESSES, NETS, PORTS, Packet, packet, write_pcap
 
-from pileus.mirror.filter.decisions import RULES_MAX
 from pileus.mirror.filter.language import DEPTH_MAX, TEXT_MAX, FilterError, describe, parse
-from pileus.node.mirror.rules import PORT_MAX, Rule, decide
+from pileus.node.mirror.rules import PORT_MAX, RULES_MAX, Rule, decide
 
 SEED = int(os.environ.get("PILEUS_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
 Fits = Callable[[Packet], bool]

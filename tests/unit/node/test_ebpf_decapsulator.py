@@ -6,7 +6,7 @@ import struct
 from dataclasses import replace
 
 from pileus.node.ebpf.kernel import XDP_DROP
-from pileus.node.mirror import wire, xdp_program
+from pileus.node.mirror import KEY_BITS, xdp_program
 from pileus.node.mirror.xdp_program import Maps
 
 MAPS = Maps(slots=1024, entries=11, groups=12, foreign=13, refused=14, sniffers=15)
@@ -36,4 +36,4 @@ def test_the_diode_drops_all() -> None:
 def test_an_entry_is_a_cache_line_and_a_group_a_key_of_eight_bytes() -> None:
     assert (xdp_program.ENTRY.size, xdp_program.GROUP.size) == (64, 8)
     assert xdp_program.GROUP_SESSIONS == 1 << 10
-    assert wire.KEY_BITS + 6 == 64
+    assert KEY_BITS + 6 == 64

@@ -23,7 +23,8 @@ from pileus.kernel.transaction import Transaction
 from pileus.mirror.decapsulator.plan import LINKS, document, refused
 from pileus.mirror.decapsulator.types import DecapsulatorAssigned, DecapsulatorObserved
 from pileus.mirror.platform import tidy
-from pileus.mirror.session.types import SESSIONS_PER_DECAPSULATOR_MAX, slot_space
+from pileus.mirror.session.types import slot_space
+from pileus.node.mirror import SESSIONS_MAX
 
 APPLIANCE = Appliance(manager=MIRRORS, role="decapsulator", vcpus=1, memory_mib=256)
 NICS = (VmNic(network="", attachment="mirror"), VmNic(network="", attachment="mirror"))
@@ -86,9 +87,9 @@ async def _world(own: Resource, store: Store) -> World:
     zone = await store.get(assigned.zone)
     nodes = await store.list(Filter(kind="fleet.node", owner=own.id))
     node = nodes[0] if nodes else None
-    held = tuple(await store.queue(slot_space(own.id), SESSIONS_PER_DECAPSULATOR_MAX))
+    held = tuple(await store.queue(slot_space(own.id), SESSIONS_MAX))
     here = Filter(kind="mirror.session", ids=held)
-    sessions = await store.list(here, limit=SESSIONS_PER_DECAPSULATOR_MAX) if held else []
+    sessions = await store.list(here, limit=SESSIONS_MAX) if held else []
     others = await _others(store, own)
     return World(
         own=own,

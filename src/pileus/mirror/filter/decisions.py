@@ -11,16 +11,12 @@ from dataclasses import replace
 from ipaddress import ip_network
 from typing import Literal, TypeVar
 
-from pileus.node.mirror.rules import PORT_MAX, Rule
+from pileus.node.mirror.rules import PORT_MAX, RULES_MAX, WITH_PORTS, Rule
 
 Decision = tuple[Rule, ...]
 T = TypeVar("T")
 
 ANY_PORT = (0, PORT_MAX)
-WITH_PORTS = (6, 17, 132)
-"""TCP, UDP, SCTP."""
-RULES_MAX = 64
-"""In a list that is put in force."""
 KEPT = 3
 """Forms of each part that are tried in the whole: the shortest part does not always make the shortest whole."""
 LENGTH_MAX, PAIRS_MAX = 128, 512

@@ -22,7 +22,6 @@ from ipaddress import ip_address, ip_network
 from pileus.kernel.errors import Invalid
 from pileus.mirror.filter.decisions import (
     ANY_PORT,
-    RULES_MAX,
     Decision,
     TooLong,
     all_of,
@@ -32,7 +31,7 @@ from pileus.mirror.filter.decisions import (
     meet,
     negated,
 )
-from pileus.node.mirror.rules import PORT_MAX, Rule
+from pileus.node.mirror.rules import PORT_MAX, RULES_MAX, Rule
 
 TEXT_MAX = 2_000
 DEPTH_MAX = 30

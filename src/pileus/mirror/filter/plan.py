@@ -9,12 +9,11 @@ from typing import Literal
 from pileus.kernel.errors import Invalid
 from pileus.mirror.filter.language import parse
 from pileus.mirror.filter.types import FilterDesired, MirrorRule
-from pileus.node.mirror.rules import PORT_MAX, Rule
+from pileus.node.mirror.rules import PORT_MAX, WITH_PORTS, Rule
 
 _PROTOCOLS: dict[str, int | Literal["arp"] | None] = {
     "any": None, "arp": "arp", "tcp": 6, "udp": 17, "sctp": 132, "icmp": 1, "icmp6": 58,
 }  # fmt: skip
-_WITH_PORTS = (None, 6, 17, 132)
 
 
 def compiled(filter: FilterDesired, field: str = "desired") -> tuple[Rule, ...]:
@@ -40,7 +39,7 @@ def expression_rules(text: str) -> tuple[Rule, ...]:
 def _compiled(rule: MirrorRule, field: str) -> Rule:
     protocol = _protocol(rule.protocol, field)
     has_ports = rule.port_first or rule.source_port_first
-    if has_ports and protocol not in _WITH_PORTS:
+    if has_ports and protocol not in (None, *WITH_PORTS):
         raise Invalid(f"{field}: {rule.protocol} has no ports; leave them out", field=f"{field}.port_first")
     versions = {ip_network(text).version for text in _checked(rule, field)}
     if len(versions) > 1:

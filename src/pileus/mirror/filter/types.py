@@ -8,9 +8,7 @@ from msgspec import Meta, Struct
 
 from pileus.kernel.condition import Condition, ready
 from pileus.kernel.kind import Column, Kind, Resource
-
-RULES_MAX = 64
-"""Of a filter: the program at the port asks them one after another, for every packet."""
+from pileus.node.mirror.rules import RULES_MAX
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Protocol = Annotated[

@@ -15,12 +15,12 @@ from pileus.mirror.admission import refuse_appliance, require_nic
 from pileus.mirror.filter.plan import expression_rules
 from pileus.mirror.session.types import (
     SESSIONS_PER_ACCOUNT_MAX,
-    SESSIONS_PER_NIC_MAX,
     SessionAssigned,
     SessionDesired,
     account_space,
 )
 from pileus.mirror.sniffer.types import SnifferDesired, sniffer_space, source_space
+from pileus.node.mirror.rules import SESSIONS_PER_PORT_MAX, SNAP_BYTES_MIN
 
 
 class SessionAdmission(Admission):
@@ -76,9 +76,6 @@ def _check_filter(desired: SessionDesired) -> None:
         )
 
 
-SNAP_BYTES_MIN = 64
-
-
 def _refuse_ended(old: Resource) -> None:
     assigned: SessionAssigned = old.assigned
     if assigned.ended != "no":
@@ -118,10 +115,10 @@ async def _claim_place(tx: Transaction, session: Resource, vm: Resource) -> None
     """Take one of the few places at the NIC. Raises: Conflict (too-many-sessions)."""
     nic = session.desired.nic
     try:
-        await tx.claim_number(source_space(vm.id, nic), 1, SESSIONS_PER_NIC_MAX, session.id)
+        await tx.claim_number(source_space(vm.id, nic), 1, SESSIONS_PER_PORT_MAX, session.id)
     except Exhausted:
         raise Conflict(
-            f"NIC {nic} of {vm} has {SESSIONS_PER_NIC_MAX} mirror sessions, which is the most; delete one first, "
+            f"NIC {nic} of {vm} has {SESSIONS_PER_PORT_MAX} mirror sessions, which is the most; delete one first, "
             f"or widen the filter of one: `pileus get session`",
             code="too-many-sessions",
             field="desired.vm",

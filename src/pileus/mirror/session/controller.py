@@ -19,8 +19,6 @@ from pileus.mirror.platform import ensure_decapsulators
 from pileus.mirror.session import plan
 from pileus.mirror.session.plan import Offered
 from pileus.mirror.session.types import (
-    KEY_RANDOM_BITS,
-    SESSIONS_PER_DECAPSULATOR_MAX,
     AtDecapsulator,
     SessionAssigned,
     SessionCounts,
@@ -29,6 +27,7 @@ from pileus.mirror.session.types import (
     slot_space,
 )
 from pileus.mirror.session.world import World, load_world
+from pileus.node.mirror import KEY_BITS, SESSIONS_MAX, SLOT_BITS
 
 log = structlog.get_logger()
 
@@ -77,7 +76,7 @@ class SessionController(Controller):
         source = await world.address_at(best, store)
         if source is None:
             return _waiting(world, "starting", "Starting", "its decapsulator has no host yet")
-        random = secrets.randbits(KEY_RANDOM_BITS)
+        random = secrets.randbits(KEY_BITS - SLOT_BITS)
 
         async def apply(tx: Transaction) -> None:
             session = await tx.get(world.session.id)
@@ -86,7 +85,7 @@ class SessionController(Controller):
                 await tx.release(session.id, slot_space(assigned.decapsulator))
                 await tx.enqueue(assigned.decapsulator)
             try:
-                slot = await tx.claim_number(slot_space(best.id), 0, SESSIONS_PER_DECAPSULATOR_MAX - 1, session.id)
+                slot = await tx.claim_number(slot_space(best.id), 0, SESSIONS_MAX - 1, session.id)
             except Exhausted:
                 raise Waiting("Starting", "its decapsulator has no place left; another is looked for", 1.0) from None
             at_legs, closed = plan.followed_legs(_at_legs(session), world.live, assigned.closed)
@@ -208,7 +207,7 @@ def _is_over(session: Resource) -> bool:
 
 def _without_place(world: World) -> Wait:
     """Return why no decapsulator takes it."""
-    if world.offered and all(each.sessions >= SESSIONS_PER_DECAPSULATOR_MAX for each in world.offered):
+    if world.offered and all(each.sessions >= SESSIONS_MAX for each in world.offered):
         message = "all decapsulators of its zone are full; ask the cloud's operator for another one"
         return _waiting(world, "starting", "NoPlace", message)
     return _waiting(world, "starting", "Starting", "a decapsulator is being made for it")

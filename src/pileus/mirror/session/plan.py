@@ -12,8 +12,6 @@ from msgspec.structs import asdict, replace
 
 from pileus.mirror.leg.types import LegAssigned
 from pileus.mirror.session.types import (
-    KEY_SLOT_BITS,
-    SESSIONS_PER_DECAPSULATOR_MAX,
     AtDecapsulator,
     SessionAssigned,
     SessionCounts,
@@ -21,6 +19,7 @@ from pileus.mirror.session.types import (
     SessionObserved,
 )
 from pileus.mirror.sniffer.types import source_space
+from pileus.node.mirror import SESSIONS_MAX, SLOT_BITS
 from pileus.node.mirror.rules import Rule
 
 HERE = "0.0.0.0"  # noqa: S104 - an address in a header, nothing listens there
@@ -106,7 +105,7 @@ def leg_name(leg: LegAssigned) -> str:
 
 def key_of(random_bits: int, slot: int) -> str:
     """Return the key of a session at a place of a decapsulator, 15 hexadecimal digits (58 bits)."""
-    return f"{random_bits << KEY_SLOT_BITS | slot:015x}"
+    return f"{random_bits << SLOT_BITS | slot:015x}"
 
 
 class Offered(Struct, frozen=True, kw_only=True):
@@ -126,16 +125,12 @@ def chosen(current: str, offered: Sequence[Offered]) -> Offered | None:
     good = [
         each
         for each in offered
-        if each.id != current and each.stays and each.state == "ready" and each.sessions < SESSIONS_PER_DECAPSULATOR_MAX
+        if each.id != current and each.stays and each.state == "ready" and each.sessions < SESSIONS_MAX
     ]
     best = min(good, key=lambda each: (each.sessions, each.id), default=None)
     if own is not None:
         return best if best is not None and (own.state == "down" or not own.stays) else own
-    rising = [
-        each
-        for each in offered
-        if each.stays and each.state == "starting" and each.sessions < SESSIONS_PER_DECAPSULATOR_MAX
-    ]
+    rising = [each for each in offered if each.stays and each.state == "starting" and each.sessions < SESSIONS_MAX]
     return best or min(rising, key=lambda each: (each.sessions, each.id), default=None)
 
 

@@ -11,10 +11,7 @@ from pileus.kernel.fields import FilterRef, SnifferRef, VmRef
 from pileus.kernel.kind import Column, Kind, Resource
 from pileus.mirror.sniffer.types import NicNumber
 
-SESSIONS_PER_NIC_MAX, SESSIONS_PER_ACCOUNT_MAX = 8, 100
-SESSIONS_PER_DECAPSULATOR_MAX = 400
-"""As pileus.node.mirror.SESSIONS_MAX says."""
-KEY_RANDOM_BITS, KEY_SLOT_BITS = 42, 16
+SESSIONS_PER_ACCOUNT_MAX = 100
 
 
 class SessionDesired(Struct, frozen=True, kw_only=True):

@@ -33,5 +33,6 @@ CAPTURE_PORT = 4753
 TOO_MANY, TOO_MANY_OF_SESSION = "too-many-readers", "too-many-readers-of-session"
 """Codes of refusals."""
 
+KEY_BITS, SLOT_BITS = 58, 16
 SESSIONS_MAX = 400
 """Of one decapsulator: their counts must fit into a status, 145 bytes each at most."""

@@ -16,6 +16,11 @@ PORT_MAX = 65_535
 RULES_MAX = 64
 """Of one session."""
 
+SESSIONS_PER_PORT_MAX = 8
+
+SNAP_BYTES_MIN = 64
+"""The kernel cuts nothing off a packet's headers up to those of TCP or UDP: 54 bytes with IPv6."""
+
 IPV4, ARP, IPV6 = 0x0800, 0x0806, 0x86DD
 WITH_PORTS = (6, 17, 132)
 """TCP, UDP and SCTP: their first four bytes are the ports."""

@@ -13,6 +13,8 @@ from ipaddress import IPv4Address
 from socket import inet_ntoa
 from typing import Literal
 
+from pileus.node.mirror import KEY_BITS, SLOT_BITS
+
 REASONS = (
     "short", "not-ipv4", "options", "fragment", "not-gre", "bad-gre", "bad-version", "wrong-leg", "unknown-session",
 )  # fmt: skip
@@ -24,7 +26,6 @@ ETHERTYPE_LABEL = 0x88B6
 """After a label; and of frames that are kept, instead of the IPv4 that they came with. Source: IEEE 802, local experimental."""
 
 FIRST_LEG, SECOND_LEG = 1, 2
-KEY_BITS, SLOT_BITS = 58, 16
 KEY_MAX = (1 << KEY_BITS) - 1
 SLOT_MASK = (1 << SLOT_BITS) - 1
 

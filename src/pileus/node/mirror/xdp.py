@@ -17,7 +17,7 @@ from ipaddress import IPv4Address
 from typing import Literal
 
 from pileus.node.ebpf import kernel
-from pileus.node.mirror import wire, xdp_program
+from pileus.node.mirror import KEY_BITS, wire, xdp_program
 from pileus.node.mirror.sessions import Counts, To, check_slot
 from pileus.node.mirror.xdp_program import ENTRY, GROUP, GROUP_SESSIONS, TO_SNIFFERS, TO_STORE, Maps
 
@@ -124,7 +124,7 @@ class XdpPath:
         check_slot(slot, key)
         if slot >= self._slots:
             raise ValueError(f"slot {slot} is not below {self._slots}")
-        word = _raw((_TO[to] << wire.KEY_BITS | key).to_bytes(8, "big"))
+        word = _raw((_TO[to] << KEY_BITS | key).to_bytes(8, "big"))
         wanted = word, _raw(IPv4Address(source).packed)
         if self._wanted.get(slot) == wanted:
             return

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from pileus.drivers.host.errors import DriverError
-from pileus.node.mirror.rules import BadRules, Rule, check
+from pileus.node.mirror.rules import SESSIONS_PER_PORT_MAX, BadRules, Rule, check
 
 
 class SourceSpec(Struct, frozen=True, kw_only=True):
@@ -140,12 +140,6 @@ class Mirror(Protocol):
 
     async def tear_down(self) -> None:
         """Remove everything, whoever made it."""
-
-
-SESSIONS_PER_PORT_MAX = 8
-
-SNAP_BYTES_MIN = 64
-"""The kernel cuts nothing off a packet's headers up to those of TCP or UDP: 54 bytes with IPv6."""
 
 
 def refuse_source(spec: SourceSpec, there: Iterable[LegSpec]) -> None:

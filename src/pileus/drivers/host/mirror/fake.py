@@ -16,7 +16,6 @@ from msgspec import Struct
 
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.mirror.base import (
-    SNAP_BYTES_MIN,
     DeliveryCounts,
     DeliverySpec,
     LegCounts,
@@ -29,7 +28,7 @@ from pileus.drivers.host.mirror.base import (
     refuse_source,
 )
 from pileus.node.mirror import wire
-from pileus.node.mirror.rules import Direction, decide, samples_flow
+from pileus.node.mirror.rules import SNAP_BYTES_MIN, Direction, decide, samples_flow
 
 Call = Literal["open", "observe", "put", "remove", "tear_down"]
 

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from pileus.node.ebpf import kernel
 from pileus.node.ebpf.assembler import R0, R1, R2, R10, Program
-from pileus.node.mirror import wire
+from pileus.node.mirror import KEY_BITS, wire
 
 FORMAT = "1"
 """Of maps and their values: what programs of another one left behind is not adopted, and goes with the last leg."""
@@ -130,7 +130,7 @@ def arrival_value(device: int, source: str, slot: int, leg: int) -> bytes:
 
 def subheader(key: int, leg: int) -> bytes:
     """Return a key of ``arrivals``."""
-    return (leg << wire.KEY_BITS | key).to_bytes(8, "big")
+    return (leg << KEY_BITS | key).to_bytes(8, "big")
 
 
 def network32(address: str) -> int:

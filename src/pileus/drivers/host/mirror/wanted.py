@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec import Struct, field
 
 from pileus.drivers.host.mirror import bus, gate, relay, select
-from pileus.drivers.host.mirror.base import SNAP_BYTES_MIN, DeliverySpec, LegSpec, RelaySpec, SourceSpec
+from pileus.drivers.host.mirror.base import DeliverySpec, LegSpec, RelaySpec, SourceSpec
 from pileus.drivers.host.mirror.layout import (
     FORMAT,
     Maps,
@@ -22,7 +22,7 @@ from pileus.drivers.host.mirror.layout import (
 )
 from pileus.drivers.host.ovs.flows import tap_name
 from pileus.node.ebpf import kernel
-from pileus.node.mirror.rules import Direction
+from pileus.node.mirror.rules import SNAP_BYTES_MIN, Direction
 from pileus.node.mirror.wire import FIRST_LEG, OVERHEAD_BYTES, SECOND_LEG
 
 COPIES, BUS = "pileus-copies", "pileus-bus"
