@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from typing import Literal
 
 import structlog
 from msgspec.structs import replace
@@ -52,7 +53,7 @@ class SessionController(Controller):
         now = self._clock()
         ends_at = plan.ends_at(assigned.began_at, resource.desired.duration_s)
         if assigned.ended != "no" or (ends_at and now >= ends_at):
-            return await self._end(world, store, now)
+            return self._end(world, now)
         if world.lacking is not None:
             return _waiting(world, "waiting", world.lacking.reason, world.lacking.message)
         best = plan.chosen(assigned.decapsulator, world.offered)
@@ -69,7 +70,7 @@ class SessionController(Controller):
                 "its packets would have to go to another host, and no tunnel leads there; ask the cloud's operator"
             )
             return _waiting(world, "waiting", "NoTunnel", message)
-        return await self._keep(world, store, now)
+        return self._keep(world, now)
 
     async def _place(self, world: World, best: Offered, store: Store) -> Outcome:
         """Give it a place and a key at a decapsulator that has a host."""
@@ -105,7 +106,7 @@ class SessionController(Controller):
 
         return Wait("Starting", "it gets its place at a decapsulator", 0.0, apply)
 
-    async def _keep(self, world: World, store: Store, now: float) -> Outcome:
+    def _keep(self, world: World, now: float) -> Outcome:
         """Keep its legs as wished; the source comes last, when all that follows is ready for it."""
         assert world.course is not None  # it was asked for before
         session = world.session
@@ -116,12 +117,11 @@ class SessionController(Controller):
         began = assigned.began_at or (now if runs else 0.0)
         ends_at = plan.ends_at(began, session.desired.duration_s)
         course = world.course
-        at_legs, closed = plan.followed_legs(_at_legs(session), world.live, assigned.closed)
-        at, closed = plan.followed(_at(session), world.said, closed)
+        at, at_legs, closed = _followed(world)
         counts = plan.counted(closed, world.live, at)
 
         async def apply(tx: Transaction) -> None:
-            await _make_legs(tx, world, wished, with_source=not missing or _may_send(world, wished))
+            await _make_legs(tx, world, wished)
             if world.lacks_decapsulators:
                 await ensure_decapsulators(tx, world.zone)
             current = await tx.get(session.id)
@@ -151,22 +151,22 @@ class SessionController(Controller):
             return Wait("Starting", missing, LOOK_AGAIN_S, apply)
         return Done(apply, min(LOOK_AGAIN_S, max(0.1, ends_at - now)) if ends_at else LOOK_AGAIN_S)
 
-    async def _end(self, world: World, store: Store, now: float) -> Outcome:
+    def _end(self, world: World, now: float) -> Outcome:
         """Take the source away, wait for the last counts, then give everything back; the counts stay with the session."""
         session = world.session
         assigned: SessionAssigned = session.assigned
-        at_legs, closed = plan.followed_legs(_at_legs(session), world.live, assigned.closed)
-        at, closed = plan.followed(_at(session), world.said, closed)
+        at, at_legs, closed = _followed(world)
         sources = [leg for leg in world.legs.values() if leg.assigned.role == "source"]
         is_late = assigned.ended != "no" and now >= assigned.ends_at + ENDING_S
         sent = closed.get("sent", 0) - closed.get("sent_over", 0)
         is_whole = not sources and at.received + at.before >= sent
-        going = list(world.legs.values()) if (is_late or is_whole) else sources
-        if (is_late or is_whole) and not world.legs:
+        has_last_counts = is_late or is_whole
+        going = list(world.legs.values()) if has_last_counts else sources
+        done = has_last_counts and not world.legs
+        if done:
             closed = plan.settled(closed, at)
             at = AtDecapsulator()
         counts = plan.counted(closed, world.live, at)
-        done = (is_late or is_whole) and not world.legs
 
         async def apply(tx: Transaction) -> None:
             for leg in going:
@@ -213,20 +213,21 @@ def _without_place(world: World) -> Wait:
     return _waiting(world, "starting", "Starting", "a decapsulator is being made for it")
 
 
-def _waiting(world: World, state: str, reason: str, message: str) -> Wait:
+def _waiting(world: World, state: Literal["waiting", "starting"], reason: str, message: str) -> Wait:
     """Return a wait that is said in the observed section too, with what is to be made for the session."""
     session = world.session
+
+    stops = world.lacking is not None and world.lacking.stops
 
     async def apply(tx: Transaction) -> None:
         if world.lacking is None and world.lacks_decapsulators:
             await ensure_decapsulators(tx, world.zone)
-        if world.lacking is not None and world.lacking.stops:
-            for leg in world.legs.values():
-                await tx.mark_deleting(leg)
+        for leg in world.legs.values() if stops else ():
+            await tx.mark_deleting(leg)
         current = await tx.get(session.id)
         counts = current.observed.counts if current.observed is not None else SessionCounts()
         found = SessionObserved(
-            state="waiting" if state == "waiting" else "starting",
+            state=state,
             reason=reason,
             message=message,
             counts=counts,
@@ -234,7 +235,6 @@ def _waiting(world: World, state: str, reason: str, message: str) -> Wait:
             at_legs=_at_legs(current),
         )
         # Its next source numbers its packets from 0: without a place of its source it gets another key.
-        stops = world.lacking is not None and world.lacking.stops
         decided = replace(current.assigned, source_host="") if stops else current.assigned
         if stops and not world.legs and decided.decapsulator:
             decided = await _give_place_back(tx, session, decided, _at(current))
@@ -254,6 +254,14 @@ async def _give_place_back(
     return replace(assigned, closed=closed, decapsulator="", node="", slot=-1, key="", source_host="")
 
 
+def _followed(world: World) -> tuple[AtDecapsulator, dict[str, dict[str, int]], dict[str, int]]:
+    """Return what is known now at the decapsulator and of the legs, and the closed counts."""
+    session = world.session
+    at_legs, closed = plan.followed_legs(_at_legs(session), world.live, session.assigned.closed)
+    at, closed = plan.followed(_at(session), world.said, closed)
+    return at, at_legs, closed
+
+
 def _at_legs(session: Resource) -> dict[str, dict[str, int]]:
     observed: SessionObserved | None = session.observed
     return observed.at_legs if observed is not None else {}
@@ -270,22 +278,20 @@ def _missing(world: World, wished: Mapping[str, LegAssigned]) -> str:
         return "its decapsulator has not taken it yet"
     for name, wish in wished.items():
         leg = world.legs.get(name)
-        if leg is None or leg.deleting or leg.assigned != wish or not in_force(leg):
+        if not _is_as_wished(leg, wish):
             reason = leg.ready.reason if leg is not None and leg.ready is not None and not leg.deleting else ""
-            return f"the {wish.role} is not ready yet{' (' if reason else ''}{reason}{')' if reason else ''}"
+            return f"the {wish.role} is not ready yet{f' ({reason})' if reason else ''}"
     return ""
 
 
-def _may_send(world: World, wished: Mapping[str, LegAssigned]) -> bool:
-    """Tell whether all that follows the source is ready for its packets."""
+def _is_as_wished(leg: Resource | None, wish: LegAssigned) -> bool:
+    return leg is not None and not leg.deleting and leg.assigned == wish and in_force(leg)
+
+
+async def _make_legs(tx: Transaction, world: World, wished: Mapping[str, LegAssigned]) -> None:
+    """Make, change and remove legs; the source is made when all that follows it is ready, and stays when that changes."""
     later = [(name, wish) for name, wish in wished.items() if wish.role != "source"]
-    return world.is_loaded and all(
-        name in world.legs and world.legs[name].assigned == wish and in_force(world.legs[name]) for name, wish in later
-    )
-
-
-async def _make_legs(tx: Transaction, world: World, wished: Mapping[str, LegAssigned], *, with_source: bool) -> None:
-    """Make, change and remove legs; a source that is there stays while what follows it changes."""
+    with_source = world.is_loaded and all(_is_as_wished(world.legs.get(name), wish) for name, wish in later)
     for name, leg in world.legs.items():
         if name not in wished:
             await tx.mark_deleting(leg)

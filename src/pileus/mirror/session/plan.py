@@ -134,11 +134,11 @@ def chosen(current: str, offered: Sequence[Offered]) -> Offered | None:
     return best or min(rising, key=lambda each: (each.sessions, each.id), default=None)
 
 
-_SHOWN_AS = {
-    "source": {word: word for word in ("seen", "matched", "sampled", "limited", "failed", "sent", "sent_bytes", "truncated")},
-    "relay": {},
-    "delivery": {"delivered": "delivered", "delivered_bytes": "delivered_bytes", "dropped": "dropped"},
-}  # fmt: skip
+_SHOWN = {
+    "source": ("seen", "matched", "sampled", "limited", "failed", "sent", "sent_bytes", "truncated"),
+    "relay": (),
+    "delivery": ("delivered", "delivered_bytes", "dropped"),
+}
 """What a session shows of each leg's counts, by role."""
 
 
@@ -148,8 +148,8 @@ Counts = Mapping[str, int]
 def added(total: Counts, leg: LegAssigned, counts: Counts) -> dict[str, int]:
     """Return ``total`` with what a leg counted; what it did not say counts nothing."""
     result = dict(total)
-    for word, shown in _SHOWN_AS[leg.role].items():
-        result[shown] = result.get(shown, 0) + max(0, counts.get(word, 0))
+    for word in _SHOWN[leg.role]:
+        result[word] = result.get(word, 0) + max(0, counts.get(word, 0))
     return result
 
 
