@@ -96,6 +96,8 @@ def test_a_reader_that_follows_gets_each_packet_at_once_and_an_end_with_the_sess
     node.send(header(0), inner(b"before"))
     kept(node, "one", 1)
     with node.connect(session="one", want="packets", **{"from": "now"}, follow=True) as now:
+        # "now" is when the reader's line was read, which the first bytes of its answer tell.
+        assert now.recv(1, socket.MSG_PEEK)
         with node.connect(session="one", want="packets", follow=True) as start:
             reader = Reader()
             found: list[Block] = []
