@@ -4,6 +4,7 @@ It does nothing else, whoever asks. Messages are JSON objects; bytes that belong
 
     host   {"id", "verb": "configure", "base": hash or "", "sections": {...}, "hash"}
            {"id", "verb": "request", "request": {"id", "sequence", "deadline", "now", "withdrawn"}} newline payload
+           {"id", "verb": "poll"}: look at the role now, and report
     node   {"id", "stale": true}  {"id", "report": {...}}                                {"report": {...}} unasked
            {"id", "answer": {"state"}} newline answer    {"id", "failed": why it could not be noted}
 """
@@ -115,6 +116,8 @@ class Server:
             self._spawn(self._configure(asked, opens))
         elif asked["verb"] == "request":
             self._on_request(asked["id"], asked["request"], payload)
+        elif asked["verb"] == "poll":
+            self._spawn(self._poll(asked["id"], opens))
 
     def on_pong(self, number: int) -> None:
         """Never called: the host is not pinged."""
@@ -135,6 +138,11 @@ class Server:
             self._send(b'{"id":%d,"stale":true}' % request["id"])
         else:
             self._send(b'{"id":%d,"report":%b}' % (request["id"], self._report()))
+
+    async def _poll(self, id: int, opens: int) -> None:
+        await self._duty.look()
+        if self.conversation.session.opens == opens:
+            self._send(b'{"id":%d,"report":%b}' % (id, self._report()))
 
     def _on_request(self, id: int, asked: dict[str, Any], payload: bytes) -> None:
         opens = self.conversation.session.opens

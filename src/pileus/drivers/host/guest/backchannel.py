@@ -44,10 +44,11 @@ FOREIGN_KEY = "the node could not prove that it is this machine's"
 
 
 class Backchannel:
-    """``run`` it; ``fact`` is what is known. ``changed`` is called whenever it changed."""
+    """``run`` it; ``fact`` is what is known, ``heard_at`` since when. ``changed`` is called whenever it changed."""
 
     def __init__(self, machine: str, key: bytes, dial: Dial, changed: Callable[[], None], limits: Limits) -> None:
         self.fact = NodeFact(machine=machine, state="silent")
+        self.heard_at = 0.0
         self._machine = machine
         self._dial = dial
         self._changed = changed
@@ -64,10 +65,10 @@ class Backchannel:
         self._answers: dict[int, asyncio.Future[tuple[Message, bytes]]] = {}
         self._late: set[int] = set()
         """What was asked in this session and not awaited to its end."""
+        self._poll: asyncio.Future[tuple[Message, bytes]] | None = None
         self._pings: dict[int, asyncio.Future[None]] = {}
         self._document: Document | None = None
         """What the node acknowledged last."""
-        self._heard_at = 0.0
         self._called_at = 0.0
         self._proved = 0
         self._noise = 0
@@ -127,6 +128,23 @@ class Backchannel:
                 self._on_hostile("it answered a request with something else")
                 raise self._silent()
             return GuestAnswer(state=message.answer.state, answer=answer)
+
+    async def poll(self, timeout_s: float) -> NodeFact:
+        """Let the node look at its role now, and return what it says. Raises: DriverError (NodeSilent).
+
+        A poll that had no answer in time is waited for again, and none sent beside it: a node that answers none, or
+        late, gets one in a session.
+        """
+        if self._poll is None or self._poll.done():
+            self._poll = self._send_poll()
+        await asyncio.wait([self._poll], timeout=timeout_s)
+        if not self._poll.done():
+            raise self._silent()
+        if self._poll.result()[0].report is None:
+            if self._conversation.session.open:
+                self._on_hostile("it answered a poll with something else")
+            raise self._silent()
+        return self.fact
 
     async def connect(self, address: str, port: int, timeout_s: float) -> ChannelStream:
         """Let the node open a TCP connection. Raises: DriverError (NodeSilent, ConnectRefused)."""
@@ -197,7 +215,7 @@ class Backchannel:
     def on_signal(self, signal: Signal) -> None:
         """The session opened, was lost, or could be opened."""
         if signal is Signal.OPENED:
-            self._heard_at = self._loop.time()
+            self.heard_at = self._loop.time()
         elif signal is Signal.GREETED:
             self._call_soon()
         elif signal is Signal.REFUSED:
@@ -212,7 +230,7 @@ class Backchannel:
         except Hostile as hostile:
             self._on_hostile(f"it sent {hostile}")
             return
-        self._heard_at = self._loop.time()
+        self.heard_at = self._loop.time()
         asked = self._answers.pop(message.id, None) if message.id is not None else None
         if asked is None:
             self._noise += MESSAGE_NOISE_BYTES + len(body)
@@ -227,7 +245,7 @@ class Backchannel:
 
     def on_pong(self, number: int) -> None:
         """The node answers a ping."""
-        self._heard_at = self._loop.time()
+        self.heard_at = self._loop.time()
         answer = self._pings.pop(number, None)
         if not number:
             self._on_hostile("it answered a ping that it did not get")
@@ -250,7 +268,7 @@ class Backchannel:
                     self._call()
             else:
                 answers = await self._answers_within(HINT_TIMEOUT_S)
-                if not answers and (hinted or now > self._heard_at + SILENT_S):
+                if not answers and (hinted or now > self.heard_at + SILENT_S):
                     self._call()
 
     async def _answers_within(self, timeout_s: float) -> bool:
@@ -343,6 +361,17 @@ class Backchannel:
         finally:
             if self._answers.pop(number, None) is not None:
                 self._late.add(number)
+
+    def _send_poll(self) -> asyncio.Future[tuple[Message, bytes]]:
+        number = next(self._numbers)
+        try:
+            self._conversation.send(msgspec.json.encode({"verb": "poll", "id": number}))
+        except (ConnectionError, ValueError) as exc:
+            raise self._silent() from exc
+        answer = self._answers[number] = self._loop.create_future()
+        # The session may end when nobody waits any more.
+        answer.add_done_callback(lambda ended: ended.exception())
+        return answer
 
     def _acknowledge(self, document: Document) -> None:
         # A copy, because the caller may go on changing its own.

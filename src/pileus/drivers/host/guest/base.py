@@ -166,6 +166,16 @@ class Guest(Protocol):
         Requests of one node are made one after another. Raises: DriverError (NodeSilent: try again, nothing is lost).
         """
 
+    async def poll(self, machine: str, timeout_s: float) -> NodeFact:
+        """Let the node look at its role now, and return what it says then.
+
+        Calls at the same time share one look. Raises: DriverError (NodeSilent: no answer in time, which is all that a
+        node says whose version knows no polls; what is known of it stays as it is).
+        """
+
+    def heard_s(self, machine: str) -> float:
+        """Return for how many seconds nothing of the node was heard that proves it lives; -1.0: never anything."""
+
     async def connect(self, machine: str, address: str, port: int, timeout_s: float = 10.0) -> Stream:
         """Let the node open a TCP connection in its networks. Raises: DriverError (NodeSilent, ConnectRefused)."""
 

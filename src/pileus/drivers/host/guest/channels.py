@@ -62,6 +62,11 @@ class Channels:
         """Return what is known of every attached machine's node."""
         return {machine: channel.fact for machine, (_, channel, _) in self._held.items()}
 
+    def heard_s(self, machine: str) -> float:
+        """Return for how many seconds nothing of the machine's node was heard; -1.0: never anything."""
+        heard_at = self._held[machine][1].heard_at if machine in self._held else 0.0
+        return asyncio.get_running_loop().time() - heard_at if heard_at else -1.0
+
     def hint(self, machine: str) -> None:
         """Look at the machine's channel now."""
         if machine in self._held:

@@ -79,6 +79,8 @@ class GuestWorld(Struct, kw_only=True):
     """What each node's role answers to a payload (may raise RoleRefused); without one it is an echo."""
     cut: Callable[[str], bool] = _never
     """Whether the machine's node ends now and begins anew: asked at each step of a request."""
+    unpolled: set[str] = field(default_factory=set)
+    """Nodes that answer no poll, as those of a version that knows none."""
     configured: int = 0
     """How many documents were taken."""
     listening: dict[tuple[str, int], Callable[[], Stream]] = field(default_factory=dict)
@@ -214,6 +216,18 @@ class FakeGuest:
     def _check(self, machine: str) -> None:
         if machine not in self._attached or not self.world.running(machine) or machine in self.world.quarantined:
             raise DriverError("NodeSilent", f"the node of machine {machine} does not answer")
+
+    async def poll(self, machine: str, timeout_s: float) -> NodeFact:
+        """Return what the node says. Raises: DriverError (NodeSilent)."""
+        self._check(machine)
+        if machine in self.world.unpolled:
+            raise DriverError("NodeSilent", f"the node of machine {machine} does not answer")
+        return self._fact(machine)
+
+    def heard_s(self, machine: str) -> float:
+        """Return 0.0 for a node that could answer; -1.0 else: a simulated node that is silent never was heard."""
+        lives = machine in self._attached and self.world.running(machine) and machine not in self.world.quarantined
+        return 0.0 if lives else -1.0
 
     async def connect(self, machine: str, address: str, port: int, timeout_s: float = 10.0) -> Stream:
         """Return what ``listening`` makes. Raises: DriverError (NodeSilent, ConnectRefused)."""

@@ -33,7 +33,7 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 class AgentChannel:
-    """``run`` it; ``fact`` is what is known. ``changed`` is called whenever it changed."""
+    """``run`` it; ``fact`` is what is known, ``heard_at`` since when. ``changed`` is called whenever it changed."""
 
     def __init__(
         self, machine: str, socket: Path, allowed: Allowed, changed: Callable[[], None], limits: Limits
@@ -41,6 +41,7 @@ class AgentChannel:
         """Raises DriverError (BadPackage)."""
         check(allowed)
         self.fact = NodeFact(machine=machine, state="silent")
+        self.heard_at = 0.0
         self._machine = machine
         self._socket = socket
         self._allowed = allowed
@@ -48,6 +49,7 @@ class AgentChannel:
         self._flood = Flood(limits)
         self._offences = Offences(limits)
         self._agent: GuestAgent | None = None
+        self._poll: asyncio.Future[None] | None = None
         self._hinted = asyncio.Event()
         self._turn = asyncio.Lock()
 
@@ -94,6 +96,19 @@ class AgentChannel:
                 agent.blame(error)
                 raise
 
+    async def poll(self, timeout_s: float) -> NodeFact:
+        """Ask the agent for a sign of life; it has no role to look at. Raises: DriverError (NodeSilent, NodeHostile)."""
+        if self._poll is None or self._poll.done():
+            self._poll = asyncio.ensure_future(self._ping(self._ready()))
+            # The agent may end when nobody waits any more.
+            self._poll.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        await asyncio.wait([self._poll], timeout=timeout_s)
+        if not self._poll.done():
+            # It does one thing at a time: what is slow is no reason to hang up on it.
+            raise DriverError("NodeSilent", f"the guest agent of machine {self._machine} did not answer in time")
+        self._poll.result()
+        return self.fact
+
     async def connect(self, address: str, port: int, timeout_s: float) -> NoReturn:
         """Raises: DriverError (ConnectRefused)."""
         raise DriverError("ConnectRefused", f"{address}:{port}: QEMU's guest agent makes no connections")
@@ -126,10 +141,14 @@ class AgentChannel:
             hinted = self._hinted.is_set()
             self._hinted.clear()
             # A call whose answer a dead agent took with it keeps the turn, so the time for that counts too.
-            await _in_time(agent.ping(), HINT_TIMEOUT_S if hinted else None, agent)
+            await _in_time(self._ping(agent), HINT_TIMEOUT_S if hinted else None, agent)
             if hinted:
                 # It may have booted between two of our pings, and then serves the same connection.
                 await self._learn(agent)
+
+    async def _ping(self, agent: GuestAgent) -> None:
+        await agent.ping()
+        self.heard_at = asyncio.get_running_loop().time()
 
     async def _meet(self, agent: GuestAgent) -> None:
         """Get in step with the agent, which may start later; a hint leaves it a few seconds."""
@@ -147,6 +166,7 @@ class AgentChannel:
     async def _learn(self, agent: GuestAgent) -> None:
         """Learn who the guest is, and whether it can be worked with."""
         version, lacks = await agent.facts()
+        self.heard_at = asyncio.get_running_loop().time()
         boot_id = hash_ = refused = ""
         if lacks:
             refused = f"its guest agent does not allow {', '.join(sorted(lacks))}"

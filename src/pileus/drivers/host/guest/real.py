@@ -122,6 +122,14 @@ class GuestChannel:
         """Let the node do ``request`` once. Raises: DriverError (NodeSilent, BadRequest)."""
         return await self._channels.get(machine).request(request)
 
+    async def poll(self, machine: str, timeout_s: float) -> NodeFact:
+        """Let the node look at its role now, and return what it says then. Raises: DriverError (NodeSilent)."""
+        return await self._channels.get(machine).poll(timeout_s)
+
+    def heard_s(self, machine: str) -> float:
+        """Return for how many seconds nothing of the node was heard; -1.0: never anything."""
+        return self._channels.heard_s(machine)
+
     async def connect(self, machine: str, address: str, port: int, timeout_s: float = 10.0) -> Stream:
         """Let the node open a TCP connection. Raises: DriverError (NodeSilent, ConnectRefused)."""
         return TcpStream(await self._channels.get(machine).connect(address, port, timeout_s))
