@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from typing import TypedDict
 
 SYSTEM_FOLDERS = ("usr", "lib", "lib64", "bin")
@@ -138,13 +139,35 @@ def _become(plan: Plan) -> None:
     os.execvpe(plan["command"][0], plan["command"], environment)  # noqa: S606 (no shell is what is wanted)
 
 
+def confine(root: str, user: int, limits: dict[str, int], work: Callable[[], int]) -> int:
+    """Return what ``work`` does where there is no file at all, or 128 and the signal that killed it. Raises OSError.
+
+    It keeps the descriptors that are open now and the modules that are loaded; ``root`` is an empty folder.
+    """
+
+    def enter() -> None:
+        _die_with_parent()
+        _call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
+        _call("mount", b"cell", root.encode(), b"tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, b"size=4k")
+        _enter(root)
+        _drop(user, limits)
+        os._exit(work())
+
+    return _apart(enter)
+
+
 def main() -> int:
     """Return the command's exit code, or 128 and the signal that killed it, as a shell would. Raises OSError."""
     plan: Plan = json.loads(sys.argv[1])
+    return _apart(lambda: _become(plan))
+
+
+def _apart(become: Callable[[], None]) -> int:
+    """Return how a child with namespaces of its own ended. Raises OSError."""
     _call("unshare", sum(NAMESPACES.values()))
     child = os.fork()
     if child == 0:
-        _become(plan)
+        become()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code < 0:
         sys.stderr.write(f"ended by signal {-code}\n")
