@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from ipaddress import ip_address
 from typing import Any
@@ -251,6 +252,45 @@ async def test_a_changed_leg_keeps_its_counts_and_a_new_key_has_none(rig: Rig) -
     ]  # fmt: skip
 
 
+async def test_a_source_that_takes_anothers_place_misses_no_packet_and_doubles_none(rig: Rig) -> None:
+    host = await one_host(rig, relay(), source(session="one"))
+    passed, is_over = 0, asyncio.Event()
+
+    async def pass_all() -> None:
+        nonlocal passed
+        while not is_over.is_set():
+            host.passes(WEB, udp(passed, size=8), "egress" if passed % 2 else "ingress")
+            passed += 1
+            await asyncio.sleep(0)
+
+    passing = asyncio.create_task(pass_all())
+    changes = 20
+    for number in range(1, changes + 1):
+        await host.mirror.put(source(key=KEY + number, id=f"s{number}", session="one"))
+    is_over.set()
+    await passing
+    found = [await counts(host, id) for id in ("s", *(f"s{number}" for number in range(1, changes + 1)))]
+    assert sum(each.seen for each in found if isinstance(each, SourceCounts)) == passed
+    assert all(isinstance(each, SourceCounts) and each.sent == each.seen for each in found)
+
+
+async def test_of_a_sessions_sources_at_a_port_the_newest_copies(rig: Rig) -> None:
+    host = await one_host(rig, relay(), relay(key=KEY + 1, id="r2"), source(session="one"))
+    host.passes(WEB, udp(1), "egress")
+    await host.mirror.put(source(key=KEY + 1, id="s2", session="one"))
+    await host.mirror.put(source(session="one"))
+    host.passes(WEB, udp(2), "egress")
+    await host.until(lambda: len(host.arrived[TUNNEL_NIC]) == 2)
+    assert [(got.header.key, got.header.sequence) for got in host.arrived[TUNNEL_NIC]] == [(KEY, 0), (KEY + 1, 0)]
+    length = len(udp(1))
+    each = SourceCounts(seen=1, matched=1, sampled=1, sent=1, sent_bytes=length)
+    assert (await counts(host, "s"), await counts(host, "s2")) == (each, each)
+    await host.mirror.remove("s")
+    host.passes(WEB, udp(3), "egress")
+    await host.until(lambda: len(host.arrived[TUNNEL_NIC]) == 3)
+    assert set(await host.mirror.observe()) == {"r", "r2", "s2"}
+
+
 async def test_copies_with_an_unknown_key_or_from_another_source_arrive_nowhere(rig: Rig) -> None:
     a, b, c = await three_hosts(rig)
     await put(b, relay(c.address, c.address))
@@ -294,3 +334,5 @@ async def test_what_cannot_be_is_refused(rig: Rig) -> None:
     assert caught.value.reason == "TooManySessions"
     await host.mirror.put(source(key=KEY, id="s0", snap_bytes=99))
     assert len(await host.mirror.observe()) == SESSIONS_PER_PORT_MAX
+    await host.mirror.put(source(key=KEY + 98, id="s98", session="s0"))
+    assert len(await host.mirror.observe()) == SESSIONS_PER_PORT_MAX + 1

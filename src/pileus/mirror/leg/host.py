@@ -17,6 +17,7 @@ from pileus.kernel.half import Half, Peers
 from pileus.kernel.kind import Resource
 from pileus.mirror.leg.types import LOST, LegAssigned, LegObserved
 from pileus.network.port.types import PortObserved
+from pileus.node.mirror.rules import Rule
 
 PORT_AWAITED_S = 0.2
 """How soon a leg looks again whether its port is plugged."""
@@ -51,6 +52,7 @@ def spec_of(leg: Resource) -> LegSpec:
                 port=assigned.port,
                 key=key,
                 target=assigned.target or "",
+                session=assigned.session,
                 number=assigned.number,
                 direction=assigned.direction,
                 rules=assigned.rules,
@@ -72,8 +74,18 @@ def spec_of(leg: Resource) -> LegSpec:
             return DeliverySpec(id=leg.id, key=key, source=assigned.source, port=assigned.port)
 
 
-def plan(deleting: bool, wanted: LegSpec, seen: Seen, lacking: bool) -> Step | None:
+def isolated(wanted: LegSpec) -> LegSpec | None:
+    """Return what the mirror has of a leg whose port is isolated: a source that takes nothing; None: no delivery.
+
+    A source stays, because its packets go on to be numbered from where they were.
+    """
+    return replace(wanted, rules=(Rule(action="reject"),)) if isinstance(wanted, SourceSpec) else None
+
+
+def plan(deleting: bool, wanted: LegSpec | None, seen: Seen, lacking: bool) -> Step | None:
     """Return the next step: put until spec and host agree, as soon as its ports are plugged; remove when deleting.
+
+    ``wanted`` None: it may not be in force now.
 
     A source that was lost is not made anew: it would number its packets from 0, which one key must not see twice.
     """
@@ -83,6 +95,8 @@ def plan(deleting: bool, wanted: LegSpec, seen: Seen, lacking: bool) -> Step | N
         return None
     if lacking:
         return Step(verb="wait", after_s=PORT_AWAITED_S)
+    if wanted is None:
+        return Step(verb="remove") if seen.is_left else None
     return None if seen.leg is not None and seen.leg.spec == wanted else Step(verb="put")
 
 
@@ -112,7 +126,7 @@ class LegHalf(Half[Seen, Step]):
 
     def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
         """Return the next step of the leg."""
-        return plan(resource.deleting, spec_of(resource), fact, _lacks_port(resource.assigned, peers))
+        return plan(resource.deleting, _wanted(resource, peers), fact, _lacks_port(resource.assigned, peers))
 
     async def do(self, step: Step, resource: Resource, peers: Peers) -> None:
         """Do one step with the mirror. Raises: DriverError."""
@@ -123,7 +137,9 @@ class LegHalf(Half[Seen, Step]):
             problem = self._mirror.problem()
             if problem:
                 raise DriverError("MirrorUnsupported", f"this host cannot mirror: {problem}")
-            await self._mirror.put(spec_of(resource))
+            wanted = _wanted(resource, peers)
+            if wanted is not None:
+                await self._mirror.put(wanted)
         finally:
             self._legs.changed()
 
@@ -166,6 +182,14 @@ class LegHalf(Half[Seen, Step]):
 
 
 LAST_MAX = 1000
+
+
+def _wanted(leg: Resource, peers: Peers) -> LegSpec | None:
+    """Return what the mirror shall have now; None: nothing."""
+    port = peers.peer(leg.assigned.port)
+    observed: PortObserved | None = port.observed if port is not None else None
+    is_isolated = observed is not None and observed.isolated == "yes"
+    return isolated(spec_of(leg)) if is_isolated else spec_of(leg)
 
 
 def _lacks_port(assigned: LegAssigned, peers: Peers) -> bool:

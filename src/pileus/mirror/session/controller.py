@@ -90,6 +90,7 @@ class SessionController(Controller):
             except Exhausted:
                 raise Waiting("Starting", "its decapsulator has no place left; another is looked for", 1.0) from None
             at_legs, closed = plan.followed_legs(_at_legs(session), world.live, assigned.closed)
+            at, closed = plan.followed(_at(session), world.heard, closed)
             placed = replace(
                 assigned,
                 closed=closed,
@@ -100,7 +101,7 @@ class SessionController(Controller):
                 source_host=world.session_host,
                 source_address=source,
             )
-            observed = replace(session.observed, at_legs=at_legs) if session.observed is not None else None
+            observed = replace(session.observed, at_legs=at_legs, at_decapsulator=at) if session.observed is not None else None
             await tx.update(session, assigned=placed, observed=observed)
             await tx.enqueue(best.id)
 
@@ -258,7 +259,7 @@ def _followed(world: World) -> tuple[AtDecapsulator, dict[str, dict[str, int]], 
     """Return what is known now at the decapsulator and of the legs, and the closed counts."""
     session = world.session
     at_legs, closed = plan.followed_legs(_at_legs(session), world.live, session.assigned.closed)
-    at, closed = plan.followed(_at(session), world.said, closed)
+    at, closed = plan.followed(_at(session), world.heard, closed)
     return at, at_legs, closed
 
 
@@ -289,11 +290,15 @@ def _is_as_wished(leg: Resource | None, wish: LegAssigned) -> bool:
 
 
 async def _make_legs(tx: Transaction, world: World, wished: Mapping[str, LegAssigned]) -> None:
-    """Make, change and remove legs; the source is made when all that follows it is ready, and stays when that changes."""
+    """Make, change and remove legs; the source is made when all that follows it is ready, and stays when that changes.
+
+    One of another key goes when the new one is in force, which takes its place: meanwhile it copies, and what gets lost is
+    counted.
+    """
     later = [(name, wish) for name, wish in wished.items() if wish.role != "source"]
     with_source = world.is_loaded and all(_is_as_wished(world.legs.get(name), wish) for name, wish in later)
     for name, leg in world.legs.items():
-        if name not in wished:
+        if name not in wished and not _holds_place(leg, world, wished):
             await tx.mark_deleting(leg)
     for name, wish in wished.items():
         known = world.legs.get(name)
@@ -304,6 +309,16 @@ async def _make_legs(tx: Transaction, world: World, wished: Mapping[str, LegAssi
                 id="", kind="mirror.leg", name=name, owner=world.session.id, desired=LegDesired(), assigned=wish
             )
             await tx.create(made, {"host": wish.host})
+
+
+def _holds_place(leg: Resource, world: World, wished: Mapping[str, LegAssigned]) -> bool:
+    """Tell whether a leg copies the packets of the port until the source that is wished does."""
+    assigned: LegAssigned = leg.assigned
+    return assigned.role == "source" and any(
+        (wish.role, wish.host, wish.port) == ("source", assigned.host, assigned.port)
+        and not _is_as_wished(world.legs.get(name), wish)
+        for name, wish in wished.items()
+    )
 
 
 def _words(counts: SessionCounts) -> str:

@@ -40,7 +40,10 @@ class Lacking(Struct, frozen=True, kw_only=True):
 
 
 class World(Struct, frozen=True, kw_only=True):
-    """A session and what is around it. ``said``: what its decapsulator says of it, if that is of its key."""
+    """A session and what is around it.
+
+    ``said``: what its decapsulator says of it, if that is of its key. ``heard``: the same, though it may not answer any more.
+    """
 
     session: Resource
     zone: Resource
@@ -50,6 +53,7 @@ class World(Struct, frozen=True, kw_only=True):
     source: End | None = None
     course: Course | None = None
     said: AtDecapsulator | None = None
+    heard: AtDecapsulator | None = None
     lacking: Lacking | None = None
     live: tuple[Live, ...] = ()
     """Its legs with what they counted last."""
@@ -113,10 +117,12 @@ async def load_world(session: Resource, store: Store) -> World:
     if not nodes or not nodes[0].host:
         return around
     node = nodes[0]
+    heard = _heard(node, session)
     elsewhere = (assigned.source_host, assigned.source_address) != (source.host, _seen_as(source, node.host))
     return replace(
         around,
-        said=_said(node, session),
+        said=heard if answers(node) else None,
+        heard=heard,
         is_elsewhere=elsewhere,
         course=await _course(port, source, node, sniffer, store),
     )
@@ -168,6 +174,8 @@ async def _nic(vm_id: str, nic: int, kept: str, store: Store) -> tuple[str, End]
         return Lacking(reason="VmNotPlaced", message=f"{vm} has no host yet")
     if nic >= len(vm.desired.nics):
         return Lacking(reason="NoNic", message=f"{vm} has no NIC {nic} any more", stops=True)
+    if vm.desired.isolated == "yes":
+        return Lacking(reason="Isolated", message=f"{vm} is isolated: nothing passes its NICs", stops=True)
     if nic >= len(assigned.ports):
         return Lacking(reason="VmNotPlaced", message=f"NIC {nic} of {vm} is being made")
     if kept and assigned.ports[nic] != kept:
@@ -222,10 +230,10 @@ async def _course(
     )
 
 
-def _said(node: Resource, session: Resource) -> AtDecapsulator | None:
-    """Return what the node says of the session, as long as it answers."""
+def _heard(node: Resource, session: Resource) -> AtDecapsulator | None:
+    """Return what the node said last of the session."""
     observed: NodeObserved | None = node.observed
-    if observed is None or not answers(node):
+    if observed is None:
         return None
     sessions = observed.status.get("sessions")
     said = sessions.get(session.id) if isinstance(sessions, dict) else None

@@ -23,12 +23,16 @@ class SourceSpec(Struct, frozen=True, kw_only=True):
     is wanted; otherwise what no rule fits is not. ``snap_bytes`` 0: whole frames; less than SNAP_BYTES_MIN is as much as that.
     ``sample_one_in`` 1: every packet. ``rate_limit_kbps``: of the frames' own bytes, as copied; 0: none. ``target``: tunnel
     address of the decapsulator's host; "": this host.
+
+    ``session``: of several sources of one session at a port the newest copies, from the very packet on that is the first
+    not copied by the one before; that one stays in force with the counts that it has. Empty: it takes nobody's place.
     """
 
     id: str
     port: str
     key: int
     target: str
+    session: str = ""
     number: int = 0
     direction: Literal["ingress", "egress", "both"] = "both"
     rules: tuple[Rule, ...] = ()
@@ -144,7 +148,8 @@ class Mirror(Protocol):
 
 def refuse_source(spec: SourceSpec, there: Iterable[LegSpec]) -> None:
     """Raises: DriverError (TooManySessions, BadRules) for a source that cannot be besides the legs that are there."""
-    others = [each for each in there if isinstance(each, SourceSpec) and each.port == spec.port and each.id != spec.id]
+    here = [each for each in there if isinstance(each, SourceSpec) and each.port == spec.port]
+    others = {each.session or each.id for each in here} - {spec.session or spec.id}
     if len(others) >= SESSIONS_PER_PORT_MAX:
         message = f"port {spec.port} has {SESSIONS_PER_PORT_MAX} mirror sessions already; remove one"
         raise DriverError("TooManySessions", message)

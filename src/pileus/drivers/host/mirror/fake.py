@@ -81,13 +81,16 @@ class FakeMirrorWorld:
         self.calls: Counter[Call] = Counter()
         self.errors: dict[Call, DriverError] = {}
         """What the next call of each kind raises, set by tests."""
+        self.call_s = 0.0
+        """How long each call takes before it does anything, set by tests: packets pass meanwhile."""
         self.random = random.Random(0)
         if address:
             tunnel.hosts[address] = self
 
     def pass_frame(self, port: str, frame: bytes, direction: Direction) -> None:
         """Let a frame pass a port; a copy is where it belongs when this returns."""
-        mine = [kept for kept in self.legs.values() if not kept.is_cut and _looks(kept.spec, port, direction)]
+        newest = {_whose(kept.spec): kept for kept in self.legs.values() if isinstance(kept.spec, SourceSpec)}
+        mine = [kept for kept in newest.values() if not kept.is_cut and _looks(kept.spec, port, direction)]
         mine.sort(key=lambda kept: (getattr(kept.spec, "number", 0), kept.spec.id))
         for kept in mine:
             kept.counted["seen"] += 1
@@ -213,6 +216,7 @@ class FakeMirror:
             before.spec = spec
             before.is_cut = False
         else:
+            world.legs.pop(spec.id, None)  # the newest is the last
             world.legs[spec.id] = Kept(spec, Counter())
 
     async def remove(self, id: str) -> None:
@@ -240,7 +244,7 @@ class FakeMirror:
 
     async def _begin(self, call: Call) -> None:
         self._world.calls[call] += 1
-        await asyncio.sleep(0)
+        await asyncio.sleep(self._world.call_s)
         if call in self._world.errors:
             raise self._world.errors.pop(call)
 
@@ -248,6 +252,11 @@ class FakeMirror:
 def ports(spec: LegSpec) -> tuple[str, ...]:
     """Return the ports that a leg needs."""
     return (spec.tunnel_port, spec.sniffer_port) if isinstance(spec, RelaySpec) else (spec.port,)
+
+
+def _whose(spec: SourceSpec) -> tuple[str, str]:
+    """Return whose packets a source copies: of the sources of one session at a port only the newest does."""
+    return spec.port, spec.session or spec.id
 
 
 def _looks(spec: LegSpec, port: str, direction: Direction) -> bool:

@@ -202,13 +202,14 @@ class KernelMirror:
         if note is not None:
             before = msgspec.json.decode(note, type=Leg)
             if before.spec.key == spec.key and type(before.spec) is type(spec):
-                return Leg.of(spec, before.slot, before.ticket)
+                return Leg.of(spec, before.slot, before.ticket, before.turn)
         slot = self._free_slot()
         maps, key = self._pins.maps(), struct.pack("I", slot)
         kernel.update(maps.counts, key, bytes(layout.COUNTS_BYTES * kernel.possible_cpus()))
         for fd in (maps.sequences, maps.rates):
             kernel.update(fd, key, bytes(8))
-        return Leg.of(spec, slot, secrets.randbits(30 - SLOT_BITS) << SLOT_BITS | slot)
+        turn = 1 + max((leg.turn for leg in self._legs()), default=0)
+        return Leg.of(spec, slot, secrets.randbits(30 - SLOT_BITS) << SLOT_BITS | slot, turn)
 
     def _free_slot(self) -> int:
         """Return a slot that nobody has, and hardly anybody had just now."""

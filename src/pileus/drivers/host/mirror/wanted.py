@@ -40,19 +40,23 @@ Entry = tuple[str, bytes]
 
 
 class Leg(Struct, frozen=True, kw_only=True):
-    """A leg as this host keeps it. ``ticket``: what copies of a source carry between its two programs."""
+    """A leg as this host keeps it. ``ticket``: what copies of a source carry between its two programs.
+
+    ``turn``: of the sources of one session at a port the one with the highest copies.
+    """
 
     slot: int
     ticket: int
+    turn: int = 0
     source: SourceSpec | None = None
     relay: RelaySpec | None = None
     delivery: DeliverySpec | None = None
 
     @classmethod
-    def of(cls, spec: LegSpec, slot: int, ticket: int) -> Leg:
+    def of(cls, spec: LegSpec, slot: int, ticket: int, turn: int = 0) -> Leg:
         """Return the leg of a spec."""
         if isinstance(spec, SourceSpec):
-            return cls(slot=slot, ticket=ticket, source=spec)
+            return cls(slot=slot, ticket=ticket, turn=turn, source=spec)
         if isinstance(spec, RelaySpec):
             return cls(slot=slot, ticket=ticket, relay=spec)
         return cls(slot=slot, ticket=ticket, delivery=spec)
@@ -121,17 +125,28 @@ def plan(legs: Sequence[Leg], devices: Devices) -> Wanted:
     if not devices.number(COPIES):
         return wanted
     shared = _plan_shared(wanted, devices)
-    sources: dict[str, list[Leg]] = {}
-    for leg in legs:
-        if not can_be(leg.spec, devices):
-            continue
+    able = [leg for leg in legs if can_be(leg.spec, devices)]
+    sources = _newest(able)
+    for leg in able:
         entries, links = _plan_leg(wanted, leg, devices)
+        if leg.source is not None and leg not in sources.get(tap_name(leg.source.port), ()):
+            links = []  # another has taken its place; the copies that are on their way need its entry
         wanted.needs[leg.spec.id] = (entries, [*shared, *links])
-        if leg.source is not None:
-            sources.setdefault(tap_name(leg.source.port), []).append(leg)
     for tap, those in sources.items():
         _plan_port(wanted, tap, those, devices)
     return wanted
+
+
+def _newest(legs: Sequence[Leg]) -> dict[str, list[Leg]]:
+    """Return the sources that copy, by tap: of each session the newest."""
+    newest: dict[tuple[str, str], Leg] = {}
+    for leg in sorted(legs, key=lambda leg: leg.turn):
+        if leg.source is not None:
+            newest[leg.source.port, leg.source.session or leg.source.id] = leg
+    taps: dict[str, list[Leg]] = {}
+    for (port, _), leg in newest.items():
+        taps.setdefault(tap_name(port), []).append(leg)
+    return taps
 
 
 def others(spec: LegSpec) -> tuple[str, ...]:
@@ -202,9 +217,12 @@ def _plan_source(wanted: Wanted, leg: Leg, spec: SourceSpec, devices: Devices) -
 
 
 def _program_name(tap: str, way: Direction, leg: Leg) -> str:
-    """Return the name of the program that asks the session: numbered ones share one, in which the first takes it all."""
-    is_numbered = leg.source is not None and leg.source.number
-    return f"{tap}-{way}" if is_numbered else f"{tap}-{way}-{leg.slot}"
+    """Return the name of the program that asks the session: numbered ones share one, in which the first takes it all.
+
+    A source that takes the place of another of its session has that one's name: the program is changed in one step.
+    """
+    assert leg.source is not None
+    return f"{tap}-{way}" if leg.source.number else f"{tap}-{way}-{leg.source.session or leg.slot}"
 
 
 def _plan_relay(wanted: Wanted, leg: Leg, spec: RelaySpec, devices: Devices) -> tuple[list[Entry], list[str]]:
