@@ -27,6 +27,11 @@ from pileus.mirror.filter import types as filter
 from pileus.mirror.leg import types as leg
 from pileus.mirror.session import types as session
 from pileus.mirror.sniffer import types as sniffer
+from pileus.monitor.action import types as action
+from pileus.monitor.monitor import types as monitor
+from pileus.monitor.policy import types as policy
+from pileus.monitor.state import types as state
+from pileus.monitor.watcher import types as watcher
 from pileus.network.network import types as network
 from pileus.network.port import types as port
 from pileus.network.segment import types as segment
@@ -71,6 +76,11 @@ KINDS = Registry(
         firewall.KIND,
         vpn.KIND,
         link.KIND,
+        monitor.KIND,
+        policy.KIND,
+        watcher.KIND,
+        state.KIND,
+        action.KIND,
         session.KIND,
         filter.KIND,
         sniffer.KIND,

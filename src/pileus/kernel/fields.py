@@ -29,6 +29,7 @@ OfferingRef = Annotated[str, Meta(extra={"ref": "compute.offering"})]
 ManagerRef = Annotated[str, Meta(extra={"ref": "fleet.manager"})]
 PackageRef = Annotated[str, Meta(extra={"ref": "fleet.package"})]
 NodeRef = Annotated[str, Meta(extra={"ref": "fleet.node"})]
+MonitorRef = Annotated[str, Meta(extra={"ref": "monitor.monitor"})]
 FilterRef = Annotated[str, Meta(extra={"ref": "mirror.filter"})]
 SnifferRef = Annotated[str, Meta(extra={"ref": "mirror.sniffer"})]
 

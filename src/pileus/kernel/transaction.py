@@ -211,6 +211,7 @@ class Transaction:
         await self._session.run(sql.SAMPLE_DELETE, id=resource.id)
         await self._session.run(sql.CONTENT_DELETE, id=resource.id)
         await self._session.run(sql.PRESENCE_DELETE, host=resource.id)
+        await self._session.run(sql.LEASE_DELETE, id=resource.id)
         await self._session.run(sql.WORK_DELETE, id=resource.id)
         await self._note_gone(resource)
         await self.event(resource, "Deleted", "Deleted", f"{resource} is gone")

@@ -61,6 +61,11 @@ from pileus.mirror.leg.controller import LegController
 from pileus.mirror.session.api import SessionAdmission
 from pileus.mirror.session.controller import SessionController
 from pileus.mirror.sniffer.api import SnifferAdmission
+from pileus.monitor.action.api import ActionAdmission
+from pileus.monitor.action.controller import ActionController
+from pileus.monitor.monitor.api import MonitorAdmission
+from pileus.monitor.monitor.controller import MonitorController
+from pileus.monitor.watcher.controller import WatcherController
 from pileus.network.network.controller import NetworkController
 from pileus.network.port.controller import PortController
 from pileus.network.segment.controller import SegmentController
@@ -110,6 +115,9 @@ def controllers(store: Store, images: Files, outbound: Outbound | None = None) -
         "gateway.firewall": FirewallController(),
         "gateway.vpn": VpnController(),
         "gateway.link": LinkController(),
+        "monitor.monitor": MonitorController(),
+        "monitor.watcher": WatcherController(),
+        "monitor.action": ActionController(store.clock),
         "mirror.session": SessionController(store.clock),
         "mirror.decapsulator": DecapsulatorController(store.clock),
         "mirror.leg": LegController(),
@@ -142,6 +150,8 @@ def admissions() -> dict[str, Admission]:
         "gateway.firewall": FirewallAdmission(),
         "gateway.vpn": VpnAdmission(),
         "gateway.link": LinkAdmission(),
+        "monitor.monitor": MonitorAdmission(),
+        "monitor.action": ActionAdmission(),
         "mirror.session": SessionAdmission(),
         "mirror.filter": FilterAdmission(),
         "mirror.sniffer": SnifferAdmission(),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from msgspec import Struct
 
-from pileus.compute.vm.types import VmAppliance, VmAssigned
+from pileus.compute.vm.types import Power, VmAppliance, VmAssigned
 from pileus.fleet.node.types import Footprint
 from pileus.fleet.package.types import PackageAssigned, PackageDesired
 from pileus.kernel.kind import Resource
@@ -16,12 +14,12 @@ from pileus.storage.image.types import ImageObserved
 class NodeWish(Struct, frozen=True, kw_only=True):
     """What its power follows from. ``is_current``: the VM's disk is of the node's package. ``is_off``: it is stopped."""
 
-    power: Literal["running", "stopped"]
+    power: Power
     is_current: bool
     is_off: bool
 
 
-def next_power(wish: NodeWish) -> Literal["running", "stopped"]:
+def next_power(wish: NodeWish) -> Power:
     """Return what the VM shall be now: it is stopped as long as its disk is of another package."""
     return wish.power if wish.is_current else "stopped"
 

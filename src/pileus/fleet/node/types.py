@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from pileus.compute.vm.types import VmNic
+from pileus.compute.vm.types import Power, VmNic
 from pileus.fleet.package.types import ChannelForm, PackageGuestAgent
 from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.fields import ManagerRef, PackageRef, Problem, VdcRef, VmRef
@@ -54,7 +54,7 @@ class NodeDesired(Struct, frozen=True, kw_only=True):
     ] = ()
     document: Annotated[Document, Meta(description="Its configuration: section, key, entry.")] = {}
     properties: Annotated[dict[str, str], Meta(description="Values of the package's OVF properties.")] = {}
-    power: Annotated[Literal["running", "stopped"], Meta(description="What the node's VM shall be.")] = "running"
+    power: Annotated[Power, Meta(description="What the node's VM shall be.")] = "running"
     readmit_serial: Annotated[int, Meta(ge=0, description="Raising it lets a quarantined node speak again.")] = 0
     apart_from: Annotated[
         str, Meta(description="Id of a node whose host it avoids when it can.", extra={"internal": True})
@@ -126,8 +126,8 @@ def _ready(resource: Resource) -> Condition:
     observed: NodeObserved | None = resource.observed
     if assigned is not None and assigned.quarantined:
         return unready("Quarantined", assigned.quarantined)
-    if resource.desired.power == "stopped":
-        return ready("Stopped", "its VM is stopped, as wished")
+    if resource.desired.power != "running":
+        return ready(resource.desired.power.capitalize(), f"its VM is {resource.desired.power}, as wished")
     if assigned is None or not assigned.host:
         return unready("Starting", "its VM has no host yet")
     if observed is None or observed.state == "absent":

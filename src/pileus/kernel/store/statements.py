@@ -19,6 +19,7 @@ from pileus.kernel.store.tables import (
     gone,
     idempotency,
     label,
+    lease,
     link,
     notice,
     presence,
@@ -240,6 +241,14 @@ SILENT = (
     .select_from(presence.join(resource, presence.c.host == resource.c.id))
     .where(presence.c.seen_at < _p("before"), resource.c.reason != "HostSilent")
 )
+LEASE = sa.select(lease.c.holder, lease.c.token, lease.c.until).where(lease.c.id == _p("id"))
+LEASE_RENEW = (
+    sa.update(lease)
+    .where(lease.c.id == _p("b_id"), lease.c.token == _p("b_token"), lease.c.until > 0)
+    .values(until=_p("until"))
+)
+LEASE_END = sa.update(lease).where(lease.c.id == _p("b_id"), lease.c.token == _p("b_token")).values(until=0.0)
+LEASE_DELETE = sa.delete(lease).where(lease.c.id == _p("id"))
 SAMPLE = sa.select(sample.c.at, sample.c.body).where(sample.c.id == _p("id"))
 SAMPLE_DELETE = sa.delete(sample).where(sample.c.id == _p("id"))
 _newest = notice.c.keep == sa.literal_column("'newest'")
@@ -317,6 +326,7 @@ class Statements:
         self.idempotency = of(idempotency)
         self.credential = of(credential)
         self.presence = upsert(presence)
+        self.lease = upsert(lease)
         self.sample = upsert(sample)
         self.content = upsert(content)
         self.notice = of(notice)

@@ -210,6 +210,15 @@ presence = sa.Table(
     _text("server"),
 )
 
+lease = sa.Table(
+    "lease",
+    metadata,
+    _text("id", primary_key=True),
+    _text("holder"),
+    _number("token"),
+    _seconds("until"),
+)
+
 sample = sa.Table(
     "sample",
     metadata,

@@ -1,0 +1,1 @@
+"""Monitors: appliances are watched, and mended by policies; every action is written before it is done."""

@@ -1,0 +1,142 @@
+"""Actions are written: by a watcher that still has the appliance, once for each incident, under the caps; or by a person."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from pileus.kernel.kind import Resource
+from pileus.kernel.lease import Lease, check
+from pileus.kernel.transaction import AlreadyClaimed, Transaction
+from pileus.monitor.action import plan
+from pileus.monitor.action.types import ActionAssigned, ActionCause, ActionDesired, key_space
+from pileus.monitor.monitor.plan import recent
+from pileus.monitor.monitor.types import MonitorAssigned, MonitorDesired
+from pileus.monitor.policy.types import PolicyAct, PolicyDesired
+from pileus.monitor.state.types import StateAssigned
+
+CLAUSES_BYTES_MAX = 16_384
+
+
+class Proposed(Struct, frozen=True, kw_only=True):
+    """What an engine wants done (``Engine.work``): an appliance VM says it, too, so each word of it is checked."""
+
+    vm: str
+    epoch: int
+    policy: str
+    subject: str = ""
+    incident: int
+    cause: dict[str, Any] = {}
+
+
+class Told(Struct, frozen=True, kw_only=True):
+    """What the server knows besides. ``silent``: share of the hosts that are silent."""
+
+    lease: Lease
+    row: str
+    silent: float = 0.0
+
+
+async def write_action(tx: Transaction, told: Told, proposed: Proposed) -> Resource | None:
+    """Return the action, written with what becomes of it; None when it is written already, or is not the watcher's.
+
+    Raises: LeaseLost when another server runs the watcher.
+    """
+    await check(tx, told.lease)
+    row = await tx.find_id(told.row)
+    policy = await tx.find_id(proposed.policy)
+    if row is None or policy is None or row.deleting or policy.deleting:
+        return None
+    assigned: StateAssigned = row.assigned
+    is_its = (assigned.watcher, assigned.epoch, assigned.vm) == (told.lease.id, proposed.epoch, proposed.vm)
+    monitor = await tx.find_id(assigned.monitor)
+    vm = await tx.find_id(assigned.vm)
+    if not is_its or monitor is None or vm is None or policy.account_id != monitor.account_id:
+        return None
+    if (await tx.links(policy.id)).get("monitor") != monitor.id:
+        return None
+    key = f"{policy.id}/{vm.id}/{proposed.subject[:63]}/{proposed.incident}"
+    id = tx.new_id()
+    try:
+        await tx.claim(key_space(monitor.id), key, id)
+    except AlreadyClaimed:
+        return None
+    desired: PolicyDesired = policy.desired
+    word, why = _verdict(monitor, row, desired, told, tx.now)
+    cause = ActionCause(
+        actor=f"monitor {monitor.name}",
+        monitor=monitor.id,
+        policy=policy.id,
+        subject=proposed.subject[:63],
+        incident=proposed.incident,
+        epoch=proposed.epoch,
+        key=key,
+        cause=f"policy {policy.name}: {_words(proposed.cause)}"[:500],
+        clauses=tuple(_clauses(proposed.cause)),
+        at=tx.now,
+    )
+    made = Resource(
+        id=id,
+        kind="monitor.action",
+        name=f"a-{id[-12:]}",
+        account_id=monitor.account_id,
+        account=monitor.account,
+        owner=monitor.account_id,
+        zone=vm.zone,
+        vdc=vm.vdc,
+        desired=ActionDesired(vm=vm.name, do=desired.do),
+        assigned=ActionAssigned(
+            zone=vm.zone, vdc=vm.vdc, vm=vm.id, cause=cause, verdict=word, why=why, steps=plan.first_steps(desired.do)
+        ),
+    )
+    if word == "do":
+        await _count(tx, monitor, row, desired.do)
+    return await tx.create(made)
+
+
+def _verdict(
+    monitor: Resource, row: Resource, policy: PolicyDesired, told: Told, now: float
+) -> tuple[Literal["do", "observe", "held"], str]:
+    wish: MonitorDesired = monitor.desired
+    decided: MonitorAssigned = monitor.assigned
+    watched = monitor.observed.watched if monitor.observed is not None else 0
+    return plan.verdict(
+        plan.Proposal(
+            vm=row.assigned.vm,
+            do=policy.do,
+            policy_mode=policy.mode,
+            monitor_mode=wish.mode,
+            acted=plan.in_hour(row.assigned.acted, now),
+            per_hour=wish.actions_per_hour,
+            acted_whole=frozenset(vm for vm, _ in recent(decided.acted, now)),
+            appliances=watched,
+            fleet_percent=wish.fleet_percent,
+            silent=told.silent,
+        )
+    )
+
+
+async def _count(tx: Transaction, monitor: Resource, row: Resource, do: tuple[PolicyAct, ...]) -> None:
+    """Note the action where the caps look."""
+    assigned: StateAssigned = row.assigned
+    await tx.update(row, assigned=replace(assigned, acted=(*plan.in_hour(assigned.acted, tx.now), tx.now)))
+    if plan.is_whole(do):
+        decided: MonitorAssigned = monitor.assigned
+        acted = (*recent(decided.acted, tx.now), (assigned.vm, tx.now))
+        await tx.update(monitor, assigned=replace(decided, acted=acted))
+
+
+def _words(cause: dict[str, Any]) -> str:
+    """Return the engine's sentence, as far as it can be printed: it quotes what appliances say."""
+    text = str(cause.get("text", ""))[:400]
+    return "".join(each if each.isprintable() else " " for each in text)
+
+
+def _clauses(cause: dict[str, Any]) -> list[dict[str, Any]]:
+    found = cause.get("clauses")
+    if not isinstance(found, list) or len(msgspec.json.encode(found)) > CLAUSES_BYTES_MAX:
+        return []
+    return [each for each in found[:16] if isinstance(each, dict)]

@@ -1,0 +1,1 @@
+"""An action: written with its cause before it is done, and with its result afterwards."""

@@ -1,0 +1,194 @@
+"""What the verbs of actions do: begun in one transaction with the note that they were, then looked after until their end.
+
+So a server that dies in between neither forgets a step nor does it twice.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from pileus.compute.vm.types import VmDesired, VmObserved, is_of_cloud
+from pileus.fleet.asking import ask, node_of
+from pileus.fleet.node.types import NodeDesired, in_force
+from pileus.fleet.request.types import RequestObserved, is_settled
+from pileus.kernel.errors import Rejected
+from pileus.kernel.kind import Resource
+from pileus.kernel.merge import merge_patch
+from pileus.kernel.store.store import Store
+from pileus.kernel.transaction import Transaction
+from pileus.monitor.action.types import STEP_S, ActionDesired, ActionStep
+from pileus.monitor.policy.types import PolicyAct
+
+
+class StepFailed(Exception):
+    """A step cannot be done; the message is for people."""
+
+
+class Task(Struct, frozen=True, kw_only=True):
+    """One step of an action. ``subject``: the application that the clauses found, if they did."""
+
+    action: Resource
+    position: int
+    act: PolicyAct
+    subject: str
+
+
+class Doer(Protocol):
+    """How a verb is done."""
+
+    async def begin(self, tx: Transaction, task: Task, vm: Resource) -> str:
+        """Ask for it, and return what tells whether it is done (the step's ``made``). Raises: StepFailed."""
+
+    async def look(self, store: Store, task: Task, step: ActionStep, vm: Resource | None) -> str | None:
+        """Return what to say once it is done, None as long as it is not. Raises: StepFailed."""
+
+
+class OfApplication:
+    """Asks the node's role to do something with one application."""
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+
+    async def begin(self, tx: Transaction, task: Task, vm: Resource) -> str:
+        node = await node_of(tx, vm)
+        if node is None:
+            raise StepFailed("the VM is no node of a manager: nothing in it can be asked for that")
+        name = task.act.application or task.subject
+        if not name:
+            raise StepFailed("no application is named, and the policy's clauses found none: use applications.*.state")
+        payload = json.dumps({"do": self._word, "application": name})
+        request_name = f"{task.action.name[:58]}-{task.position}"
+        try:
+            made = await ask(tx, node, task.action, request_name, payload, tx.now + STEP_S)
+        except Rejected as refused:
+            raise StepFailed(refused.message) from refused
+        return made.id
+
+    async def look(self, store: Store, task: Task, step: ActionStep, vm: Resource | None) -> str | None:
+        request = await store.find_id(step.made)
+        if request is None:
+            raise StepFailed("its request was deleted")
+        if not is_settled(request):
+            return None
+        observed: RequestObserved = request.observed
+        said = observed.answer[:500] if observed.encoding == "utf-8" else ""
+        if observed.state != "applied":
+            raise StepFailed(f"the appliance did not: {observed.state} {said}".rstrip())
+        return said
+
+
+class Restart:
+    """Boots the VM once more, whatever it does now."""
+
+    async def begin(self, tx: Transaction, task: Task, vm: Resource) -> str:
+        desired: VmDesired = vm.desired
+        await set_power(tx, vm, "running")
+        vm = await tx.get(vm.id)
+        serial = desired.boot_serial + 1
+        await tx.update(vm, desired=replace(vm.desired, boot_serial=serial))
+        return str(serial)
+
+    async def look(self, store: Store, task: Task, step: ActionStep, vm: Resource | None) -> str | None:
+        observed: VmObserved | None = _there(vm).observed
+        is_done = observed is not None and observed.boot_serial >= int(step.made) and observed.power == "running"
+        return "it boots" if is_done else None
+
+
+class Power:
+    """Lets the VM be paused or stopped."""
+
+    def __init__(self, wanted: str) -> None:
+        self._wanted = wanted
+
+    async def begin(self, tx: Transaction, task: Task, vm: Resource) -> str:
+        await set_power(tx, vm, self._wanted)
+        return self._wanted
+
+    async def look(self, store: Store, task: Task, step: ActionStep, vm: Resource | None) -> str | None:
+        observed: VmObserved | None = _there(vm).observed
+        return f"it is {self._wanted}" if observed is not None and observed.power == self._wanted else None
+
+
+class Terminate:
+    """Deletes the appliance: its node with its VM, or the VM."""
+
+    async def begin(self, tx: Transaction, task: Task, vm: Resource) -> str:
+        node = await node_of(tx, vm)
+        if node is not None:
+            await tx.mark_deleting(node)
+        await tx.mark_deleting(await tx.get(vm.id))
+        return vm.id
+
+    async def look(self, store: Store, task: Task, step: ActionStep, vm: Resource | None) -> str | None:
+        return "it is gone" if vm is None else None
+
+
+class Configure:
+    """Merges a document into the node's: versions of applications, users and rights, registrations."""
+
+    async def begin(self, tx: Transaction, task: Task, vm: Resource) -> str:
+        node = await node_of(tx, vm)
+        if node is None:
+            raise StepFailed("the VM is no node of a manager: it has no document")
+        desired: NodeDesired = node.desired
+        await tx.update(node, desired=replace(desired, document=merge_patch(desired.document, task.act.document)))
+        return node.id
+
+    async def look(self, store: Store, task: Task, step: ActionStep, vm: Resource | None) -> str | None:
+        node = await store.find_id(step.made)
+        if node is None:
+            raise StepFailed("its node was deleted")
+        if node.ready is not None and node.ready.reason == "Refused":
+            raise StepFailed(f"the appliance refuses it: {node.ready.message}")
+        return "it runs the new document" if node.assigned.hash and in_force(node) else None
+
+
+class Ask:
+    """Waits for a person: ``approved`` of the action."""
+
+    async def begin(self, tx: Transaction, task: Task, vm: Resource) -> str:
+        await tx.event(
+            task.action, "Asks", "Asks", f"{task.action} about {vm} waits for your answer, approved=yes or no"
+        )
+        return "asked"
+
+    async def look(self, store: Store, task: Task, step: ActionStep, vm: Resource | None) -> str | None:
+        desired: ActionDesired = task.action.desired
+        if desired.approved == "no":
+            raise StepFailed("a person said no")
+        return "a person said yes" if desired.approved == "yes" else None
+
+
+def _there(vm: Resource | None) -> Resource:
+    if vm is None:
+        raise StepFailed("the VM was deleted")
+    return vm
+
+
+async def set_power(tx: Transaction, vm: Resource, power: str) -> None:
+    """Let the VM be ``power``; that of a node is its node's wish. Raises: StepFailed."""
+    if is_of_cloud(vm):
+        raise StepFailed("the VM is one of the cloud's own appliances")
+    node = await node_of(tx, vm)
+    if node is not None and not node.desired.vm:
+        await tx.update(node, desired=replace(node.desired, power=power))
+    await tx.update(await tx.get(vm.id), desired=replace(vm.desired, power=power))
+
+
+DOERS: dict[str, Doer] = {
+    "restart-application": OfApplication("restart"),
+    "suspend-application": OfApplication("suspend"),
+    "resume-application": OfApplication("resume"),
+    "terminate-application": OfApplication("terminate"),
+    "restart": Restart(),
+    "suspend": Power("paused"),
+    "stop": Power("stopped"),
+    "terminate": Terminate(),
+    "configure": Configure(),
+    "ask": Ask(),
+}
+"""By verb of an act."""

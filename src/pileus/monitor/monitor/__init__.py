@@ -1,0 +1,1 @@
+"""A monitor: what is watched, how often, and by whom."""

@@ -1,0 +1,147 @@
+"""The server half of a monitor: its watchers, a row for each appliance, and which watcher has which row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from pileus.kernel.kind import Resource
+from pileus.kernel.lease import holder
+from pileus.kernel.loop import Controller
+from pileus.kernel.outcome import Done, Outcome
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.store import Store
+from pileus.kernel.transaction import Transaction
+from pileus.monitor.monitor import plan
+from pileus.monitor.monitor.types import APPLIANCES_MAX, MonitorAssigned, MonitorDesired, MonitorObserved
+from pileus.monitor.state.types import StateAssigned, StateDesired, StateObserved
+from pileus.monitor.watcher.types import WatcherAssigned, WatcherDesired, is_at_work
+
+LOOK_AGAIN_S = 3.0
+"""How late a watcher that died without a word, or a new VM, is noticed."""
+CHANGES_MAX = 200
+"""Rows that one transaction makes, gives to another watcher, or removes."""
+AT_ONCE_S = 0.01
+
+
+class World(Struct, frozen=True, kw_only=True):
+    """What a decision is made of. ``rows``: VM -> its row."""
+
+    own: Resource
+    vms: Sequence[Resource]
+    rows: dict[str, Resource]
+    watchers: Sequence[Resource]
+    at_work: Sequence[str]
+
+
+class MonitorController(Controller):
+    """Keeps watchers and rows as the account's VMs are."""
+
+    async def reconcile(self, resource: Resource, store: Store) -> Outcome:
+        """Make, give and remove what differs, a bounded number at once."""
+        if resource.deleting:
+            return Done()
+        world = await _world(resource, store)
+        given = plan.shared_out((vm.id for vm in world.vms), world.at_work)
+        changes = _Changes(world, given)
+
+        async def apply(tx: Transaction) -> None:
+            await _keep_watchers(tx, world)
+            await changes.write(tx)
+            own = await tx.get(resource.id)
+            await tx.update(own, observed=_observed(world, given))
+
+        return Done(apply, after_s=AT_ONCE_S if changes.has_more else LOOK_AGAIN_S)
+
+
+class _Changes:
+    """The rows that are made, given to another watcher, and removed, in one transaction."""
+
+    def __init__(self, world: World, given: dict[str, str]) -> None:
+        self._own = world.own
+        self._given = given
+        wanted = {vm.id for vm in world.vms}
+        live = {vm: row for vm, row in world.rows.items() if not row.deleting}
+        self._new = [vm for vm in world.vms if vm.id not in world.rows]
+        self._moved = [row for vm, row in live.items() if vm in wanted and row.assigned.watcher != given[vm]]
+        self._gone = [row for vm, row in live.items() if vm not in wanted]
+        self.has_more = len(self._new) + len(self._moved) + len(self._gone) > CHANGES_MAX
+
+    async def write(self, tx: Transaction) -> None:
+        left = CHANGES_MAX
+        # Those that nobody watches come first.
+        for row in self._moved[:left]:
+            now = await tx.get(row.id)
+            assigned: StateAssigned = now.assigned
+            moved = replace(assigned, watcher=self._given[assigned.vm], epoch=assigned.epoch + 1)
+            await tx.update(now, assigned=moved)
+        left -= len(self._moved[:left])
+        for vm in self._new[:left]:
+            await tx.ensure_child(self._own, self._row(vm))
+        left -= len(self._new[:left])
+        for row in self._gone[:left]:
+            await tx.mark_deleting(await tx.get(row.id))
+
+    def _row(self, vm: Resource) -> Resource:
+        return Resource(
+            id="",
+            kind="monitor.state",
+            name=plan.row_name(self._own, vm),
+            desired=StateDesired(vm=vm.id),
+            assigned=StateAssigned(monitor=self._own.id, vm=vm.id, watcher=self._given[vm.id], epoch=1),
+            zone=vm.zone,
+            vdc=vm.vdc,
+        )
+
+
+async def _world(own: Resource, store: Store) -> World:
+    desired: MonitorDesired = own.desired
+    rows = await store.list(Filter(kind="monitor.state", owner=own.id), limit=APPLIANCES_MAX)
+    watchers = await store.list(Filter(kind="monitor.watcher", owner=own.id))
+    vms = await store.list(Filter(kind="compute.vm", account_id=own.account_id), limit=APPLIANCES_MAX)
+    everyone = await store.list(Filter(kind="monitor.watcher", account_id=own.account_id))
+    nodes = [node for each in everyone for node in await store.list(Filter(kind="fleet.node", owner=each.id))]
+    return World(
+        own=own,
+        vms=plan.selected(desired, vms, {node.id for node in nodes}),
+        rows={row.assigned.vm: row for row in rows},
+        watchers=watchers,
+        at_work=[each.id for each in watchers if is_at_work(each) and await holder(store, each.id)],
+    )
+
+
+async def _keep_watchers(tx: Transaction, world: World) -> None:
+    desired: MonitorDesired = world.own.desired
+    assigned: MonitorAssigned = world.own.assigned
+    known = {each.desired.number: each for each in world.watchers}
+    for number in range(desired.replicas):
+        if number not in known:
+            watcher = Resource(
+                id="",
+                kind="monitor.watcher",
+                name=f"{world.own.name[:58]}-{number}",
+                desired=WatcherDesired(form=desired.form, number=number),
+                assigned=WatcherAssigned(monitor=world.own.id, zone=assigned.zone, vdc=assigned.vdc),
+            )
+            await tx.ensure_child(world.own, watcher)
+    for number, each in known.items():
+        if number >= desired.replicas:
+            await tx.mark_deleting(await tx.get(each.id))
+
+
+def _observed(world: World, given: dict[str, str]) -> MonitorObserved:
+    seen: Counter[str] = Counter()
+    for vm in world.vms:
+        row = world.rows.get(vm.id)
+        observed: StateObserved | None = row.observed if row is not None else None
+        seen[observed.execution.state if observed is not None else "unknown"] += 1
+    return MonitorObserved(
+        watched=sum(1 for watcher in given.values() if watcher),
+        unwatched=sum(1 for watcher in given.values() if not watcher),
+        states=dict(sorted(seen.items())),
+        watchers=len(world.at_work),
+        message=plan.told(len(world.vms), len(world.at_work)),
+    )

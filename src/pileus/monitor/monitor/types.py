@@ -1,0 +1,95 @@
+"""A monitor: which of the account's VMs are watched, how often, and by whom."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from pileus.kernel.condition import Condition, ready, unready
+from pileus.kernel.fields import VdcRef, VmRef
+from pileus.kernel.kind import Column, Kind, Resource
+
+APPLIANCES_MAX = 10_000
+REPLICAS_MAX = 4
+
+
+class MonitorDesired(Struct, frozen=True, kw_only=True):
+    """What is watched: the VMs that are named, or have all the labels; neither said: all of the account.
+
+    The monitor's own appliances are never among them.
+    """
+
+    vms: Annotated[tuple[VmRef, ...], Meta(max_length=1000, description="VMs that are watched.")] = ()
+    labels: Annotated[dict[str, str], Meta(description="VMs with all these labels are watched, too.")] = {}
+    form: Annotated[
+        Literal["server", "appliance"],
+        Meta(description="Where it runs: within the cloud's servers, or as an appliance VM of the account."),
+    ] = "server"
+    replicas: Annotated[
+        int, Meta(ge=1, le=REPLICAS_MAX, description="How many share the work; another takes over for one that fails.")
+    ] = 1
+    poll_s: Annotated[int, Meta(ge=1, le=3600, description="Seconds between two polls of an appliance, about.")] = 10
+    misses: Annotated[int, Meta(ge=1, le=100, description="Polls without answer after which it is unknown.")] = 3
+    hung_s: Annotated[
+        int, Meta(ge=10, le=3600, description="Seconds without a word and without any I/O after which it is hung.")
+    ] = 30
+    actions_per_hour: Annotated[
+        int, Meta(ge=0, le=1000, description="The most actions on one appliance in an hour; more are held.")
+    ] = 3
+    fleet_percent: Annotated[
+        int,
+        Meta(ge=0, le=100, description="The most appliances, in percent, that are acted on as a whole in ten minutes."),
+    ] = 5
+    mode: Annotated[
+        Literal["enforce", "observe"], Meta(description="observe: actions are written, and none is done.")
+    ] = "enforce"
+    vdc: Annotated[VdcRef, Meta(description="Of its appliances; left out: the account's only one.")] = ""
+
+
+class MonitorAssigned(Struct, frozen=True, kw_only=True):
+    """Where its appliances are, and whom it acted on as a whole in the last ten minutes."""
+
+    zone: str = ""
+    vdc: str = ""
+    acted: tuple[tuple[str, float], ...] = ()
+    """(id of the VM, Unix seconds), oldest first."""
+
+
+class MonitorObserved(Struct, frozen=True, kw_only=True):
+    """What it watches now. ``states``: execution state -> number of appliances."""
+
+    watched: int = 0
+    unwatched: int = 0
+    """Appliances for which there is no watcher at work."""
+    states: dict[str, int] = {}
+    watchers: int = 0
+    """How many are at work."""
+    message: str = ""
+
+
+def _ready(resource: Resource) -> Condition:
+    observed: MonitorObserved | None = resource.observed
+    if observed is None:
+        return unready("Starting", "nothing is watched yet")
+    if observed.message:
+        return unready("NotWatching", observed.message)
+    return ready("Watching", f"watches {observed.watched} appliance{'' if observed.watched == 1 else 's'}")
+
+
+KIND = Kind(
+    name="monitor.monitor",
+    summary="Watches VMs and appliances of an account, and acts by its policies.",
+    desired=MonitorDesired,
+    assigned=MonitorAssigned,
+    observed=MonitorObserved,
+    ready=_ready,
+    immutable=frozenset({"form", "vdc"}),
+    columns=(
+        Column("FORM", "desired.form"),
+        Column("WATCHED", "observed.watched"),
+        Column("STATES", "observed.states"),
+        Column("MODE", "desired.mode"),
+        Column("WATCHERS", "observed.watchers", wide=True),
+    ),
+)

@@ -1,0 +1,1 @@
+"""The appliance state table: a row for each monitor and appliance."""

@@ -1,0 +1,1 @@
+"""A watcher: one of those that do a monitor's work, under a lease."""
