@@ -254,7 +254,8 @@ class Converger:
         if resource.owner in self._resources:
             self.wake(resource.owner)
         for other in self._resources.values():
-            if other.owner == resource.id or resource.id in getattr(other.assigned, "volumes", ()):
+            named = (*getattr(other.assigned, "volumes", ()), getattr(other.assigned, "port", ""))
+            if other.owner == resource.id or resource.id in named:
                 self.wake(other.id)
         for volume in getattr(resource.assigned, "volumes", ()):
             self.wake(volume)

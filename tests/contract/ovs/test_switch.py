@@ -124,6 +124,7 @@ async def test_opening_and_plugging_again_changes_nothing(rig: Rig) -> None:
         {"vlan": 4094},
         {"mac": "52:54:00:00:00:77"},
         {"rate_limit_kbps": 5000},
+        {"isolated": True},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -85,6 +85,7 @@ def facts() -> list[PortFact | None]:
         PortFact(id="p", tap="t", mac=SPEC.mac, addresses=SPEC.addresses, vlan=SPEC.vlan, rate_limit_kbps=1),
         PortFact(id="p", tap="t", mac=SPEC.mac, addresses=SPEC.addresses, vlan=SPEC.vlan, blocked=True),
         PortFact(id="p", tap="t", mac=SPEC.mac, addresses=SPEC.addresses, vlan=SPEC.vlan, routes=True),
+        PortFact(id="p", tap="t", mac=SPEC.mac, addresses=SPEC.addresses, vlan=SPEC.vlan, isolated=True),
         PortFact(
             id="p",
             tap="t",

@@ -11,8 +11,19 @@ from pileus.compute.offering.types import OfferingDesired
 from pileus.compute.vm.capacity import candidates
 from pileus.compute.vm.parts import made_for, ports_of
 from pileus.compute.vm.placement import explain, rank, reasons
-from pileus.compute.vm.plan import Made, NicKey, Size, hold_of, matched, nic_key, refuse_bad_keys, size
-from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved
+from pileus.compute.vm.plan import (
+    Made,
+    NicKey,
+    Size,
+    hold_of,
+    is_switched_only,
+    isolation_noted,
+    matched,
+    nic_key,
+    refuse_bad_keys,
+    size,
+)
+from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved, is_of_cloud
 from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change, Decision, only
 from pileus.kernel.errors import Conflict, Denied, Invalid
@@ -25,6 +36,9 @@ from pileus.network.network.types import address_space
 from pileus.storage.image.types import ImageObserved, kernel_arguments, refuse_unready
 from pileus.storage.volume.types import attachment_space
 
+OPERATOR = "operator "
+"""How ``isolated_by`` begins when an operator did it: then only an operator lifts it."""
+
 DEFAULT_OFFERING = "tiny"
 """What a VM gets that asks for no size at all."""
 
@@ -36,6 +50,12 @@ class VmAdmission(Admission):
         """Return the VM with its size decided. Raises: Invalid, Conflict, QuotaExceeded."""
         new = change.new
         desired: VmDesired = new.desired
+        if change.old is not None and desired.isolated != change.old.desired.isolated:
+            _refuse_lifting(change.principal, change.old, desired)
+            new = replace(new, assigned=isolation_noted(new, _word(change.principal)))
+            if is_switched_only(change.old.desired, desired):
+                change.links.update(await tx.links(change.old.id))
+                return new
         _refuse_appliance(change)
         image = await tx.get(change.links["image"])
         if change.old is None:
@@ -65,7 +85,10 @@ class VmAdmission(Admission):
         await _change_addresses(tx, change, vdc)
         await _attach_volumes(tx, change, vdc)
         hold = await _hold(tx, change)
-        return replace(new, assigned=msgspec.structs.replace(_assigned(change.old, vdc, image, wanted), hold=hold))
+        decided = _assigned(new if change.old is not None else None, vdc, image, wanted)
+        if change.old is None and desired.isolated == "yes":
+            decided = msgspec.structs.replace(decided, isolated_by=_word(change.principal))
+        return replace(new, assigned=msgspec.structs.replace(decided, hold=hold))
 
     async def preview(self, tx: Transaction, resource: Resource, principal: Principal) -> list[Decision]:
         """Return the host that would be chosen, and why each other is not; a tenant hears of no host by name or size."""
@@ -81,6 +104,23 @@ class VmAdmission(Admission):
             for each in explain(hosts, need)
         ]
         return chosen + refused
+
+
+def _refuse_lifting(principal: Principal, old: Resource, desired: VmDesired) -> None:
+    """Raises: Denied for what only an operator may switch: the cloud's appliances, and what an operator isolated."""
+    if principal.operator:
+        return
+    if is_of_cloud(old):
+        raise Denied(f"{old} is an appliance of the cloud; only its operator may isolate it or lift that")
+    if desired.isolated == "no" and old.assigned.isolated_by.startswith(OPERATOR):
+        raise Denied(f"the cloud's operator isolated {old}; ask the operator to lift that")
+
+
+def _word(principal: Principal) -> str:
+    """Return who isolates, for people; no user can have the name that an operator or a manager has here."""
+    if principal.manager_id:
+        return principal.actor
+    return f"{OPERATOR if principal.operator else 'user '}{principal.user}"
 
 
 def _refuse_appliance(change: Change) -> None:

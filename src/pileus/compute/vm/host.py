@@ -59,6 +59,7 @@ class Seen(Struct, frozen=True):
     """Disks whose limits are other than wished."""
     disk_tried_at: float = 0.0
     """When it was resumed last after a write to its disk failed; 0: its disk is well."""
+    isolated: Literal["no", "yes"] = "no"
 
 
 class VmHalf(Half[Seen, Step]):
@@ -87,7 +88,8 @@ class VmHalf(Half[Seen, Step]):
         if counted != note:
             self._save(resource.id, counted)
         noted = self._notes.get(resource.id) is not None
-        return Seen(machine, counted, noted, _addresses(resource, peers), _slack(machine, peers), tried_at)
+        addresses, isolated = _addresses(resource, peers), _isolated(resource, peers)
+        return Seen(machine, counted, noted, addresses, _slack(machine, peers), tried_at, isolated)
 
     def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
         """Return the next step of the VM."""
@@ -224,7 +226,8 @@ class VmHalf(Half[Seen, Step]):
         if machine is None:
             absent = resource.deleting or resource.desired.power != "stopped"
             power: Literal["absent", "stopped"] = "absent" if absent else "stopped"
-            return VmObserved(power=power, failures=fact.note.failures, told=told, problem=problem)
+            failures = fact.note.failures
+            return VmObserved(power=power, failures=failures, told=told, isolated=fact.isolated, problem=problem)
         live = machine.state in ("running", "paused")
         return VmObserved(
             power=machine.state,
@@ -239,7 +242,8 @@ class VmHalf(Half[Seen, Step]):
             volumes=machine.disks if live else (),
             ports=machine.nics if live else (),
             told=told,
-            problem=problem or _disk_problem(machine, fact.disk_tried_at),
+            isolated=fact.isolated,
+            problem=problem or _hung_problem(machine) or _disk_problem(machine, fact.disk_tried_at),
         )
 
     async def inventory(self) -> Collection[str]:
@@ -281,6 +285,14 @@ def _addresses(resource: Resource, peers: Peers) -> tuple[str, ...]:
     return tuple(address for address in found if address)
 
 
+def _isolated(resource: Resource, peers: Peers) -> Literal["no", "yes"]:
+    """Tell what holds of all NICs when all shall be isolated, and of any when none shall."""
+    desired: VmDesired = resource.desired
+    ports = [port.observed if port is not None else None for port in map(peers.peer, resource.assigned.ports)]
+    isolated = [port is not None and port.isolated == "yes" for port in ports]
+    return "yes" if (all(isolated) if desired.isolated == "yes" else any(isolated)) else "no"
+
+
 def _serial(resource: Resource) -> int:
     desired: VmDesired = resource.desired
     return desired.boot_serial
@@ -297,6 +309,7 @@ def _fact(seen: Seen) -> Fact:
         ports=machine.nics if live else (),
         exit_reason=_exit_reason(machine, note),
         paused_by=machine.paused_by,
+        process=machine.process,
         disk_tried_at=seen.disk_tried_at,
         slack=seen.slack,
         exit_at=machine.exit.at if machine.exit else 0.0,
@@ -333,6 +346,13 @@ def _note_stop(resource: Resource, machine: MachineFact | None, note: Note, now:
     asked = note.shutdown_asked_at
     late = asked is not None and now - asked > desired.shutdown_timeout_s
     return replace(note, shutdown_asked_at=None) if late else note
+
+
+def _hung_problem(machine: MachineFact) -> Problem | None:
+    if machine.process == "answers":
+        return None
+    message = "its process on the host is there and does not answer; restarting the VM ends it and starts it anew"
+    return Problem(reason="Hung", message=message)
 
 
 def _disk_problem(machine: MachineFact, tried_at: float) -> Problem | None:

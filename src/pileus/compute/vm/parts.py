@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec.structs import replace
 
 from pileus.compute.vm.plan import Made, matched, nic_key
@@ -50,7 +52,7 @@ async def _ensure_ports(tx: Transaction, vm: Resource, links: dict[str, str], as
     by_id = {port.id: port for port in known}
     ids = []
     for network, nic, id in zip(networks, desired.nics, matched(wished, await made_for(tx, known)), strict=True):
-        port = _port(nic, assigned)
+        port = _port(nic, assigned, desired.isolated)
         if id:
             await tx.update(by_id[id], desired=replace(port, network=by_id[id].desired.network))
             ids.append(id)
@@ -59,10 +61,13 @@ async def _ensure_ports(tx: Transaction, vm: Resource, links: dict[str, str], as
         made = Resource(id="", kind="network.port", name=name, desired=port)
         ids.append((await tx.ensure_child(vm, made, {"network": network} if network else {})).id)
         names.add(name)
+    for leaving in known:
+        if leaving.id not in ids:  # a guest that does not let go of a NIC still has it
+            await tx.update(leaving, desired=replace(leaving.desired, isolated=desired.isolated))
     return tuple(ids)
 
 
-def _port(nic: VmNic, assigned: VmAssigned) -> PortDesired:
+def _port(nic: VmNic, assigned: VmAssigned, isolated: Literal["no", "yes"]) -> PortDesired:
     return PortDesired(
         network=nic.network,
         attachment=nic.attachment,
@@ -71,6 +76,7 @@ def _port(nic: VmNic, assigned: VmAssigned) -> PortDesired:
         address=nic.address,
         extra_addresses=nic.extra_addresses,
         rate_limit_kbps=assigned.rate_limit_kbps,
+        isolated=isolated,
     )
 
 

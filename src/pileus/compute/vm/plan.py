@@ -6,11 +6,13 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pileus.compute.offering.types import OfferingDesired
-from pileus.compute.vm.types import Power, VmDesired, VmNic, VmObserved, is_of_cloud
+from pileus.compute.vm.types import Power, VmAssigned, VmDesired, VmNic, VmObserved, is_of_cloud
 from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 from pileus.network.network.types import NetworkObserved
@@ -130,6 +132,18 @@ def _got_what_is_wished(key: NicKey, made: Made) -> bool:
     return bool(address) and made.address == address and made.key == (network, attachment, "", extra)
 
 
+def isolation_noted(vm: Resource, who: str) -> VmAssigned:
+    """Return the decision of a VM whose wish ``isolated`` was just changed by ``who`` (such as ``monitor watch``)."""
+    decided: VmAssigned = vm.assigned
+    desired: VmDesired = vm.desired
+    return replace(decided, isolated_by=who if desired.isolated == "yes" else "")
+
+
+def is_switched_only(before: VmDesired, after: VmDesired) -> bool:
+    """Tell whether nothing else changes but ``isolated``: that costs nothing, and is never refused for other reasons."""
+    return replace(after, isolated=before.isolated) == before
+
+
 class Wish(Struct, frozen=True, kw_only=True):
     """What the host shall make true. ``missing`` says what a start still waits for; empty: nothing."""
 
@@ -162,6 +176,8 @@ class Fact(Struct, frozen=True, kw_only=True):
     disk_tried_at: float = 0.0
     slack: tuple[str, ...] = ()
     """Disks of the running machine whose limits are other than wished."""
+    process: Literal["answers", "hung"] = "answers"
+    """``hung``: its QEMU is there and does not answer; ``state`` is as last known."""
     noted: bool = False
     """Whether something of an absent machine (a seed, a note) may be left."""
 
@@ -182,6 +198,8 @@ def plan(wish: Wish, fact: Fact, now: float) -> Step | None:
         return _plan_stop(wish, fact, now)
     if fact.state in ("absent", "stopped"):
         return _plan_start(wish, fact, now)
+    if fact.process == "hung":
+        return _plan_hung(wish, fact)
     if wish.power == "paused":
         return Step(verb="pause") if fact.state == "running" else None
     if fact.state == "paused":
@@ -189,6 +207,12 @@ def plan(wish: Wish, fact: Fact, now: float) -> Step | None:
     if wish.boot_serial > fact.boot_serial:
         return Step(verb="reset")
     return _plan_devices(wish, fact) or _plan_limits(fact) or _plan_calm(fact, now)
+
+
+def _plan_hung(wish: Wish, fact: Fact) -> Step | None:
+    """Nothing can be asked of it. A restart ends the process, whose next one then starts; else it may come to itself."""
+    is_asked = wish.power == "running" and wish.boot_serial > fact.boot_serial
+    return Step(verb="power_off") if is_asked else None
 
 
 def _plan_resume(fact: Fact, now: float) -> Step:
@@ -212,6 +236,8 @@ def _plan_stop(wish: Wish, fact: Fact, now: float) -> Step | None:
     left = fact.shutdown_asked_at + wish.shutdown_timeout_s - now
     if left <= 0:
         return Step(verb="power_off")
+    if fact.process == "hung":
+        return Step(verb="wait", after_s=left)
     again = (fact.shutdown_pressed_at or fact.shutdown_asked_at) + PRESS_AGAIN_S - now
     return Step(verb="shutdown") if again <= 0 else Step(verb="wait", after_s=min(left, again))
 

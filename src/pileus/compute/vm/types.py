@@ -78,6 +78,10 @@ class VmDesired(Struct, frozen=True, kw_only=True):
         Literal["always", "on-failure", "never"],
         Meta(description="When the VM ends by itself; on-failure: a guest that powered itself off stays off."),
     ] = "on-failure"
+    isolated: Annotated[
+        Literal["no", "yes"],
+        Meta(description="yes: nothing passes its NICs in either direction; consoles and the backchannel go on."),
+    ] = "no"
     shutdown_timeout_s: Annotated[
         int, Meta(ge=0, le=3600, description="How long a guest may take to power off before it is ended, in seconds.")
     ] = 30
@@ -123,6 +127,8 @@ class VmAssigned(Struct, frozen=True, kw_only=True):
     """Of a tenant's VM that became a manager's node: how it is reached, from its next start on."""
     hold: str = ""
     """Why the VM may not start yet: what its networks still wait for; a running one goes on."""
+    isolated_by: str = ""
+    """Who isolated the VM: the kind of caller and its name, such as ``user ann``; empty: nobody."""
 
 
 class VmExit(Struct, frozen=True, kw_only=True):
@@ -150,6 +156,8 @@ class VmObserved(Struct, frozen=True, kw_only=True):
     ports: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
     """Volumes and ports that the host was told to plug in when it looked: what left this list comes back no more."""
+    isolated: Literal["no", "yes"] = "no"
+    """``yes``: the switch lets nothing pass any of its NICs. While one is to be isolated, all of them; before, any."""
     problem: Problem | None = None
 
 
@@ -182,9 +190,17 @@ def _ready(resource: Resource) -> Condition:
         return unready(observed.problem.reason, observed.problem.message)
     if observed.power != desired.power:
         return _not_as_wished(desired, observed)
-    if observed.power == "running":
-        return _unplugged(resource.assigned, desired, observed) or ready()
-    return ready("AsDesired", f"the VM is {observed.power}, as wished")
+    if observed.isolated != desired.isolated:
+        return unready("Isolating" if desired.isolated == "yes" else "Converging", "its NICs are being switched")
+    unplugged = _unplugged(resource.assigned, desired, observed) if observed.power == "running" else None
+    return unplugged or _as_wished(resource.assigned, desired)
+
+
+def _as_wished(assigned: VmAssigned, desired: VmDesired) -> Condition:
+    if desired.isolated == "yes":
+        who = assigned.isolated_by or "somebody"
+        return ready("Isolated", f"nothing passes its NICs; isolated by {who}")
+    return ready() if desired.power == "running" else ready(message=f"the VM is {desired.power}, as wished")
 
 
 def _unplugged(assigned: VmAssigned, desired: VmDesired, observed: VmObserved) -> Condition | None:

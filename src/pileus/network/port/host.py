@@ -44,6 +44,7 @@ def spec_of(resource: Resource) -> PortSpec:
         rate_limit_kbps=desired.rate_limit_kbps,
         routes=desired.attachment == "gateway",
         stations=tuple(Station(mac=each.mac, addresses=each.addresses) for each in desired.stations),
+        isolated=desired.isolated == "yes",
     )
 
 
@@ -96,7 +97,7 @@ class PortHalf(Half[Seen, Step]):
         port = fact.port if fact else None
         if port is None or port.blocked:
             return PortObserved(state="absent", problem=problem)
-        return PortObserved(state="plugged", tap=port.tap, problem=problem)
+        return PortObserved(state="plugged", tap=port.tap, isolated="yes" if port.isolated else "no", problem=problem)
 
     async def inventory(self) -> Collection[str]:
         """Return every port on the switch."""

@@ -36,6 +36,9 @@ class PortDesired(Struct, frozen=True, kw_only=True):
     address: Annotated[str, Meta(description="IPv4 address; empty: the next free one.")] = ""
     extra_addresses: Annotated[tuple[str, ...], Meta(description="Further addresses of the same NIC.")] = ()
     rate_limit_kbps: Annotated[int, Meta(ge=0, description="Limit each way in kilobits per second; 0: none.")] = 0
+    isolated: Annotated[
+        Literal["no", "yes"], Meta(description="yes: nothing passes the NIC in either direction; follows the VM's.")
+    ] = "no"
 
 
 class PortAssigned(Struct, frozen=True, kw_only=True):
@@ -64,6 +67,7 @@ class PortObserved(Struct, frozen=True, kw_only=True):
 
     state: Literal["absent", "plugged"]
     tap: str = ""
+    isolated: Literal["no", "yes"] = "no"
     problem: Problem | None = None
 
 
@@ -91,7 +95,14 @@ def _ready(resource: Resource) -> Condition:
         return unready("Plugging", "its host has not plugged it yet")
     if observed.problem is not None:
         return unready(observed.problem.reason, observed.problem.message)
-    return ready() if observed.state == "plugged" else unready("Plugging", f"the port is {observed.state}")
+    if observed.state != "plugged":
+        return unready("Plugging", f"the port is {observed.state}")
+    desired: PortDesired = resource.desired
+    if observed.isolated != desired.isolated:
+        return unready(
+            "Plugging", "its host has not isolated it yet" if desired.isolated == "yes" else "it is isolated"
+        )
+    return ready("Isolated", "nothing passes it in either direction") if desired.isolated == "yes" else ready()
 
 
 KIND = Kind(

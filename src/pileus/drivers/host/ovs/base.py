@@ -50,7 +50,8 @@ class PortSpec(Struct, frozen=True, kw_only=True):
     1 <= ``vlan`` <= 4094, ``PUBLIC_VLAN`` or ``APART``. ``rate_limit_kbps`` 0 means no limit; it holds in each direction.
     ``routes``: any IPv4 source address may come out of it that is of no other port of this host in its VLAN (a router
     forwards), and DHCP answers in its own name. ``stations``: those that may speak through it besides (IPv4 and ARP), with
-    their own MACs, which are sent to it from all hosts.
+    their own MACs, which are sent to it from all hosts. ``isolated``: nothing passes it in either direction, but for its
+    control path (``exchange``).
     """
 
     id: str
@@ -60,6 +61,7 @@ class PortSpec(Struct, frozen=True, kw_only=True):
     rate_limit_kbps: int = 0
     routes: bool = False
     stations: tuple[Station, ...] = ()
+    isolated: bool = False
 
 
 class SegmentSpec(Struct, frozen=True, kw_only=True):
@@ -90,13 +92,14 @@ class PortFact(Struct, frozen=True, kw_only=True):
     rate_limit_kbps: int = 0
     routes: bool = False
     stations: tuple[Station, ...] = ()
+    isolated: bool = False
     blocked: bool = False
 
 
 class PortCounters(Struct, frozen=True, kw_only=True):
     """Totals since the port was made, seen from the guest: ``rx`` is what the guest received.
 
-    ``dropped_packets``: frames of the guest that the anti-spoofing flows refused.
+    ``dropped_packets``: frames of the guest that the anti-spoofing flows refused, or that it sent while isolated.
     """
 
     rx_bytes: int

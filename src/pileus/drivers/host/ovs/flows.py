@@ -156,7 +156,9 @@ def tap_name(port: str) -> str:
 
 def digest(spec: PortSpec) -> int:
     """Return 24 bits that tell one spec from another; flows carry it to say which spec they put in force."""
-    return short_digest(spec.mac, spec.addresses, spec.vlan, spec.rate_limit_kbps, spec.routes, spec.stations)
+    parts: list[object] = [spec.mac, spec.addresses, spec.vlan, spec.rate_limit_kbps, spec.routes, spec.stations]
+    # Only where it says something: flows of switches that run since before there was isolation stay in force.
+    return short_digest(*parts, *(["isolated"] if spec.isolated else []))
 
 
 def short_digest(*parts: object) -> int:
@@ -202,6 +204,8 @@ def port_flows(spec: PortSpec, ofport: int) -> list[Flow]:
     if spec.vlan == APART:
         return _refusals(ofport)
     macs = [spec.mac, *(station.mac for station in spec.stations)]
+    if spec.isolated:
+        return [*_refusals(ofport), *_ways(spec, macs, ofport), _closed(ofport)]
     admissions = [
         *_admissions(spec, ofport),
         *(flow for station in spec.stations for flow in _station_admissions(spec, station, ofport)),
@@ -281,6 +285,11 @@ def _ways(spec: PortSpec, macs: Sequence[str], ofport: int) -> list[Flow]:
         for mac in macs
     ]
     return ways + impostors
+
+
+def _closed(ofport: int) -> Flow:
+    """Nothing is delivered. Frames to the port end here, so they are not looked for on other hosts."""
+    return Flow(table=DELIVERY, priority=500, role=Role.foreign, match=f"reg1={ofport}", actions="drop")
 
 
 def _deliveries(spec: PortSpec, ofport: int) -> list[Flow]:

@@ -387,7 +387,8 @@ def _fact(tap: str, spec: PortSpec, *, blocked: bool) -> PortFact:
 
 def _delivers_alike(one: PortSpec, other: PortSpec) -> bool:
     """Return whether a change from one to the other leaves what is delivered, and its count, as it is."""
-    return (one.mac, one.vlan, one.rate_limit_kbps > 0) == (other.mac, other.vlan, other.rate_limit_kbps > 0)
+    kept = [(spec.mac, spec.vlan, spec.rate_limit_kbps > 0, spec.isolated) for spec in (one, other)]
+    return kept[0] == kept[1]
 
 
 def _members(rows: Mapping[str, PortRow], vlan: int, *, without: str) -> dict[int, PortSpec]:
