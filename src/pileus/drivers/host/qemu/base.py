@@ -6,7 +6,7 @@ that a new agent process finds every machine again (re-adoption) by looking at t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -16,6 +16,10 @@ MachineState = Literal["running", "paused", "stopped"]
 
 ExitReason = Literal["guest-shutdown", "guest-reset", "guest-panic", "powered-off", "killed", "failed"]
 """Why a machine stopped: its guest asked, we asked (``powered-off``), a signal we did not send, or an exit code."""
+
+
+HUNG_S = 2.0
+"""A process that has not answered for so long is hung: stopped by a signal, or stuck in the kernel."""
 
 
 class Throttle(Struct, frozen=True, kw_only=True):
@@ -108,6 +112,22 @@ class MachineFact(Struct, frozen=True, kw_only=True):
     memory_mib: int = 0
     paused_by: Literal["", "disk-error"] = ""
     """``disk-error``: a write of the guest failed (a full disk), nothing is lost yet; ``resume`` tries it again."""
+    process: Literal["answers", "hung"] = "answers"
+    """``hung``: it is there and has not answered for ``HUNG_S``; ``state`` is as last known."""
+
+
+class Pulse(Struct, frozen=True, kw_only=True):
+    """What a machine shows of itself at one moment.
+
+    ``hung``: see ``MachineFact.process``. ``unknown``: no answer came in the time that was given. ``disk_bytes`` and
+    ``disk_operations``: read and written on all disks since the process started; as last known while it is silent.
+    """
+
+    state: Literal["running", "paused", "stopped", "hung", "unknown"]
+    boots: int = 0
+    nics: tuple[str, ...] = ()
+    disk_bytes: int = 0
+    disk_operations: int = 0
 
 
 class MachineCounters(Struct, frozen=True, kw_only=True):
@@ -147,7 +167,16 @@ class Hypervisor(Protocol):
         """
 
     async def observe(self) -> dict[str, MachineFact]:
-        """Return every machine that has a folder or a process on this host."""
+        """Return every machine that has a folder or a process on this host.
+
+        One whose process is slow is as last known after 0.3 s; ``on_change`` tells when it answers, or is found hung.
+        """
+
+    async def pulses(self, machines: Collection[str], timeout_s: float = HUNG_S) -> dict[str, Pulse]:
+        """Return the pulse of each of these machines, all looked at together; one that is not there is stopped.
+
+        Returns within about ``timeout_s``, however many are hung; with less than ``HUNG_S`` a hung one may be unknown.
+        """
 
     async def start(self, spec: MachineSpec) -> None:
         """Start the machine; running already: nothing. Returns once QMP says ``running``.
@@ -159,10 +188,13 @@ class Hypervisor(Protocol):
         """Ask the guest to power off (ACPI button); returns at once."""
 
     async def power_off(self, machine: str) -> None:
-        """End the process, however it is, and return when it is gone; the exit reason becomes ``powered-off``."""
+        """End the process, however it is, and return when it is gone; the exit reason becomes ``powered-off``.
+
+        A hung one is killed. Raises: DriverError (NotGone) when it is stuck in the kernel; it ends when that lets it.
+        """
 
     async def reset(self, machine: str) -> None:
-        """Reset a running machine (``boots`` + 1)."""
+        """Reset a running machine (``boots`` + 1). Raises: DriverError (NoAnswer) when it is hung: power it off."""
 
     async def pause(self, machine: str) -> None:
         """Stop the virtual CPUs."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from pileus.drivers.host.errors import DriverError, QmpRefused
 from pileus.drivers.host.qemu.base import (
+    HUNG_S,
     Accelerator,
     DiskAttachment,
     Exit,
@@ -27,6 +28,7 @@ from pileus.drivers.host.qemu.base import (
     MachineSpec,
     MachineState,
     NicAttachment,
+    Pulse,
     Throttle,
 )
 from pileus.drivers.host.qemu.command import (
@@ -38,6 +40,9 @@ from pileus.drivers.host.qemu.command import (
     nic_device,
     plan_slots,
 )
+
+CLOCK_S = 0.001
+"""Two readings of a clock that are meant to be the same may differ by so much."""
 
 
 class FakeLatency(Struct, frozen=True, kw_only=True):
@@ -61,9 +66,15 @@ class Fault(Struct, frozen=True, kw_only=True):
 
 
 class FakeMachine:
-    """A machine of the fake host; ``deaf``: its guest heeds neither the power button nor unplug requests."""
+    """A machine of the fake host; ``deaf``: its guest heeds neither the power button nor unplug requests.
 
-    __slots__ = ("boots", "deaf", "exit", "pid", "slots", "spec", "started_at", "state")
+    ``hung``: its process is stopped (``FakeHost.hang``), ``unanswered_at``: since when it owes an answer. ``disk``: bytes
+    and operations of its disks, when a test says them; else they grow by one block in a second.
+    """
+
+    __slots__ = (
+        "boots", "deaf", "disk", "exit", "hung", "pid", "slots", "spec", "started_at", "state", "unanswered_at",
+    )  # fmt: skip
 
     def __init__(self, spec: MachineSpec) -> None:
         self.spec = spec
@@ -74,6 +85,9 @@ class FakeMachine:
         self.boots = 0
         self.exit: Exit | None = None
         self.deaf = False
+        self.hung = False
+        self.unanswered_at: float | None = None
+        self.disk: tuple[int, int] | None = None
 
 
 class FakeHost:
@@ -118,6 +132,16 @@ class FakeHost:
         if found is not None and found.state != "stopped":
             self.end(found, reason, message)
 
+    def hang(self, machine: str) -> None:
+        """Stop the machine's process, as SIGSTOP does: it is there, does nothing and answers nothing."""
+        self.machines[machine].hung = True
+        self.hint(machine)
+
+    def unhang(self, machine: str) -> None:
+        """Let the machine's process go on, as SIGCONT does."""
+        self.machines[machine].hung, self.machines[machine].unanswered_at = False, None
+        self.hint(machine)
+
     def reboot(self) -> None:
         """Restart the host: every machine's process is gone."""
         for machine in list(self.machines.values()):
@@ -127,6 +151,7 @@ class FakeHost:
     def end(self, machine: FakeMachine, reason: ExitReason, message: str = "") -> None:
         """Make the machine stopped."""
         machine.state, machine.pid, machine.started_at = "stopped", None, None
+        machine.hung, machine.unanswered_at = False, None
         machine.exit = Exit(reason=reason, at=self.clock(), message=message)
         self.hint(machine.spec.id)
 
@@ -190,6 +215,20 @@ class FakeHypervisor:
         async with self._call("observe", "", self.host.latency.ask_s):
             return {id_: _fact(machine) for id_, machine in self.host.machines.items()}
 
+    async def pulses(self, machines: Collection[str], timeout_s: float = HUNG_S) -> dict[str, Pulse]:
+        """Return the pulse of each of these machines."""
+        async with self._call("pulses", "", self.host.latency.ask_s):
+            found = {id_: machine for id_ in machines if (machine := self.host.machines.get(id_)) is not None}
+            hung = [machine for machine in found.values() if machine.hung]
+            now = self.host.clock()
+            for machine in hung:
+                machine.unanswered_at = now if machine.unanswered_at is None else machine.unanswered_at
+            left = max((_silence_left_s(machine, now) for machine in hung), default=0.0)
+            if left > 0:
+                await asyncio.sleep(min(left, timeout_s))
+            now = self.host.clock()
+            return {id_: _pulse(found.get(id_), now) for id_ in machines}
+
     async def start(self, spec: MachineSpec) -> None:
         """Start the machine; running already: nothing."""
         check(spec)
@@ -209,6 +248,8 @@ class FakeHypervisor:
         """Press the guest's power button."""
         async with self._call("shutdown", machine, self.host.latency.ask_s):
             found = self.host.machines.get(machine)
+            if found is not None and found.hung:
+                raise _unanswered(machine)
             if found is not None and found.state == "running":
                 delay_s = self.host.stretch(self.host.latency.shutdown_s)
                 asyncio.get_running_loop().call_later(delay_s, self._guest_shut_down, found, found.pid)
@@ -272,7 +313,7 @@ class FakeHypervisor:
     async def counters(self) -> dict[str, MachineCounters]:
         """Return counters that grow with the time a machine runs, as of an idle guest."""
         async with self._call("counters", "", self.host.latency.ask_s):
-            running = [one for one in self.host.machines.values() if one.started_at is not None]
+            running = [one for one in self.host.machines.values() if one.started_at is not None and not one.hung]
             return {one.spec.id: self._count(one) for one in running}
 
     async def remove(self, machine: str) -> None:
@@ -294,6 +335,8 @@ class FakeHypervisor:
         found = self.host.machines.get(machine)
         if found is None or found.state == "stopped":
             raise DriverError("NotRunning", f"machine {machine} does not run; start it first")
+        if found.hung:
+            raise _unanswered(machine)
         return found
 
     def _start_latency(self, machine: str) -> float:
@@ -332,6 +375,8 @@ class FakeHypervisor:
             found = self.host.machines.get(machine)
             if found is None or device not in found.slots:
                 return
+            if found.hung:
+                raise _unanswered(machine)
             if found.state != "stopped" and found.deaf:
                 await asyncio.sleep(self.host.latency.unplug_timeout_s)
                 raise QmpRefused("GuestBusy", "the guest did not let go of the device; try again, or power it off")
@@ -349,6 +394,29 @@ class FakeHypervisor:
         )  # fmt: skip
 
 
+def _silence_left_s(machine: FakeMachine, now: float) -> float:
+    """Return how long the machine still has to be silent until it counts as hung; 0 when it does."""
+    since = now if machine.unanswered_at is None else machine.unanswered_at
+    left = since + HUNG_S - now
+    return left if left > CLOCK_S else 0.0
+
+
+def _pulse(machine: FakeMachine | None, now: float) -> Pulse:
+    if machine is None or machine.state == "stopped":
+        return Pulse(state="stopped", boots=machine.boots if machine is not None else 0)
+    ops = int(max(0.0, now - (machine.started_at or 0.0)))
+    disk_bytes, operations = machine.disk or (2 * 4096 * ops, 2 * ops)
+    state: Literal["running", "paused", "hung", "unknown"] = machine.state
+    if machine.hung:
+        state = "hung" if not _silence_left_s(machine, now) else "unknown"
+    nics = tuple(nic.id for nic in machine.spec.nics)
+    return Pulse(state=state, boots=machine.boots, nics=nics, disk_bytes=disk_bytes, disk_operations=operations)
+
+
+def _unanswered(machine: str) -> DriverError:
+    return DriverError("NoAnswer", f"the process of machine {machine} is hung; power it off")
+
+
 def _fact(machine: FakeMachine) -> MachineFact:
     return MachineFact(
         id=machine.spec.id, state=machine.state, pid=machine.pid, started_at=machine.started_at,
@@ -356,4 +424,5 @@ def _fact(machine: FakeMachine) -> MachineFact:
         disks=tuple(disk.id for disk in machine.spec.disks), nics=tuple(nic.id for nic in machine.spec.nics),
         throttles=tuple(disk.throttle for disk in machine.spec.disks),
         vcpus=machine.spec.vcpus, memory_mib=machine.spec.memory_mib,
+        process="hung" if machine.hung else "answers",
     )  # fmt: skip

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Literal
 
 from pileus.drivers.host.errors import DriverError, QmpRefused
 from pileus.drivers.host.qemu import command
-from pileus.drivers.host.qemu.base import Exit, MachineCounters, MachineFact, MachineSpec
+from pileus.drivers.host.qemu.base import HUNG_S, Exit, MachineCounters, MachineFact, MachineSpec, Pulse
 from pileus.drivers.host.qemu.folder import MachineFolder
 from pileus.drivers.host.qemu.launch import Launcher
-from pileus.drivers.host.qemu.live import Live, watch
+from pileus.drivers.host.qemu.live import Live, Status, watch
 from pileus.drivers.host.qemu.plug import Plug, forget
 from pileus.drivers.host.qemu.procfs import host_boot, read_stat
 
@@ -23,7 +24,14 @@ START_TIMEOUT_S = 30.0
 FIND_TIMEOUT_S = 5.0
 """How long a process that another agent is just starting may take to write down which one it is."""
 
+OBSERVE_S = 0.3
+"""For one machine among all of a host: what answers later is as last known for now, and its driver hints."""
+
 _POLL_S = 0.01
+
+_PULSES: Mapping[Status, Literal["running", "paused", "stopped", "hung"]] = {
+    "running": "running", "paused": "paused", "disk-error": "paused", "ended": "stopped", "hung": "hung",
+}  # fmt: skip
 
 
 class Machine:
@@ -90,8 +98,10 @@ class Machine:
             await live.close()
 
     async def reset(self) -> None:
-        """Reset the running machine."""
+        """Reset the running machine. Raises: DriverError (NotRunning, NoAnswer)."""
         live = self.need_live()
+        if await live.look() == "hung":
+            raise DriverError("NoAnswer", f"the process of machine {self.folder.machine} is hung; power it off")
         self.folder.change(boots=self.folder.record.boots + 1)
         await live.monitor.execute("system_reset")
 
@@ -120,7 +130,10 @@ class Machine:
             await self.adopt()
         if not self.folder.state.exists() and not self.folder.run.exists():
             return None
-        status = "ended" if self.live is None else await self.live.status()
+        status = "ended" if self.live is None else await self.live.status(OBSERVE_S)
+        process: Literal["answers", "hung"] = "hung" if status == "hung" else "answers"
+        if status in ("hung", "unknown"):
+            status = self._live.known if self._live is not None else "ended"
         record, spec = self.folder.record, self.folder.record.spec
         running = status != "ended"
         return MachineFact(
@@ -136,22 +149,38 @@ class Machine:
             vcpus=spec.vcpus if spec else 0,
             memory_mib=spec.memory_mib if spec else 0,
             paused_by="disk-error" if status == "disk-error" else "",
+            process=process if running else "answers",
+        )
+
+    async def pulse(self, timeout_s: float) -> Pulse:
+        """Return what the machine shows of itself; see ``base.Hypervisor.pulses``."""
+        live, record = self.live, self.folder.record
+        if live is None:
+            return Pulse(state="stopped", boots=record.boots)
+        until = asyncio.get_running_loop().time() + timeout_s
+        status = await live.look(timeout_s)
+        if status in ("running", "paused", "disk-error"):
+            with suppress(DriverError):
+                await live.count(max(until - asyncio.get_running_loop().time(), _POLL_S))
+        read_bytes, written_bytes, reads, writes = live.disk_totals
+        return Pulse(
+            state=_PULSES.get(status, "unknown"),
+            boots=record.boots,
+            nics=tuple(nic.id for nic in record.spec.nics) if record.spec else (),
+            disk_bytes=read_bytes + written_bytes,
+            disk_operations=reads + writes,
         )
 
     async def counters(self) -> MachineCounters | None:
         """Return what the process used; None when none runs or it does not answer."""
         live = self.live
         stat = read_stat(live.process.pid) if live is not None else None
-        if live is None or stat is None:
+        if live is None or stat is None or live.is_hung:
             return None
-        totals = [0, 0, 0, 0]
         try:
-            answer = await live.monitor.execute("query-blockstats", timeout_s=2.0)
+            totals = await live.count(HUNG_S)
         except DriverError:
             return None
-        for device in answer:
-            for index, key in enumerate(("rd_bytes", "wr_bytes", "rd_operations", "wr_operations")):
-                totals[index] += int(device["stats"][key])
         return MachineCounters(
             cpu_s=stat.cpu_s, memory_bytes=stat.memory_bytes,
             disk_read_bytes=totals[0], disk_write_bytes=totals[1], disk_read_ops=totals[2], disk_write_ops=totals[3],
@@ -178,6 +207,7 @@ class Machine:
             raise
         self._live = watch(self.folder, process, self._changed)
         assert self._live is not None  # our child keeps its number until we wait for it
+        self._live.starts_until = asyncio.get_running_loop().time() + START_TIMEOUT_S
         self.plug = Plug(self._live, self._launcher, self.unplug_timeout_s)
 
     async def _up(self) -> None:
@@ -186,6 +216,7 @@ class Machine:
         with suppress(QmpRefused):
             try:
                 await live.monitor.execute("query-status", timeout_s=START_TIMEOUT_S)
+                live.starts_until = 0.0
             except DriverError:
                 if not await live.wait_gone(2.0):
                     await live.end("failed")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Literal
 
 from pileus.drivers.host.errors import DriverError, MissingTool
 from pileus.drivers.host.paths import HostPaths
 from pileus.drivers.host.qemu.base import (
+    HUNG_S,
     Accelerator,
     DirectBoot,
     DiskAttachment,
@@ -18,6 +19,7 @@ from pileus.drivers.host.qemu.base import (
     MachineFact,
     MachineSpec,
     NicAttachment,
+    Pulse,
     Throttle,
 )
 from pileus.drivers.host.qemu.command import QEMU, check_disk, check_nic, disk_device, nic_device
@@ -84,6 +86,13 @@ class QemuHypervisor:
         facts = await asyncio.gather(*(self._machine(machine).fact() for machine in self._known()))
         return {fact.id: fact for fact in facts if fact is not None}
 
+    async def pulses(self, machines: Collection[str], timeout_s: float = HUNG_S) -> dict[str, Pulse]:
+        """Return the pulse of each of these machines."""
+        known = self._machines.keys() | machines_of(self._paths)
+        asked = [machine for machine in dict.fromkeys(machines) if machine in known]
+        found = await asyncio.gather(*(self._machine(machine).pulse(timeout_s) for machine in asked))
+        return {machine: Pulse(state="stopped") for machine in machines} | dict(zip(asked, found, strict=True))
+
     async def start(self, spec: MachineSpec) -> None:
         """Start the machine; running already: nothing."""
         await self._machine(spec.id).start(spec)
@@ -92,7 +101,7 @@ class QemuHypervisor:
         """Press the guest's power button; not running: nothing."""
         live = self._machine(machine).live
         if live is not None:
-            await live.monitor.execute("system_powerdown")
+            await live.monitor.execute("system_powerdown", timeout_s=HUNG_S)
 
     async def power_off(self, machine: str) -> None:
         """End the process and return when it is gone."""
