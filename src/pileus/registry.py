@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pileus.compute.offering import types as offering
+from pileus.compute.placement import types as placement
+from pileus.compute.set import types as vm_set
 from pileus.compute.vm import types as vm
 from pileus.fleet.consent import types as consent
 from pileus.fleet.manager import types as manager
@@ -63,6 +65,8 @@ KINDS = Registry(
         segment.KIND,
         offering.KIND,
         vm.KIND,
+        vm_set.KIND,
+        placement.KIND,
         manager.KIND,
         consent.KIND,
         package.KIND,

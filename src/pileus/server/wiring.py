@@ -10,6 +10,8 @@ from pathlib import Path
 import msgspec
 
 from pileus.compute.offering.controller import OfferingController
+from pileus.compute.set.api import SetAdmission
+from pileus.compute.set.controller import SetController
 from pileus.compute.vm.api import VmAdmission
 from pileus.compute.vm.controller import VmController
 from pileus.drivers.host.disk.base import ImageFacts, UploadFormat
@@ -102,6 +104,7 @@ def controllers(store: Store, images: Files, outbound: Outbound | None = None) -
         "network.segment": SegmentController(),
         "compute.offering": OfferingController(),
         "compute.vm": VmController(store),
+        "compute.set": SetController(),
         "fleet.manager": ManagerController(outbound or Internet()),
         "fleet.consent": ConsentController(),
         "fleet.package": PackageController(),
@@ -138,6 +141,7 @@ def admissions() -> dict[str, Admission]:
         "storage.volume": VolumeAdmission(),
         "network.network": NetworkWithRouter(),
         "compute.vm": VmAdmission(),
+        "compute.set": SetAdmission(),
         "fleet.manager": ManagerAdmission(),
         "fleet.consent": ConsentAdmission(),
         "fleet.request": RequestAdmission(),

@@ -127,7 +127,8 @@ def _refuse_appliance(change: Change) -> None:
     """Raises: Denied for what only the cloud's appliances have, and for a change of one of them."""
     old, desired = change.old, change.new.desired
     if old is not None and old.owner != old.account_id:
-        raise Denied(f"{old} is an appliance of the cloud and changes with what it belongs to, not by hand")
+        what = "an appliance of the cloud" if old.desired.appliance is not None else "a member of a set"
+        raise Denied(f"{old} is {what} and changes with what it belongs to, not by hand")
     for position, nic in enumerate(desired.nics):
         if nic.attachment != "network" or nic.addresses or nic.stations:
             field = f"desired.nics[{position}]"

@@ -44,6 +44,7 @@ class VolumeController(Controller):
         placed = replace(await _limited(resource, store), host=vm.host, pool=pools[0].id, image=source)
 
         async def apply(tx: Transaction) -> None:
+            await tx.uncharge(vm.id, f"{placed.pool}/")  # what was held there for it before it was made
             await _charge_pool(tx, resource, placed.pool)
             await tx.update(resource, assigned=placed)
 

@@ -1,0 +1,72 @@
+"""The server half of a set: makes, removes and changes its members, a page in each transaction."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from pileus.compute.placement.types import MEMBER
+from pileus.compute.set.members import make_member
+from pileus.compute.set.plan import Plan, member_of, observe, plan
+from pileus.compute.set.types import MEMBERS_MAX, SetAssigned, SetDesired
+from pileus.compute.template import charge_members
+from pileus.compute.vm.types import VmDesired
+from pileus.kernel.kind import Resource
+from pileus.kernel.loop import Controller
+from pileus.kernel.outcome import Done, Outcome
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.store import Store
+from pileus.kernel.transaction import Transaction
+
+PAGE = 100
+"""Members changed in one transaction: others' writes wait meanwhile."""
+SOON_S = 0.05
+READ_MAX = 2 * MEMBERS_MAX
+"""Members, and those that are going."""
+
+
+class SetController(Controller):
+    """Keeps as many VMs as are wished, all as they are wished."""
+
+    async def reconcile(self, resource: Resource, store: Store) -> Outcome:
+        """Do the next page of what is due, and say what there is."""
+        if resource.deleting:
+            return Done()
+        desired: SetDesired = resource.desired
+        assigned: SetAssigned = resource.assigned
+        places = await _places(store, assigned.request) if assigned.request else {}
+        wanted = set(places) if assigned.request else set(range(1, desired.count + 1))
+        vms = await store.list(Filter(kind="compute.vm", owner=resource.id), limit=READ_MAX)
+        members = [member_of(vm) for vm in vms]
+        due = plan(wanted, members, desired)
+        links = await store.links(resource.id)
+
+        async def apply(tx: Transaction) -> None:
+            await _change(tx, due, desired)
+            for number in due.make[:PAGE]:
+                await make_member(tx, resource, number, places.get(number), links)
+            if not assigned.request:
+                await charge_members(tx, assigned, resource.id, max(len(wanted), len(members)))
+            seen = observe(wanted, members, desired)
+            await tx.update(resource, observed=seen, observed_generation=resource.generation)
+
+        return Done(apply, after_s=SOON_S if _is_long(due) else 0.0)
+
+
+def _is_long(due: Plan) -> bool:
+    return any(len(one) > PAGE for one in (due.make, due.drop, due.power, due.boot))
+
+
+async def _places(store: Store, request: str) -> dict[int, Resource]:
+    """Return where the members of a request go, by number: those that there shall be now."""
+    rows = await store.list(Filter(kind="compute.placement", owner=request), limit=READ_MAX)
+    return {row.assigned.number: row for row in rows if row.assigned.state in MEMBER and not row.deleting}
+
+
+async def _change(tx: Transaction, due: Plan, desired: SetDesired) -> None:
+    for id in due.drop[:PAGE]:
+        await tx.mark_deleting(await tx.get(id))
+    for id in {*due.power[:PAGE], *due.boot[:PAGE]}:
+        vm = await tx.get(id)
+        wished: VmDesired = vm.desired
+        serial = max(wished.boot_serial, desired.restart_serial) if id in due.boot else wished.boot_serial
+        await tx.update(vm, desired=replace(wished, power=desired.power, boot_serial=serial))
