@@ -53,6 +53,9 @@ class Bench(Protocol):
     async def kill(self, fact: MachineFact) -> None:
         """End the process by a signal that the driver did not send."""
 
+    def hang(self, fact: MachineFact, signal_number: int = signal.SIGSTOP) -> None:
+        """Stop the process with SIGSTOP, or let it go on with SIGCONT."""
+
     def remains(self, machine: str) -> list[str]:
         """Return what is on the host of this machine: folders, processes."""
 
@@ -92,6 +95,9 @@ class FakeBench:
 
     async def kill(self, fact: MachineFact) -> None:
         self.host.crash(fact.id)
+
+    def hang(self, fact: MachineFact, signal_number: int = signal.SIGSTOP) -> None:
+        (self.host.hang if signal_number == signal.SIGSTOP else self.host.unhang)(fact.id)
 
     def remains(self, machine: str) -> list[str]:
         return [machine] if machine in self.host.machines else []
@@ -152,6 +158,10 @@ class RealBench:
     async def kill(self, fact: MachineFact) -> None:
         assert fact.pid is not None
         os.kill(fact.pid, signal.SIGKILL)
+
+    def hang(self, fact: MachineFact, signal_number: int = signal.SIGSTOP) -> None:
+        assert fact.pid is not None
+        os.kill(fact.pid, signal_number)
 
     def remains(self, machine: str) -> list[str]:
         folders = [self.paths.machine(machine), self.paths.machine_run(machine)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -213,19 +213,17 @@ class FakeHypervisor:
     async def observe(self) -> dict[str, MachineFact]:
         """Return every machine."""
         async with self._call("observe", "", self.host.latency.ask_s):
-            return {id_: _fact(machine) for id_, machine in self.host.machines.items()}
+            self._ask(self.host.machines.values())
+            now = self.host.clock()
+            return {id_: _fact(machine, now) for id_, machine in self.host.machines.items()}
 
     async def pulses(self, machines: Collection[str], timeout_s: float = HUNG_S) -> dict[str, Pulse]:
         """Return the pulse of each of these machines."""
         async with self._call("pulses", "", self.host.latency.ask_s):
             found = {id_: machine for id_ in machines if (machine := self.host.machines.get(id_)) is not None}
-            hung = [machine for machine in found.values() if machine.hung]
-            now = self.host.clock()
-            for machine in hung:
-                machine.unanswered_at = now if machine.unanswered_at is None else machine.unanswered_at
-            left = max((_silence_left_s(machine, now) for machine in hung), default=0.0)
-            if left > 0:
-                await asyncio.sleep(min(left, timeout_s))
+            left_s = self._ask(found.values())
+            if left_s > 0:
+                await asyncio.sleep(min(left_s, timeout_s))
             now = self.host.clock()
             return {id_: _pulse(found.get(id_), now) for id_ in machines}
 
@@ -264,6 +262,8 @@ class FakeHypervisor:
     async def reset(self, machine: str) -> None:
         """Reset a running machine."""
         async with self._call("reset", machine, self.host.latency.ask_s):
+            found = self.host.machines.get(machine)
+            await asyncio.sleep(self._ask([found] if found is not None else []))
             self._running(machine).boots += 1
 
     async def pause(self, machine: str) -> None:
@@ -320,6 +320,17 @@ class FakeHypervisor:
         """Power off and forget the machine."""
         await self.power_off(machine)
         self.host.machines.pop(machine, None)
+
+    def _ask(self, machines: Iterable[FakeMachine]) -> float:
+        """Ask machines something; return how long it takes until the last of them answered or counts as hung."""
+        now, left_s = self.host.clock(), 0.0
+        for machine in machines:
+            if machine.hung and machine.unanswered_at is None:
+                machine.unanswered_at = now
+                asyncio.get_running_loop().call_later(HUNG_S, self.host.hint, machine.spec.id)
+            if machine.hung:
+                left_s = max(left_s, _silence_left_s(machine, now))
+        return left_s
 
     @asynccontextmanager
     async def _call(self, call: str, machine: str, latency_s: float) -> AsyncIterator[None]:
@@ -417,12 +428,12 @@ def _unanswered(machine: str) -> DriverError:
     return DriverError("NoAnswer", f"the process of machine {machine} is hung; power it off")
 
 
-def _fact(machine: FakeMachine) -> MachineFact:
+def _fact(machine: FakeMachine, now: float) -> MachineFact:
     return MachineFact(
         id=machine.spec.id, state=machine.state, pid=machine.pid, started_at=machine.started_at,
         boots=machine.boots, exit=machine.exit,
         disks=tuple(disk.id for disk in machine.spec.disks), nics=tuple(nic.id for nic in machine.spec.nics),
         throttles=tuple(disk.throttle for disk in machine.spec.disks),
         vcpus=machine.spec.vcpus, memory_mib=machine.spec.memory_mib,
-        process="hung" if machine.hung else "answers",
+        process="hung" if machine.hung and not _silence_left_s(machine, now) else "answers",
     )  # fmt: skip
