@@ -1,0 +1,195 @@
+"""Puts bytes before the rules, piece by piece, and keeps what was found. It knows neither jails nor clocks of its own.
+
+A disk is looked at as bytes first: windows that lie over each other by ``OVERLAP_BYTES``, so that what lies over the
+edge of one lies within the next. There a rule must match something: a rule that says only what is *not* there, or how
+large a file is, would match anywhere. Then its files one by one, where their file system can be read: these show the
+path, and find what lies in pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import yara_x
+from msgspec import Struct
+
+from pileus.scan.disks import Readable, Span, Unreadable, joined
+from pileus.scan.ext4 import FileSystem, Walk
+from pileus.scan.partitions import ENCRYPTED, Place, parts
+from pileus.scan.report import FINDINGS_MAX, Finding, Part, printable
+
+WINDOW_BYTES = 8 * 1024**2
+OVERLAP_BYTES = 128 * 1024
+"""The longest match that is found wherever it lies; longer ones are found within a window."""
+
+GAP_BYTES = 64 * 1024
+"""Holes up to this size are read as the zeros they are."""
+
+EDGE_BYTES = 4096
+"""Zeros of a longer hole that are read behind content, for patterns that end in zeros."""
+
+WHOLE_BYTES_MAX = 32 * 1024**2
+"""Files up to this size are looked at as a whole, as rules expect that speak of sizes or headers."""
+
+FINDINGS_PER_RULE_MAX = 100
+MATCHES_PER_PATTERN_MAX = 16
+
+
+class Stopped(Exception):
+    """The scan ends before its end: ``reason`` and words for the report."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class Window(Struct, frozen=True):
+    """Bytes from ``start`` on; what ends at or before ``known`` was in the window before."""
+
+    start: int
+    known: int
+    content: bytes
+
+
+class Hunt:
+    """One scan with one set of rules. ``clock`` in seconds; ``heard`` gets each finding that is kept, at once."""
+
+    def __init__(
+        self, rules: yara_x.Rules, heard: Callable[[Finding], None], clock: Callable[[], float], until: float
+    ) -> None:
+        self._scanner = yara_x.Scanner(rules)
+        self._scanner.max_matches_per_pattern(MATCHES_PER_PATTERN_MAX)
+        self._heard = heard
+        self._clock = clock
+        self._until = until
+        self._counts: dict[str, int] = {}
+        self._kept = 0
+        self.left_out = 0
+        self.scanned_bytes = 0
+        self.files = 0
+        self.problems: list[Stopped] = []
+        """What was not looked at; the scan goes on."""
+
+    def bytes_of(self, disk: Readable) -> None:
+        """Look at everything that is written on a disk. Raises: Stopped, Unreadable."""
+        self._windows(disk, lambda rule, pattern, at, length: Finding(
+            rule=rule, where="disk", pattern=pattern, offset=at, length=length
+        ))  # fmt: skip
+
+    def files_of(self, disk: Readable) -> Iterator[Part]:
+        """Look at the files of each part of a disk, and yield what each part is. Raises: Stopped, Unreadable."""
+        for place in parts(disk):
+            if place.content == ENCRYPTED:
+                words = f"partition {place.number} is encrypted; nothing in it can be found"
+                self.problems.append(Stopped("Encrypted", words))
+            count, read = (self._files_in(disk, place), "files") if place.content == "ext4" else (0, "bytes")
+            yield _part(place, "files" if read == "files" and count >= 0 else "bytes", max(0, count))
+
+    def _files_in(self, disk: Readable, place: Place) -> int:
+        """Return how many files were read; -1: none, because the file system cannot be read."""
+        try:
+            walk = Walk(FileSystem(Span(disk, place.start, place.size_bytes)))
+            before = self.files
+            for path, content in walk.files():
+                try:
+                    self.file(content, path, place.number)
+                except Unreadable as exc:
+                    walk.give_up(path, exc)
+        except Unreadable as exc:
+            self.problems.append(Stopped("FilesUnread", f"partition {place.number}: {exc.message}"))
+            return -1
+        if walk.unread:
+            words = f"partition {place.number}: {walk.unread} files or folders cannot be read, first {walk.first_words}"
+            self.problems.append(Stopped("FilesUnread", words))
+        return self.files - before
+
+    def file(self, content: Readable, path: str, partition: int) -> None:
+        """Look at one file. Raises: Stopped, Unreadable."""
+
+        def finding(rule: str, pattern: str, at: int, length: int) -> Finding:
+            return Finding(
+                rule=rule, where="file", pattern=pattern, offset=at, length=length, path=path, partition=partition
+            )
+
+        self.files += 1
+        if content.size_bytes <= WHOLE_BYTES_MAX:
+            self._look(Window(0, 0, content.read(0, content.size_bytes)), finding, set(), whole=True)
+        else:
+            self._windows(content, finding)
+
+    def _windows(self, disk: Readable, finding: Callable[[str, str, int, int], Finding]) -> None:
+        before: set[str] = set()
+        for window in ahead(windows(disk)):
+            before = self._look(window, finding, before, whole=False)
+
+    def _look(
+        self, window: Window, finding: Callable[[str, str, int, int], Finding], before: set[str], *, whole: bool
+    ) -> set[str]:
+        """Return the rules that match here. ``before``: those of the window before. Raises: Stopped."""
+        left_s = self._until - self._clock()
+        if left_s <= 0:
+            raise Stopped("TimedOut", "the scan took longer than it may")
+        self._scanner.set_timeout(int(left_s) + 1)
+        try:
+            matching = self._scanner.scan(window.content).matching_rules
+        except yara_x.TimeoutError:
+            raise Stopped("TimedOut", "the rules took longer than they may") from None
+        except yara_x.ScanError as exc:
+            raise Stopped("RulesFailed", printable(str(exc))) from None
+        self.scanned_bytes += len(window.content)
+        for rule in matching:
+            places = [(one.identifier, at.offset, at.length) for one in rule.patterns for at in one.matches]
+            if rule.identifier in before:
+                places = [place for place in places if window.start + place[1] + place[2] > window.known]
+            elif not places and whole:
+                places = [("", 0, 0)]
+            for pattern, at, length in places:
+                self._keep(finding(rule.identifier, pattern, window.start + at, length))
+        return {rule.identifier for rule in matching}
+
+    def _keep(self, found: Finding) -> None:
+        """Let one more finding be heard, unless there are too many, of this rule or in all."""
+        count = self._counts[found.rule] = self._counts.get(found.rule, 0) + 1
+        # The first of each rule is always kept: many findings of one must not hide another's.
+        if (count > FINDINGS_PER_RULE_MAX or self._kept >= FINDINGS_MAX // 2) and (
+            count > 1 or self._kept >= FINDINGS_MAX
+        ):
+            self.left_out += 1
+            return
+        self._kept += 1
+        self._heard(found)
+
+
+def windows(disk: Readable) -> Iterator[Window]:
+    """Yield what is written on a disk, in windows. Raises: Unreadable."""
+    edged = ((start, min(end + EDGE_BYTES, disk.size_bytes)) for start, end in disk.ranges())
+    for start, end in joined(edged, GAP_BYTES):
+        at = known = start
+        while known < end:
+            stop = min(at + WINDOW_BYTES, end)
+            yield Window(at, known, disk.read(at, stop - at))
+            at, known = stop - OVERLAP_BYTES, stop
+
+
+def ahead(found: Iterable[Window]) -> Iterator[Window]:
+    """Yield the same; the next one is read while this one is looked at."""
+    source = iter(found)
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, source, None)
+        while (window := coming.result()) is not None:
+            coming = reader.submit(next, source, None)
+            yield window
+
+
+def _part(place: Place, read: Literal["files", "bytes"], files: int) -> Part:
+    return Part(
+        partition=place.number,
+        start_bytes=place.start,
+        size_bytes=place.size_bytes,
+        content=place.content,
+        read=read,
+        files=files,
+    )
