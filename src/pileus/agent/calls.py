@@ -5,11 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
 
 from pileus.agent.channel import Channel
+from pileus.agent.vitals import VitalSigns
 from pileus.drivers.host.disk.base import DiskPool
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest.base import Console, Guest
+from pileus.drivers.host.qemu.base import HUNG_S
+from pileus.fleet.vitals import VMS_MAX
 from pileus.kernel.errors import Transient
 from pileus.kernel.flow import Flow, carry
 from pileus.kernel.stream import Call, Chunk, End, Window, encode
@@ -24,6 +31,11 @@ STREAMS_MAX = 512
 """Connections into networks at once: with their windows full they keep 128 MiB here."""
 MACHINE_STREAMS_MAX = 64
 """Of these through one appliance, so that one account's do not take the place of all others'."""
+LOOKS_MAX = 32
+"""Looks at vitals at once; they are short, and neither wait for consoles nor keep them out."""
+LOOK_S_MAX = 10.0
+LOOK_VMS = 32
+"""Vitals in one frame: the status of each may have 64 KiB."""
 STREAMED = ("connect", "disk")
 """Calls whose bytes flow as fast as the other side reads them."""
 DRAIN_S = 30.0
@@ -32,15 +44,24 @@ DRAIN_S = 30.0
 Work = Callable[[Call, Channel], Awaitable[None]]
 
 
+class _Look(Struct, frozen=True):
+    """What is asked of the call ``vitals``."""
+
+    vms: Annotated[tuple[Annotated[str, Meta(max_length=128)], ...], Meta(max_length=VMS_MAX)]
+    timeout_s: Annotated[float, Meta(gt=0, le=LOOK_S_MAX)] = HUNG_S
+
+
 class Calls:
     """The calls of one connection."""
 
-    def __init__(self, guest: Guest, disks: DiskPool) -> None:
+    def __init__(self, guest: Guest, disks: DiskPool, signs: VitalSigns) -> None:
         self._guest = guest
         self._disks = disks
+        self._signs = signs
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._typed: dict[int, asyncio.Queue[bytes]] = {}
         self._flows: dict[int, Flow] = {}
+        self._looks: dict[int, None] = {}
         self._machines: dict[int, str] = {}
         """Through which appliance each stream goes."""
         self._words: set[asyncio.Task[None]] = set()
@@ -54,17 +75,23 @@ class Calls:
         if call.verb in STREAMED:
             self._flows[call.number] = _flow(call.number, channel)
             self._machines[call.number] = call.id
+        elif call.verb == "vitals":
+            self._looks[call.number] = None
         else:
             self._typed[call.number] = asyncio.Queue(maxsize=TYPED_MAX)
-        work = {"log": self._log, "console": self._console, "connect": self._connect, "disk": self._disk}[call.verb]
+        work = {
+            "log": self._log, "console": self._console, "connect": self._connect, "disk": self._disk,
+            "vitals": self._vitals,
+        }[call.verb]  # fmt: skip
         task = self._tasks[call.number] = asyncio.create_task(self._answer(work, call, channel))
         task.add_done_callback(lambda _: self._forget(call.number))
 
     def _refusal(self, call: Call) -> End | None:
-        if call.verb not in ("log", "console", *STREAMED):
+        if call.verb not in ("log", "console", "vitals", *STREAMED):
             return End(number=call.number, code="unknown-call", error=f"no call {call.verb}")
         if call.verb not in STREAMED:
-            full = len(self._typed) >= CALLS_MAX
+            is_look = call.verb == "vitals"
+            full = len(self._looks) >= LOOKS_MAX if is_look else len(self._typed) >= CALLS_MAX
             return End(number=call.number, code="busy", error="the host answers too many calls now") if full else None
         through = list(self._machines.values())
         if through.count(call.id) >= MACHINE_STREAMS_MAX:
@@ -76,7 +103,7 @@ class Calls:
 
     def _forget(self, number: int) -> None:
         del self._tasks[number]
-        for known in (self._typed, self._flows, self._machines):
+        for known in (self._typed, self._flows, self._looks, self._machines):
             known.pop(number, None)
 
     async def _answer(self, work: Work, call: Call, channel: Channel) -> None:
@@ -113,6 +140,9 @@ class Calls:
                 task.cancel()
                 self._say(End(number=frame.number, code=error.code, error=error.message), channel)
             return
+        if frame.number in self._looks:
+            task.cancel()
+            return
         typed = self._typed[frame.number]
         if not isinstance(frame, Chunk):
             task.cancel()
@@ -147,6 +177,16 @@ class Calls:
             typing.cancel()
             await asyncio.gather(typing, return_exceptions=True)
             await console.close()
+
+    async def _vitals(self, call: Call, channel: Channel) -> None:
+        try:
+            asked = msgspec.convert(call.arguments, _Look)
+        except msgspec.ValidationError as error:
+            raise DriverError("BadCall", f"a look at vitals: {error}") from error
+        vitals = await self._signs.look(asked.vms, asked.timeout_s)
+        for start in range(0, len(vitals), LOOK_VMS):
+            part = msgspec.json.encode(vitals[start : start + LOOK_VMS])
+            await channel.send(encode(Chunk(number=call.number, part=part)))
 
     async def _connect(self, call: Call, channel: Channel) -> None:
         address, port = call.arguments.get("address"), call.arguments.get("port")

@@ -18,6 +18,7 @@ from pileus.agent.connection import Connector
 from pileus.agent.converge import Converger
 from pileus.agent.identity import Identity, client_context, renew_in_time
 from pileus.agent.slice import DiskSlice
+from pileus.agent.vitals import VitalSigns
 from pileus.agent.wiring import Drivers, halves
 from pileus.drivers.host.disk.real import QemuImgPool
 from pileus.drivers.host.errors import DriverError
@@ -74,9 +75,9 @@ async def run(settings: AgentSettings, ready: Callable[[], None] = lambda: None)
             converger = Converger(KINDS, halves(drivers), system_clock, connector.image, connector.content)
             drivers.hypervisor.on_change(converger.wake)
             drivers.guest.on_change(converger.wake_owner)
-            agent = Agent(
-                converger, DiskSlice(settings.data / "slice"), connector.open, Calls(drivers.guest, drivers.disks)
-            )
+            signs = VitalSigns(drivers.hypervisor, drivers.switch, drivers.guest)
+            calls = Calls(drivers.guest, drivers.disks, signs)
+            agent = Agent(converger, DiskSlice(settings.data / "slice"), connector.open, calls)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(agent.run())
                 tasks.create_task(_rotate(drivers))

@@ -10,6 +10,7 @@ from pileus.agent.calls import Calls
 from pileus.agent.channel import Connect, Fetch
 from pileus.agent.converge import Converger
 from pileus.agent.slice import MemorySlice
+from pileus.agent.vitals import VitalSigns
 from pileus.agent.wiring import Drivers, halves
 from pileus.drivers.host.disk.fake import FakePool, FakePoolWorld
 from pileus.drivers.host.guest.base import Document
@@ -90,7 +91,7 @@ class SimulatedHost:
 
     def _runs(self, machine: str) -> bool:
         found = self.machines.machines.get(machine)
-        return found is not None and found.state == "running"
+        return found is not None and found.state == "running" and not found.hung
 
     def _boot_of(self, machine: str) -> int:
         found = self.machines.machines.get(machine)
@@ -146,4 +147,5 @@ class SimulatedHost:
         drivers.hypervisor.on_change(converger.wake)
         drivers.hypervisor.on_change(guest.hint)
         drivers.guest.on_change(converger.wake_owner)
-        return Agent(converger, self.slice, connect, Calls(drivers.guest, drivers.disks))
+        signs = VitalSigns(drivers.hypervisor, drivers.switch, drivers.guest)
+        return Agent(converger, self.slice, connect, Calls(drivers.guest, drivers.disks, signs))

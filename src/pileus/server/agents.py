@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 import structlog
 
+from pileus.fleet.vitals import Vitals
 from pileus.kernel.background import for_ever
 from pileus.kernel.errors import NotFound, Transient
 from pileus.kernel.hub import Hub
@@ -42,6 +43,7 @@ from pileus.kernel.stream import (
     encode,
 )
 from pileus.kernel.transaction import Transaction
+from pileus.server import vitals
 from pileus.server.links import Channel
 from pileus.server.tunnel import Tunnel
 
@@ -371,6 +373,28 @@ class Agents:
                 return
         finally:
             session.calls.pop(number, None)
+
+    def holds(self, host_id: str) -> bool:
+        """Tell whether the host's agent speaks with this server; with several, each has its own."""
+        return host_id in self._sessions
+
+    async def vitals(self, host_id: str, vm_ids: Iterable[str], timeout_s: float = 2.0) -> dict[str, Vitals]:
+        """Return what each VM of the host is now: one message there and back, however many are slow or hung.
+
+        VMs that are not this host's are left out. ``timeout_s``: what a VM is given to answer; the whole takes 1 s
+        longer at most. Raises: Transient (no-agent: its agent speaks with no server, or with another one; no-answer).
+        """
+        session = self._session(host_id)
+        asked = [id for id in dict.fromkeys(vm_ids) if id in session.told]
+        found = await asyncio.gather(
+            *(
+                vitals.collect(
+                    self.call(host_id, "vitals", "", {"vms": batch, "timeout_s": timeout_s}), batch, timeout_s
+                )
+                for batch in vitals.batches(asked)
+            )
+        )
+        return {id: each for batch in found for id, each in batch.items()}
 
     async def console(self, host_id: str, vm_id: str) -> CallStream:
         """Open a VM's serial console. Raises: Transient when the agent is not connected."""

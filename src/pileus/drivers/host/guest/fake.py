@@ -79,6 +79,8 @@ class GuestWorld(Struct, kw_only=True):
     """What each node's role answers to a payload (may raise RoleRefused); without one it is an echo."""
     cut: Callable[[str], bool] = _never
     """Whether the machine's node ends now and begins anew: asked at each step of a request."""
+    silent: dict[str, float] = field(default_factory=dict)
+    """Nodes that say nothing although their machine runs, and since when (Unix seconds)."""
     unpolled: set[str] = field(default_factory=set)
     """Nodes that answer no poll, as those of a version that knows none."""
     configured: int = 0
@@ -158,6 +160,7 @@ class FakeGuest:
     def __init__(self, world: GuestWorld) -> None:
         self.world = world
         self._attached: set[str] = set()
+        self._heard_at: dict[str, float] = {}
         self._listeners: list[Callable[[str], None]] = []
 
     async def attach(self, machine: str, form: ChannelForm, port: str = "", allowed: Allowed | None = None) -> None:
@@ -176,10 +179,11 @@ class FakeGuest:
 
     def _fact(self, machine: str) -> NodeFact:
         world = self.world
-        if not world.running(machine):
+        if not world.running(machine) or machine in world.silent:
             return NodeFact(machine=machine, state="silent")
         if machine in world.quarantined:
             return NodeFact(machine=machine, state="quarantined", refused=world.quarantined[machine])
+        self._heard_at[machine] = world.clock()
         return NodeFact(
             machine=machine,
             state="ready",
@@ -214,20 +218,32 @@ class FakeGuest:
         raise DriverError("NodeSilent", f"the node of machine {machine} ended in the middle of a request")
 
     def _check(self, machine: str) -> None:
-        if machine not in self._attached or not self.world.running(machine) or machine in self.world.quarantined:
+        if not self._lives(machine):
             raise DriverError("NodeSilent", f"the node of machine {machine} does not answer")
+
+    def _lives(self, machine: str) -> bool:
+        world = self.world
+        is_mute = machine in world.quarantined or machine in world.silent
+        return machine in self._attached and world.running(machine) and not is_mute
 
     async def poll(self, machine: str, timeout_s: float) -> NodeFact:
         """Return what the node says. Raises: DriverError (NodeSilent)."""
+        if machine in self.world.silent:
+            await asyncio.sleep(timeout_s)
         self._check(machine)
         if machine in self.world.unpolled:
             raise DriverError("NodeSilent", f"the node of machine {machine} does not answer")
         return self._fact(machine)
 
     def heard_s(self, machine: str) -> float:
-        """Return 0.0 for a node that could answer; -1.0 else: a simulated node that is silent never was heard."""
-        lives = machine in self._attached and self.world.running(machine) and machine not in self.world.quarantined
-        return 0.0 if lives else -1.0
+        """Return how long ago the node was seen alive; 0.0 for one that could answer now."""
+        if machine not in self._attached:
+            return -1.0
+        now = self.world.clock()
+        if self._lives(machine):
+            self._heard_at[machine] = now
+        heard_at = self.world.silent.get(machine, self._heard_at.get(machine))
+        return now - heard_at if heard_at is not None else -1.0
 
     async def connect(self, machine: str, address: str, port: int, timeout_s: float = 10.0) -> Stream:
         """Return what ``listening`` makes. Raises: DriverError (NodeSilent, ConnectRefused)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from msgspec import Struct
@@ -170,6 +171,12 @@ class Switch(Protocol):
 
     async def counters(self) -> dict[str, PortCounters]:
         """Return the counters of every port."""
+
+    async def sent_bytes(self, ports: Collection[str]) -> dict[str, int]:
+        """Return what the guests behind these ports sent since each port was made; none for a port that is not there.
+
+        Cheap: the kernel's counters are read once, and the switch is not asked.
+        """
 
     async def vlan_counts(self) -> dict[str, dict[int, int]]:
         """Return, for each port, the frames that reached it, by the VLAN of the port that sent them.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import msgspec
@@ -28,8 +28,8 @@ from pileus.drivers.host.ovs.flows import check, refuse_taken_macs, tap_name
 from pileus.drivers.host.ovs.segments import NO_UPLINKS, check_segment, check_uplinks, needed, refuse_taken_vni
 
 Call = Literal[
-    "open", "observe", "plug", "unplug", "segments", "join", "leave", "counters", "vlan_counts", "open_tap",
-    "exchange", "remove",
+    "open", "observe", "plug", "unplug", "segments", "join", "leave", "counters", "sent_bytes", "vlan_counts",
+    "open_tap", "exchange", "remove",
 ]  # fmt: skip
 
 LATENCIES_S: Mapping[Call, float] = {
@@ -218,6 +218,15 @@ class FakeSwitch:
         self._end(fault)
         none = PortCounters(rx_bytes=0, rx_packets=0, tx_bytes=0, tx_packets=0)
         return {port: self._world.traffic.get(port, none) for port in self._world.ports}
+
+    async def sent_bytes(self, ports: Collection[str]) -> dict[str, int]:
+        """Return what the world says that guests sent."""
+        fault = await self._begin("sent_bytes")
+        self._end(fault)
+        world = self._world
+        return {
+            port: world.traffic[port].tx_bytes if port in world.traffic else 0 for port in ports if port in world.ports
+        }
 
     async def vlan_counts(self) -> dict[str, dict[int, int]]:
         """Return received packets under the port's own VLAN: no frame of another can exist here."""

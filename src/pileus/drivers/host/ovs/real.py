@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -172,6 +172,12 @@ class OpenVSwitch:
                 dropped_packets=dropped[row.ofport],
             )
         return found
+
+    async def sent_bytes(self, ports: Collection[str]) -> dict[str, int]:
+        """Return what the guests behind these ports sent; as taps count it."""
+        taps = await namespace.counters(self._paths.namespace)
+        named = {port: flows.tap_name(port) for port in ports}
+        return {port: taps[tap].rx_bytes for port, tap in named.items() if tap in taps}
 
     async def vlan_counts(self) -> dict[str, dict[int, int]]:
         """Return frames delivered to each port by VLAN; see ``Switch.vlan_counts``. Takes about a second."""
