@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pileus.compute.offering import types as offering
 from pileus.compute.placement import types as placement
+from pileus.compute.request import types as machine_request
 from pileus.compute.set import types as vm_set
 from pileus.compute.vm import types as vm
 from pileus.fleet.consent import types as consent
@@ -30,8 +31,10 @@ from pileus.mirror.leg import types as leg
 from pileus.mirror.session import types as session
 from pileus.mirror.sniffer import types as sniffer
 from pileus.monitor.action import types as action
+from pileus.monitor.entitlement import types as entitlement
 from pileus.monitor.monitor import types as monitor
 from pileus.monitor.policy import types as policy
+from pileus.monitor.seat import types as seat
 from pileus.monitor.state import types as state
 from pileus.monitor.watcher import types as watcher
 from pileus.network.network import types as network
@@ -67,6 +70,7 @@ KINDS = Registry(
         vm.KIND,
         vm_set.KIND,
         placement.KIND,
+        machine_request.KIND,
         manager.KIND,
         consent.KIND,
         package.KIND,
@@ -85,6 +89,8 @@ KINDS = Registry(
         watcher.KIND,
         state.KIND,
         action.KIND,
+        entitlement.KIND,
+        seat.KIND,
         session.KIND,
         filter.KIND,
         sniffer.KIND,

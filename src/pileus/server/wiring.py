@@ -10,6 +10,8 @@ from pathlib import Path
 import msgspec
 
 from pileus.compute.offering.controller import OfferingController
+from pileus.compute.request.api import RequestAdmission as MachineRequestAdmission
+from pileus.compute.request.controller import RequestController as MachineRequestController
 from pileus.compute.set.api import SetAdmission
 from pileus.compute.set.controller import SetController
 from pileus.compute.vm.api import VmAdmission
@@ -65,8 +67,12 @@ from pileus.mirror.session.controller import SessionController
 from pileus.mirror.sniffer.api import SnifferAdmission
 from pileus.monitor.action.api import ActionAdmission
 from pileus.monitor.action.controller import ActionController
+from pileus.monitor.entitlement.api import EntitlementAdmission
+from pileus.monitor.entitlement.controller import EntitlementController
 from pileus.monitor.monitor.api import MonitorAdmission
 from pileus.monitor.monitor.controller import MonitorController
+from pileus.monitor.seat.api import SeatAdmission
+from pileus.monitor.seat.controller import SeatController
 from pileus.monitor.watcher.controller import WatcherController
 from pileus.network.network.controller import NetworkController
 from pileus.network.port.controller import PortController
@@ -105,6 +111,7 @@ def controllers(store: Store, images: Files, outbound: Outbound | None = None) -
         "compute.offering": OfferingController(),
         "compute.vm": VmController(store),
         "compute.set": SetController(),
+        "compute.request": MachineRequestController(store),
         "fleet.manager": ManagerController(outbound or Internet()),
         "fleet.consent": ConsentController(),
         "fleet.package": PackageController(),
@@ -121,6 +128,8 @@ def controllers(store: Store, images: Files, outbound: Outbound | None = None) -
         "monitor.monitor": MonitorController(),
         "monitor.watcher": WatcherController(),
         "monitor.action": ActionController(store.clock),
+        "monitor.entitlement": EntitlementController(store.clock),
+        "monitor.seat": SeatController(store.clock),
         "mirror.session": SessionController(store.clock),
         "mirror.decapsulator": DecapsulatorController(store.clock),
         "mirror.leg": LegController(),
@@ -142,6 +151,7 @@ def admissions() -> dict[str, Admission]:
         "network.network": NetworkWithRouter(),
         "compute.vm": VmAdmission(),
         "compute.set": SetAdmission(),
+        "compute.request": MachineRequestAdmission(),
         "fleet.manager": ManagerAdmission(),
         "fleet.consent": ConsentAdmission(),
         "fleet.request": RequestAdmission(),
@@ -156,6 +166,8 @@ def admissions() -> dict[str, Admission]:
         "gateway.link": LinkAdmission(),
         "monitor.monitor": MonitorAdmission(),
         "monitor.action": ActionAdmission(),
+        "monitor.entitlement": EntitlementAdmission(),
+        "monitor.seat": SeatAdmission(),
         "mirror.session": SessionAdmission(),
         "mirror.filter": FilterAdmission(),
         "mirror.sniffer": SnifferAdmission(),

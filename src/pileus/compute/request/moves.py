@@ -1,0 +1,144 @@
+"""Rows of a request: made with what they hold, moved to another host. All inside one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from pileus.compute.offers import Chosen
+from pileus.compute.placement.types import Contribution, PlacementAssigned, PlacementDesired
+from pileus.compute.request.servers import IMAGES
+from pileus.compute.request.types import RequestAssigned, RequestDesired
+from pileus.compute.set.types import TEMPLATE, MemberSpec, SetAssigned, SetDesired
+from pileus.kernel.kind import Resource
+from pileus.kernel.outcome import Waiting
+from pileus.kernel.quota import space
+from pileus.kernel.transaction import Exhausted, Transaction
+from pileus.storage.volume.types import attachment_space
+
+REFUSED_MAX = 20
+"""Hosts that refused a machine and are remembered."""
+RACE_S = 0.6
+"""After somebody else was faster: longer than offers are kept in memory."""
+
+
+async def make_set(tx: Transaction, request: Resource) -> Resource:
+    """Make the set of the machines; it has none before their placements are instructed."""
+    desired: RequestDesired = request.desired
+    assigned: RequestAssigned = request.assigned
+    name = request.name
+    if await tx.find("compute.set", request.account_id, name) is not None:
+        name = f"{name[:56]}-{request.id[-6:]}"
+    template = {field: getattr(desired, field) for field in TEMPLATE}
+    spec = {field: getattr(assigned, field) for field in MemberSpec.__struct_fields__}
+    made = Resource(
+        id="",
+        kind="compute.set",
+        name=name,
+        desired=SetDesired(**template, count=desired.count),
+        assigned=SetAssigned(**spec, request=request.id),
+    )
+    return await tx.ensure_child(request, made, await tx.links(request.id))
+
+
+async def make_rows(tx: Transaction, request: Resource, assigned: RequestAssigned, chosen: Sequence[Chosen]) -> None:
+    """Make a row for each machine that was chosen, and hold its room. Raises: Waiting when somebody was faster."""
+    desired: RequestDesired = request.desired
+    for each in chosen:
+        place = PlacementAssigned(
+            zone=assigned.zone,
+            vdc=assigned.vdc,
+            request=request.id,
+            number=each.number,
+            server=each.host,
+            pool=each.pool,
+            vcpus=assigned.vcpus,
+            memory_mib=assigned.memory_mib,
+            disk_gib=assigned.disk_gib,
+            service=desired.service,
+            start=max(assigned.start, each.start),
+            end=assigned.end,
+            message=each.reason,
+            contributions=_contributions(each, assigned, desired),
+        )
+        row = Resource(
+            id="",
+            kind="compute.placement",
+            name=f"{request.name[:51]}-{request.id[-6:]}-{each.number:04d}",
+            desired=PlacementDesired(),
+            assigned=place,
+        )
+        await _hold(tx, await tx.ensure_child(request, row))
+
+
+async def move(tx: Transaction, row: Resource, chosen: Chosen, now: float) -> None:
+    """Let another host contribute to a machine that is no machine yet: it keeps its id and gets another root volume.
+
+    The host that refused it removes what it has of it. Raises: Waiting when somebody was faster.
+    """
+    before: PlacementAssigned = row.assigned
+    after = replace(
+        before,
+        server=chosen.host,
+        pool=chosen.pool,
+        state="instructed",
+        reason="",
+        message=chosen.reason,
+        since=now,
+        doubted_at=0.0,
+        refused_by=(*before.refused_by, before.server)[-REFUSED_MAX:],
+    )
+    kept = tuple(each for each in before.contributions if each.kind not in ("host", "pool"))
+    held = {each.server: each for each in chosen.held}
+    own = tuple(
+        Contribution(server=id, kind=kind, quantity=dict(held[id].quantity), service=before.service, state="instructed")
+        for id, kind in ((chosen.host, "host"), (chosen.pool, "pool"))
+        if id in held
+    )
+    moved = await tx.update(await tx.get(row.id), assigned=replace(after, contributions=(*own, *kept)))
+    await _hold(tx, moved)
+    vm = await tx.find_id(after.vm)
+    if vm is not None:
+        await _bring(tx, vm, before, moved)
+
+
+async def _bring(tx: Transaction, vm: Resource, before: PlacementAssigned, row: Resource) -> None:
+    place: PlacementAssigned = row.assigned
+    for server in filter(None, (before.server, before.pool)):
+        await tx.uncharge(vm.id, f"{server}/")
+    await tx.uncharge(row.id)
+    await _charge(tx, vm.id, place)
+    for child in await tx.children(vm.id):
+        if child.kind == "storage.volume":
+            await tx.release(vm.id, attachment_space(child.id))
+        await tx.mark_deleting(child)
+    decided = replace(vm.assigned, host=place.server, volumes=(), ports=())
+    await tx.update(vm, assigned=decided, observed=None, observed_generation=0)
+
+
+async def _hold(tx: Transaction, row: Resource) -> None:
+    try:
+        await _charge(tx, row.id, row.assigned)
+    except Exhausted:
+        raise Waiting("NoCapacity", "hosts that had room were filled by others; others are chosen", RACE_S) from None
+
+
+async def _charge(tx: Transaction, owner: str, place: PlacementAssigned) -> None:
+    await tx.charge(space(place.server, "memory_mib"), owner, place.memory_mib)
+    await tx.charge(space(place.server, "vcpus"), owner, place.vcpus)
+    if place.pool:
+        await tx.charge(space(place.pool, "disk_gib"), owner, place.disk_gib)
+
+
+def _contributions(chosen: Chosen, assigned: RequestAssigned, desired: RequestDesired) -> tuple[Contribution, ...]:
+    kinds = {chosen.host: "host", chosen.pool: "pool", IMAGES: "image"}
+    return tuple(
+        Contribution(
+            server=assigned.image if held.server == IMAGES else held.server,
+            kind=kinds.get(held.server, "network"),
+            quantity=dict(held.quantity),
+            service=desired.service,
+        )
+        for held in chosen.held
+    )

@@ -1,0 +1,277 @@
+"""What a request does next: from its times, its rows and its machines as they are. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from pileus.compute.offers import Machine
+from pileus.compute.placement.types import Contribution, PlacementAssigned, State
+from pileus.compute.request.types import TOLD_MAX, Missing, RequestAssigned, RequestDesired, RequestObserved
+from pileus.compute.vm.types import VmObserved
+from pileus.kernel.clock import iso, unix
+from pileus.kernel.errors import Invalid
+from pileus.kernel.kind import Resource
+
+CONFIRM_S = 60.0
+"""How long a host may be silent about a machine that it was told to start."""
+PROBLEM_S = 10.0
+"""How long it may report a problem with it: what passes sooner is no refusal."""
+START_MAX_S = 600.0
+"""How long a machine may take in all that its host says is on its way: its image is fetched, its disk made."""
+RETRY_S = 30.0
+"""How often a place is looked for again for machines that are missing."""
+LOOK_S = 2.0
+"""How late a silence is seen; what is said wakes the request."""
+SLACK_S = 2.0
+"""Before its end a machine is told to stop so much earlier than its guest may need."""
+
+SILENT = frozenset({"HostSilent", "HostReturned", "NotReported"})
+NOT_THE_HOST = frozenset({"NetworkNotServed", "ImageNotReady"})
+"""What a machine may wait for without its host being in doubt."""
+DOUBTED = frozenset({"Ended"})
+"""What is a problem although the host calls it none."""
+
+Changes = dict[str, Any]
+"""Fields of a row that change."""
+
+
+class VmSeen(Struct, frozen=True, kw_only=True):
+    """A machine as it is. ``is_done``: its guest powered itself off."""
+
+    power: str
+    reason: str
+    message: str
+    is_running: Literal["yes", "no"]
+    is_done: Literal["yes", "no"]
+    has_problem: Literal["yes", "no"]
+
+
+class Next(Struct, frozen=True, kw_only=True):
+    """What is to be written, and when to look again; ``rows``: what changes, by id."""
+
+    assigned: RequestAssigned
+    rows: dict[str, Changes] = {}
+    power: Literal["", "stopped"] = ""
+    """What the set is told; empty: nothing."""
+    drop: Literal["yes", "no"] = "no"
+    """Whether the set goes, and what rows hold."""
+    after_s: float = LOOK_S
+
+
+def window(desired: RequestDesired, now: float) -> tuple[float, float]:
+    """Return the first and the last moment at which it may start. Raises: Invalid for words that contradict each other."""
+    if desired.start_at and desired.start_within_s:
+        raise Invalid("start_at and start_within_s are two words for one thing; give one", field="desired.start_at")
+    if not desired.start_at:
+        return now, now + desired.start_within_s
+    try:
+        start = unix(desired.start_at)
+    except ValueError:
+        raise Invalid(
+            f"start_at {desired.start_at!r} is no time such as 2026-01-31T18:00:00Z", field="desired.start_at"
+        ) from None
+    if start < now:
+        raise Invalid(f"start_at {desired.start_at} has passed already", field="desired.start_at")
+    return start, start
+
+
+def end_of(desired: RequestDesired, assigned: RequestAssigned) -> float:
+    """Return when it ends; 0: at no certain time."""
+    return (assigned.start or assigned.start_from) + desired.duration_s if desired.duration_s else 0.0
+
+
+def stop_at(desired: RequestDesired, assigned: RequestAssigned) -> float:
+    """Return when its machines are told to stop, so that none runs past the end; 0: never."""
+    if not assigned.end:
+        return 0.0
+    span = assigned.end - (assigned.start or assigned.start_from)
+    return assigned.end - min(desired.shutdown_timeout_s + SLACK_S, span / 2)
+
+
+def needs(
+    desired: RequestDesired, assigned: RequestAssigned, links: Mapping[str, str], numbers: Sequence[int], now: float
+) -> list[Machine]:
+    """Return what the machines with these numbers need."""
+    networks = tuple(links[f"nics.{position}.network"] for position in range(len(desired.nics)))
+    return [
+        Machine(
+            number=number,
+            vcpus=assigned.vcpus,
+            memory_mib=assigned.memory_mib,
+            disk_gib=assigned.disk_gib,
+            service=desired.service,
+            image=assigned.image,
+            networks=networks,
+            zone=assigned.zone,
+            start_from=max(assigned.start_from, now),
+            start_by=max(assigned.start_by, now),
+            uefi="yes" if assigned.firmware == "uefi" and not assigned.append else "no",
+        )
+        for number in numbers
+    ]
+
+
+def see(vm: Resource) -> VmSeen:
+    """Return the VM as a machine of a request."""
+    observed: VmObserved | None = vm.observed
+    ready = vm.ready
+    reason, message = (ready.reason, ready.message) if ready is not None else ("NotReported", "")
+    exit = observed.exit if observed is not None else None
+    stopped = observed is not None and observed.power == "stopped"
+    running = observed is not None and observed.power == "running" and ready is not None and ready.status == "true"
+    has_problem = (observed is not None and observed.problem is not None) or reason in DOUBTED
+    return VmSeen(
+        power=observed.power if observed is not None else "",
+        reason=reason if observed is not None or reason in SILENT | NOT_THE_HOST else "NotReported",
+        message=message,
+        is_running="yes" if running else "no",
+        is_done="yes" if stopped and exit is not None and exit.reason == "guest-shutdown" else "no",
+        has_problem="yes" if has_problem else "no",
+    )
+
+
+def follow(
+    desired: RequestDesired,
+    assigned: RequestAssigned,
+    rows: Mapping[str, PlacementAssigned],
+    vms: Mapping[str, VmSeen],
+    now: float,
+) -> Next:
+    """Return what is due of a request that has its places."""
+    if assigned.phase == "releasing":
+        return Next(assigned=assigned)
+    stops = stop_at(desired, assigned)
+    if stops and now >= stops:
+        return _end(assigned, rows, vms, now)
+    if assigned.phase == "reserved" and now < assigned.start:
+        return Next(assigned=assigned, after_s=assigned.start - now)
+    changes = {id: change for id, row in rows.items() if (change := _judge(desired, row, vms.get(row.vm), now))}
+    after = {id: replace(row, **changes.get(id, {})) for id, row in rows.items()}
+    refused = [row for row in after.values() if row.state == "refused"]
+    if refused and desired.mode == "all-or-nothing" and assigned.phase != "running":
+        return _release(assigned, changes, "refused", "Refused", _blame(refused))
+    if after and all(row.state == "released" for row in after.values()):
+        return _release(assigned, changes, "ended", "Done", "every machine has done its task")
+    is_starting = any(row.state == "instructed" for row in after.values())
+    then = replace(assigned, phase="starting" if is_starting else "running")
+    return Next(assigned=then, rows=changes, after_s=_next_look_s(desired, then, stops, now))
+
+
+def _end(
+    assigned: RequestAssigned, rows: Mapping[str, PlacementAssigned], vms: Mapping[str, VmSeen], now: float
+) -> Next:
+    """Tell the machines to stop; at the end, or when all did, release them."""
+    live = [vms[row.vm] for row in rows.values() if row.vm in vms]
+    is_off = all(vm.power in ("stopped", "absent") for vm in live)
+    if now >= assigned.end or (assigned.phase == "ending" and is_off):
+        return _release(assigned, {}, "ended", "Ended", f"it ended at {iso(assigned.end)}, as wished")
+    then = replace(assigned, phase="ending", message=f"its machines stop; it ends at {iso(assigned.end)}")
+    return Next(assigned=then, power="stopped", after_s=min(assigned.end - now, LOOK_S))
+
+
+def _release(
+    assigned: RequestAssigned,
+    changes: dict[str, Changes],
+    outcome: Literal["ended", "refused"],
+    reason: str,
+    message: str,
+) -> Next:
+    then = replace(assigned, phase="releasing", outcome=outcome, reason=reason, message=message)
+    return Next(assigned=then, rows=changes, drop="yes")
+
+
+def _blame(refused: Sequence[PlacementAssigned]) -> str:
+    first = min(refused, key=lambda row: row.number)
+    more = f", and {len(refused) - 1} more were refused" if len(refused) > 1 else ""
+    why = f"{first.reason}: {first.message}" if first.message else first.reason
+    return f"host {first.server} refused machine {first.number} ({why}){more}; all of it was released"
+
+
+def _judge(desired: RequestDesired, row: PlacementAssigned, vm: VmSeen | None, now: float) -> Changes:
+    """Return what changes of a row that is not yet confirmed, or whose machine has done its task."""
+    if row.state == "released":
+        return {}
+    if row.state == "offered":
+        return {"state": "instructed", "since": now, "start": now}
+    if vm is None:
+        return {}  # it is just being made
+    if desired.until == "exit" and vm.is_done == "yes":
+        return {"state": "released", "reason": "TaskDone", "message": "its guest powered itself off", "end": now}
+    if vm.is_running == "yes":
+        known = row.state == "confirmed"
+        return {} if known else {"state": "confirmed", "reason": "", "message": "", "doubted_at": 0.0}
+    return _doubt(row, vm, now) if row.state == "instructed" else {}
+
+
+def _doubt(row: PlacementAssigned, vm: VmSeen, now: float) -> Changes:
+    waited = now - row.since
+    if vm.reason in NOT_THE_HOST:
+        return {"since": now, "doubted_at": 0.0} if waited > CONFIRM_S / 2 else {}
+    if vm.has_problem == "yes" and not row.doubted_at:
+        return {"doubted_at": now}
+    has_problem = vm.has_problem == "yes" and now - row.doubted_at >= PROBLEM_S
+    is_silent = vm.reason in SILENT and waited >= CONFIRM_S
+    if has_problem or is_silent or waited >= START_MAX_S:
+        return {"state": "refused", "reason": vm.reason, "message": vm.message}
+    return {"doubted_at": 0.0} if row.doubted_at and vm.has_problem == "no" else {}
+
+
+def _next_look_s(desired: RequestDesired, assigned: RequestAssigned, stops: float, now: float) -> float:
+    """Return when something is due by the clock alone; 0: never."""
+    if assigned.phase == "starting":
+        return LOOK_S
+    times = [stops, assigned.end - desired.warn_s if assigned.end else 0.0]
+    if desired.mode == "best-effort":
+        times.append(now + RETRY_S)
+    ahead = [at - now for at in times if at > now]
+    return max(min(ahead), 0.05) if ahead else 0.0
+
+
+def is_silent(row: PlacementAssigned) -> bool:
+    """Tell whether nobody knows if the machine runs: then it is not put anywhere else."""
+    return row.reason in SILENT
+
+
+def contributions(row: PlacementAssigned, state: State, reason: str) -> tuple[Contribution, ...]:
+    """Return the row's contributions as they are in this state; it is the host that refuses."""
+    return tuple(
+        replace(each, state=state, reason=reason if each.kind == "host" else "")
+        if state != "refused" or each.kind == "host"
+        else each
+        for each in row.contributions
+    )
+
+
+def observe(
+    desired: RequestDesired, assigned: RequestAssigned, rows: Sequence[PlacementAssigned], now: float
+) -> RequestObserved:
+    """Return what is said of the request."""
+    states: dict[str, int] = {}
+    for row in rows:
+        states[row.state] = states.get(row.state, 0) + 1
+    placed = {row.number for row in rows}
+    missing = [
+        Missing(number=row.number, reason=row.reason, message=row.message, server=row.server)
+        for row in rows
+        if row.state == "refused"
+    ]
+    missing += [
+        Missing(number=number, reason="NoCapacity", message=assigned.message)
+        for number in range(1, desired.count + 1)
+        if number not in placed and rows
+    ]
+    missing.sort(key=lambda each: each.number)
+    ends = assigned.end
+    return RequestObserved(
+        phase=assigned.phase,
+        states=dict(sorted(states.items())),
+        missing_count=len(missing),
+        missing=tuple(missing[:TOLD_MAX]),
+        starts_at=iso(assigned.start or assigned.start_from),
+        ends_at=iso(ends) if ends else "",
+        is_ending="yes" if ends and now >= ends - desired.warn_s else "no",
+    )
