@@ -13,7 +13,9 @@ APPLICATIONS_MAX = 64
 CONTENT_BYTES_MAX = 40 << 10
 """Of a row's applications and of its other words, as JSON, in all; with what stands a row stays under 64 KiB."""
 
-NAME_MAX = 64
+NAME_MAX, WORD_MAX = 63, 64
+"""Characters of names, which may become the subject of an action, and of words such as a hash."""
+
 DEPTH_MAX = 6
 LIST_MAX = 256
 AHEAD_S = 60.0
@@ -39,9 +41,10 @@ class Report(NamedTuple):
     node: str
     boots: int
     boot_id: str
-    traffic: tuple[int, int, int]
-    """Bytes and operations of disks, bytes sent by NICs."""
+    traffic: tuple[int, int]
+    """Bytes of disks, bytes sent by NICs."""
     heard_at: float
+    """0: never."""
     hash: str
     version: str
     status: dict[Any, Any]
@@ -75,8 +78,8 @@ def read_report(report: Mapping[str, Any], now: float) -> Report | None:
         node=fields.choice("node", NODES, "absent"),
         boots=fields.count("boots"),
         boot_id=fields.text("boot_id"),
-        traffic=(fields.count("disk_bytes"), fields.count("disk_operations"), fields.count("net_bytes")),
-        heard_at=-1.0 if heard_s < 0 else round(at - heard_s, 3),
+        traffic=(fields.count("disk_bytes"), fields.count("net_bytes")),
+        heard_at=0.0 if heard_s < 0 else max(0.0, round(at - heard_s, 3)),
         hash=fields.text("hash"),
         version=fields.text("version"),
         status=status,
@@ -107,7 +110,7 @@ class _Fields:
 
     def text(self, name: str) -> str:
         text = self._fields.get(name, "")
-        if isinstance(text, str) and len(text) <= NAME_MAX and is_clean(text):
+        if isinstance(text, str) and len(text) <= WORD_MAX and is_clean(text):
             return text
         self.wrong += 1
         return ""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 EXECUTION = ("state", "node", "boots", "boot_id", "misses", "since", "heard_at")
 CONFIGURATION = ("hash", "version")
-IO = ("disk_bytes", "disk_operations", "net_bytes", "idle_s")
+IO = ("disk_bytes", "net_bytes", "idle_s")
 APPLICATION = ("state", "version", "exits", "code", "since")
 PARTS_MAX = 8
 TEXT_MAX = 200

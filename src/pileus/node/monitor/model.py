@@ -236,7 +236,7 @@ def _clause(part: _Part) -> Clause:
 def _value(part: _Part, operator: str, field: Field) -> Any:
     value = part.get("value")
     if operator in _VALUELESS:
-        if value is not None:
+        if value not in (None, ""):
             raise part.wrong("value", f"{operator} has none")
         return None
     if field.section == "applications" and len(field.parts) == 2 and operator != "contains":

@@ -18,6 +18,9 @@ from pileus.node.monitor.model import Policy
 ENTRIES_MAX = 96
 """Of one appliance; names of subjects are its own words."""
 
+FORGOTTEN = "/"
+"""Key of the entry that has the highest number of an incident which is gone from the row."""
+
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 10.0, 300.0
 FOLLOWS_S = 600.0
 """Incidents follow each other when there is less between an action and the next incident."""
@@ -33,20 +36,17 @@ class Judged(NamedTuple):
 
 
 class Standing:
-    """The entries of one appliance. ``floor``: the highest number that an entry had which is gone."""
+    """The entries of one appliance, as its row has them."""
 
-    __slots__ = ("_entries", "floor", "is_changed")
+    __slots__ = ("_entries", "_floor", "is_changed")
 
-    def __init__(self, stored: Mapping[str, Any], floor: int) -> None:
-        self.floor = floor
+    def __init__(self, stored: Mapping[str, Any]) -> None:
         self.is_changed = False
         self._entries: dict[str, dict[str, Any]] = {}
         for key, fields in stored.items():
-            if isinstance(fields, dict) and isinstance(key, str) and len(self._entries) < ENTRIES_MAX:
+            if isinstance(fields, dict) and isinstance(key, str) and len(self._entries) <= ENTRIES_MAX:
                 self._entries[key] = _restored(fields)
-
-    def __bool__(self) -> bool:
-        return bool(self._entries)
+        self._floor: int = self._entries.pop(FORGOTTEN, _restored({}))["incident"]
 
     @property
     def is_waiting(self) -> bool:
@@ -57,10 +57,11 @@ class Standing:
 
     def copied(self) -> dict[str, Any]:
         """Return the entries as a row has them."""
-        return {
+        copied: dict[str, Any] = {
             key: {**entry, "counters": list(entry["counters"]), "clauses": dict(entry["clauses"])}
             for key, entry in self._entries.items()
         }
+        return {**copied, FORGOTTEN: {"incident": self._floor}} if self._floor else copied
 
     def acted(self, action: Mapping[str, Any]) -> None:
         """Note an action that was stored."""
@@ -141,7 +142,7 @@ class Standing:
             "name": policy.name,
             "subject": case.subject,
             "incident": incident,
-            "cause": {"sentence": _sentence(clauses), "clauses": clauses},
+            "cause": {"text": _text(clauses), "clauses": clauses},
             "acts": [dict(act) for act in policy.acts],
             "mode": policy.mode,
             "counters": list(entry["counters"]),
@@ -163,12 +164,12 @@ class Standing:
             self._forget(min(over, key=lambda each: self._entries[each]["acted_at"]))
         entry = _restored({})
         # Numbers of what was forgotten are never given again: they are in the keys of actions.
-        entry["incident"] = entry["acted"] = self.floor
+        entry["incident"] = entry["acted"] = self._floor
         self._entries[key] = entry
         return entry
 
     def _forget(self, key: str) -> None:
-        self.floor = max(self.floor, self._entries.pop(key)["incident"])
+        self._floor = max(self._floor, self._entries.pop(key)["incident"])
         self.is_changed = True
 
 
@@ -243,7 +244,7 @@ def _note_pause(entry: dict[str, Any], now: float) -> None:
     entry["acted_at"] = now
 
 
-def _sentence(clauses: list[dict[str, Any]]) -> str:
+def _text(clauses: list[dict[str, Any]]) -> str:
     said = []
     for clause in clauses:
         wanted = "" if clause["value"] is None else f" {json.dumps(clause['value'])}"

@@ -32,15 +32,16 @@ class Watched:
     )  # fmt: skip
 
     def __init__(self, appliance: Appliance) -> None:
-        self.standing = Standing({}, 0)
+        self.standing = Standing({})
         self.told_at = 0.0
         self._told = ""
-        self._traffic = Span((0, 0, 0, 0), 0.0, 0.0)
+        self._traffic = Span((0, 0, 0), 0.0, 0.0)
         self._base = Span("unknown", 0.0, 0.0)
         self.at = 0.0
         self.origin, self.node, self.boot_id, self.hash, self.version = "", "absent", "", "", ""
         self.boots = self.misses = self.refused = self._wrong = 0
-        self.heard_at = self._missed_at = -1.0
+        self.heard_at = 0.0
+        self._missed_at = -1.0
         self.content = _NOTHING
         self.lost_at: float | None = None
         self.begin(appliance)
@@ -76,8 +77,8 @@ class Watched:
 
     @property
     def may_hang(self) -> bool:
-        """Whether silence would mean something: a node that has lived, and does not run elsewhere in words."""
-        return self._base.value in ("running", "silent") and self.node in ("ready", "silent") and self.heard_at >= 0
+        """Whether silence would mean something: a node that has lived, as far as is known."""
+        return self._base.value in ("running", "silent") and self.node in ("ready", "silent") and self.heard_at > 0
 
     @property
     def quiet_since(self) -> float:
@@ -90,7 +91,7 @@ class Watched:
         is_silent = report.node in ("quarantined", "silent") or _was_quiet(report, settings)
         base = "silent" if is_silent and report.state == "running" else report.state
         traffic = (report.boots, *report.traffic)
-        if report.heard_at >= 0:
+        if report.heard_at > 0:
             self._is_dated = True
             self.heard_at = max(self.heard_at, report.heard_at)
         self._first_at = min(self._first_at or report.at, report.at)
@@ -148,14 +149,12 @@ class Watched:
             "configuration": {"hash": self.hash, "version": self.version},
             "io": {
                 "disk_bytes": traffic[1],
-                "disk_operations": traffic[2],
-                "net_bytes": traffic[3],
+                "net_bytes": traffic[2],
                 "idle_s": max(0, int(self.at - self._traffic.since)),
             },
             "applications": content.applications,
             "other": {**content.other, "ignored": self._ignored},
             "standing": self.standing.copied(),
-            "incidents": self.standing.floor,
         }
 
     def has_news(self, state: str, now: float) -> bool:
@@ -210,7 +209,7 @@ class Watched:
         node = _word(execution, "node")
         self.node = node if node in NODES else "absent"
         self.boots, self.boot_id = _count(execution, "boots"), _word(execution, "boot_id")
-        self.heard_at = _number(execution, "heard_at", -1.0)
+        self.heard_at = _number(execution, "heard_at", 0.0)
         self.hash, self.version = _word(configuration, "hash"), _word(configuration, "version")
         self.origin = _word(row, "origin")
         self.misses, self.lost_at, self._missed_at = 0, None, -1.0
@@ -219,23 +218,23 @@ class Watched:
         self.content = read_status({**_object(row, "other"), "applications": _object(row, "applications")})
         base = "silent" if state == "hung" and self.node == "silent" else self._restored
         self._base = Span(base, min(_number(execution, "since", self.at), self.at), self.at)
-        traffic = (self.boots, *(_count(io, name) for name in ("disk_bytes", "disk_operations", "net_bytes")))
-        self._traffic = Span(traffic, max(0.0, self.at - _count(io, "idle_s")), self.at)
-        self.standing = Standing(_object(row, "standing"), _count(row, "incidents"))
+        traffic = (self.boots, *(_count(io, name) for name in ("disk_bytes", "net_bytes")))
+        self._traffic = Span(traffic, max(0.0, self.at - _number(io, "idle_s", 0.0)), self.at)
+        self.standing = Standing(_object(row, "standing"))
         self._told = self._restored
 
 
 def with_actions(row: Mapping[str, Any], actions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the row as it is after these actions, which were stored while the row was not."""
-    standing = Standing(_object(row, "standing"), _count(row, "incidents"))
+    standing = Standing(_object(row, "standing"))
     for action in sorted(actions, key=lambda action: int(action["incident"])):
         standing.acted(action)
-    return {**row, "standing": standing.copied(), "incidents": standing.floor}
+    return {**row, "standing": standing.copied()}
 
 
 def _was_quiet(report: Report, settings: Settings) -> bool:
     """Whether the host has not yet called silent what is."""
-    return report.node == "ready" and 0 <= report.heard_at <= report.at - settings.hung_s
+    return report.node == "ready" and 0 < report.heard_at <= report.at - settings.hung_s
 
 
 def _has_failed(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> bool:
@@ -269,4 +268,4 @@ def _count(row: Mapping[str, Any], name: str) -> int:
 
 def _number(row: Mapping[str, Any], name: str, default: float) -> float:
     found = row.get(name)
-    return float(found) if is_number(found) and -1 <= found < 1e18 else default
+    return float(found) if is_number(found) and 0 <= found < 1e18 else default
