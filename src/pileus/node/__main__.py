@@ -47,6 +47,10 @@ def make_role(name: str) -> Role:
         from pileus.node.mirror.role import Decapsulator
 
         return Decapsulator()
+    if name == "applications":
+        from pileus.node.applications.role import Applications
+
+        return Applications()
     if name == "":
         return Idle()
     from pileus.node.program import ProgramRole, find

@@ -12,11 +12,14 @@ from typing import Any
 from pileus.node.document import Difference, Document, document_hash, merged
 from pileus.node.hostclock import HostClock, Moment
 from pileus.node.ledger import ANSWER_BYTES_MAX, End, Ledger, Request
-from pileus.node.role import Role, RoleRefused
+from pileus.node.role import Role, RoleRefused, Wakeful
 from pileus.node.turns import Mishap, Turns
 
 WORDS_MAX = 2000
 """Characters of a refusal."""
+
+REST_S_MIN = 0.05
+"""Between two looks, so that a role that always wants one does not take the whole machine."""
 
 
 class Stale(Exception):
@@ -43,6 +46,7 @@ class Duty:
         self._turn = asyncio.Lock()
         self._turns = Turns("role")
         self._waiting: list[list[Request]] = []
+        self._looked_at = 0.0
 
     async def resume(self) -> None:
         """Run what was kept, if anything was."""
@@ -88,6 +92,23 @@ class Duty:
             failure = await self._call(self._role.tick)
             status = await self._asked()
             self.status = {"failed": _words(failure)} if isinstance(failure, BaseException) else status
+            self._looked_at = asyncio.get_running_loop().time()
+
+    async def rest(self, timeout_s: float) -> None:
+        """Return when the role wants to be looked at, or after a while; looks are not closer than ``REST_S_MIN``."""
+        fd = self._role.wake_fd() if isinstance(self._role, Wakeful) else -1
+        if fd < 0:
+            await asyncio.sleep(timeout_s)
+            return
+        loop = asyncio.get_running_loop()
+        woken = loop.create_future()
+        loop.add_reader(fd, _wake, loop, fd, woken)
+        try:
+            await asyncio.wait([woken], timeout=timeout_s)
+        finally:
+            loop.remove_reader(fd)
+        if (early_s := self._looked_at + REST_S_MIN - loop.time()) > 0:
+            await asyncio.sleep(early_s)
 
     def close(self) -> None:
         """Call the role no more."""
@@ -146,7 +167,9 @@ class Duty:
         """Write the document so that a power cut leaves the old one or the new one."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         draft = self._file.with_suffix(".new")
-        with draft.open("w") as out:
+        # What a document says may be secret, and programs of other users may run beside us.
+        draft.unlink(missing_ok=True)
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as out:
             json.dump(document, out, separators=(",", ":"))
             out.flush()
             os.fsync(out.fileno())
@@ -173,3 +196,10 @@ class Duty:
 
 def _words(failure: object) -> str:
     return f"{type(failure).__name__}: {failure}"[:WORDS_MAX]
+
+
+def _wake(loop: asyncio.AbstractEventLoop, fd: int, woken: asyncio.Future[None]) -> None:
+    # It stays readable until the role was called.
+    loop.remove_reader(fd)
+    if not woken.done():
+        woken.set_result(None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pileus.node.document import Document
 
@@ -38,3 +38,11 @@ class Role(Protocol):
 
     def status(self) -> dict[str, Any]:
         """Return what the role says of itself: JSON, at most 64 KiB."""
+
+
+@runtime_checkable
+class Wakeful(Protocol):
+    """A role that can want to be looked at before a second is over."""
+
+    def wake_fd(self) -> int:
+        """Return a descriptor, always the same, that is readable as long as the role wants ``tick`` to be called now."""

@@ -1,0 +1,420 @@
+"""The role applications over real processes: their ends, updates, suspensions, and a node that ends and comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pileus.node.applications import logs, processes
+from pileus.node.applications.role import FOLDER, Applications
+from pileus.node.role import RoleRefused
+
+LIMIT_S = 20.0
+FOREVER = ["/bin/sh", "-c", "echo began; exec sleep 1000"]
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHxVJ0sXJ0v8 one@host"
+
+Made = Callable[..., Applications]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Made]:
+    """Makes roles over one machine; what they started is ended."""
+    roles: list[Applications] = []
+
+    def make(boot_id: str = "boot-1") -> Applications:
+        roles.append(Applications(tmp_path, boot_id))
+        return roles[-1]
+
+    yield make
+    for role in roles:
+        if not role._supervisor.wake.closed:
+            role.apply({})
+            role.close()
+
+
+def entry(command: list[str] | None = None, **more: Any) -> dict[str, Any]:
+    return {"command": command or FOREVER, "version": "1", "stop_s": 2, "settle_s": 0, **more}
+
+
+def document(**applications: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {"applications": applications}
+
+
+def told(role: Applications, name: str = "web") -> dict[str, Any]:
+    role.tick()
+    return dict(role.status()["applications"][name])
+
+
+def state(role: Applications, name: str = "web") -> str:
+    return str(told(role, name)["state"])
+
+
+def ask(role: Applications, id: str = "r", again: bool = False, **asked: Any) -> dict[str, Any]:
+    return dict(json.loads(role.request(id, json.dumps(asked).encode(), again)))
+
+
+def pid_of(role: Applications, name: str = "web") -> int:
+    return role._kept.notes[name].pid
+
+
+def until(role: Applications, met: Callable[[], bool]) -> None:
+    """Look whenever the role wants it, or a tick's time is over."""
+    end = time.monotonic() + LIMIT_S
+    while not met():
+        assert time.monotonic() < end, role.status()
+        select.select([role.wake_fd()], [], [], 0.05)
+
+
+def kill(role: Applications, name: str = "web") -> None:
+    os.kill(pid_of(role, name), signal.SIGKILL)
+    assert select.select([role.wake_fd()], [], [], LIMIT_S)[0], "its end is told"
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_an_application_runs_and_its_end_is_told_at_once_and_stays(made: Made) -> None:
+    role = made()
+    role.apply(document(web=entry()))
+    assert role.status()["role"] == "applications"
+    first = told(role)
+    assert (first["state"], first["version"], first["exits"], first["code"]) == ("running", "1", 0, "")
+    assert not select.select([role.wake_fd()], [], [], 0)[0]
+    kill(role)
+    found = told(role)
+    assert (found["state"], found["exits"], found["code"]) == ("failed", 1, "signal 9")
+    assert not select.select([role.wake_fd()], [], [], 0)[0], "once it was seen, nobody is woken any more"
+    role.apply(document(web=entry()))
+    assert told(role) == found, "who is to be restarted by nobody stays as it is"
+    assert ask(role, do="start", application="web") == {"state": "running"}
+    assert told(role)["exits"] == 1
+
+
+def test_what_has_done_its_work_is_stopped_and_what_fails_says_how(made: Made) -> None:
+    role = made()
+    role.apply(document(done=entry(["true"]), wrong=entry(["sh", "-c", "exit 3"]), missing=entry(["/no/such"])))
+    until(role, lambda: state(role, "done") == "stopped" and state(role, "wrong") == "failed")
+    assert told(role, "done")["code"] == "exit 0"
+    assert told(role, "wrong")["code"] == "exit 3"
+    assert "No such file" in told(role, "missing")["code"]
+    assert told(role, "missing")["state"] == "failed"
+
+
+def test_what_shall_always_run_is_started_again_later_each_time(made: Made) -> None:
+    role = made()
+    role.apply(document(web=entry(["sh", "-c", "exit 1"], restart="always")))
+    began = time.monotonic()
+    until(role, lambda: told(role)["exits"] == 3)
+    assert time.monotonic() - began >= 2.9, "after 1 s, and then 2 s"
+    role.apply(document(web=entry(restart="always")))
+    assert state(role) == "running"
+    assert told(role)["exits"] == 3
+
+
+def test_a_restart_starts_anew_and_the_same_request_does_so_once(made: Made) -> None:
+    role = made()
+    role.apply(document(web=entry()))
+    before = pid_of(role)
+    assert ask(role, "r-1", do="restart", application="web") == {"state": "running"}
+    after = pid_of(role)
+    assert after != before
+    assert not is_alive(before)
+    assert ask(role, "r-1", again=True, do="restart", application="web") == {"state": "running"}
+    assert pid_of(role) == after
+    assert told(role)["exits"] == 0
+    kill(role)
+    assert state(role) == "failed"
+    assert ask(role, "r-2", do="restart", application="web") == {"state": "running"}
+
+
+def test_a_suspended_application_stands_still_and_can_be_ended(made: Made) -> None:
+    role = made()
+    role.apply(document(web=entry(["sh", "-c", "sleep 1000 & wait"])))
+    for _ in range(2):
+        assert ask(role, do="suspend", application="web") == {"state": "suspended"}
+    stat = Path(f"/proc/{pid_of(role)}/stat")
+    until(role, lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+    assert state(role) == "suspended"
+    assert ask(role, do="resume", application="web") == {"state": "running"}
+    until(role, lambda: stat.read_text().rpartition(")")[2].split()[0] == "S")
+    ask(role, do="suspend", application="web")
+    began = time.monotonic()
+    assert ask(role, do="terminate", application="web") == {"state": "stopped"}
+    assert time.monotonic() - began < 1.5, "it was not waited for until it had to be killed"
+    assert told(role)["exits"] == 0
+    with pytest.raises(RoleRefused, match="does not run"):
+        ask(role, do="resume", application="web")
+    assert ask(role, do="start", application="web") == {"state": "running"}
+
+
+def test_who_does_not_want_to_end_is_killed_with_all_that_it_started(made: Made, tmp_path: Path) -> None:
+    role = made()
+    note = tmp_path / "child"
+    script = f"trap '' TERM; sleep 1000 & echo $! > {note}.new; mv {note}.new {note}; while :; do wait; done"
+    role.apply(document(web=entry(["sh", "-c", script], stop_s=1)))
+    until(role, note.exists)
+    assert ask(role, do="terminate", application="web") == {"state": "stopped"}
+    until(role, lambda: not is_alive(int(note.read_text())))
+
+
+def test_a_wish_of_a_request_outlives_a_boot_and_ends_with_the_entry_it_was_made_over(made: Made) -> None:
+    first = made()
+    first.apply(document(web=entry(), db=entry()))
+    ask(first, do="terminate", application="web")
+    ask(first, do="suspend", application="db")
+    first.tick()
+    processes.end([(process, 0.0) for process in first._supervisor._running.values()])
+    first.close()
+    second = made("boot-2")
+    second.apply(document(web=entry(), db=entry()))
+    assert (state(second, "web"), state(second, "db")) == ("stopped", "suspended")
+    assert ask(second, do="resume", application="db") == {"state": "running"}
+    second.apply(document(web=entry(version="2"), db=entry()))
+    assert (state(second, "web"), state(second, "db")) == ("running", "running")
+
+
+def test_an_update_takes_over_and_one_that_fails_leaves_the_old_version(made: Made) -> None:
+    role = made()
+    role.apply(document(web=entry(settle_s=1)))
+    first = pid_of(role)
+    answer = ask(role, do="update", application="web", version="2")
+    assert answer == {"state": "running", "version": "2"}
+    second = pid_of(role)
+    assert not is_alive(first)
+    assert told(role)["version"] == "2"
+    with pytest.raises(RoleRefused, match="2 runs on: version 3: exit 7 within 1 s"):
+        ask(role, do="update", application="web", version="3", command=["sh", "-c", "exit 7"])
+    assert (told(role)["version"], told(role)["state"], told(role)["exits"]) == ("2", "running", 0)
+    assert told(role)["update"] == "version 3: exit 7 within 1 s"
+    third = pid_of(role)
+    assert third != second
+    with pytest.raises(RoleRefused, match="there is no program /no/such"):
+        ask(role, do="update", application="web", version="4", command=["/no/such"])
+    assert pid_of(role) == third, "it was not even ended"
+    with pytest.raises(RoleRefused, match="version"):
+        ask(role, do="update", application="web")
+    ask(role, do="update", application="web", version="5")
+    assert "update" not in told(role)
+    assert told(role)["version"] == "5"
+
+
+def test_a_document_whose_update_fails_is_in_force_and_says_so(made: Made) -> None:
+    role = made()
+    role.apply(document(web=entry(settle_s=1), db=entry()))
+    other = pid_of(role, "db")
+    role.apply(document(web=entry(["false"], version="2", settle_s=1), db=entry()))
+    found = told(role)
+    assert (found["state"], found["version"], found["update"]) == ("running", "1", "version 2: exit 1 within 1 s")
+    assert pid_of(role, "db") == other
+    before = pid_of(role)
+    role.apply(document(web=entry(["false"], version="2", settle_s=1), db=entry()))
+    assert pid_of(role) == before, "the same document does not try it again"
+    role.apply(document(web=entry(version="3", settle_s=1), db=entry()))
+    assert "update" not in told(role)
+    assert told(role)["version"] == "3"
+
+
+def test_files_and_environment_are_as_the_entry_says(made: Made, tmp_path: Path) -> None:
+    role = made()
+    files = {
+        "run": "#!/bin/sh\ncat etc/settings; echo $COLOUR $PILEUS_APPLICATION; pwd > $HOME/here; exec sleep 1000\n"
+    }
+    role.apply(document(web=entry(["./run"], files={**files, "etc/settings": "a=1\n"}, environment={"COLOUR": "red"})))
+    log = tmp_path / FOLDER / "web/log"
+    until(role, lambda: log.exists() and log.read_text() == "a=1\nred web\n")
+    assert ask(role, do="log", application="web", lines=1) == {"state": "running", "log": "red web\n"}
+    ask(role, do="update", application="web", version="2", files={**files, "etc/settings": "b=2\n"})
+    until(role, lambda: log.read_text() == "a=1\nred web\nb=2\nred web\n")
+    assert len(list((tmp_path / FOLDER / "web").glob("files*"))) == 1
+    role.apply({})
+    assert [file.name for file in (tmp_path / FOLDER / "web").iterdir()] == ["data"]
+
+
+def test_a_log_is_cut_while_its_writer_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with subprocess.Popen(
+        ["sh", "-c", f"exec >> {log}; while read line; do echo $line; done"], stdin=subprocess.PIPE
+    ) as child:
+        assert child.stdin is not None
+        for number in range(100):
+            child.stdin.write(b"%d\n" % number)
+            child.stdin.flush()
+            while not log.exists() or not log.read_text().endswith(f"{number}\n"):
+                time.sleep(0.001)
+            logs.cut(log, 50)
+        child.stdin.close()
+    assert log.stat().st_size <= 53
+    assert log.with_name("log.1").stat().st_size <= 50
+    assert logs.tail(log, 3) == "97\n98\n99\n"
+
+
+NODE = """
+import json, sys, time
+from pathlib import Path
+from pileus.node.applications.role import Applications
+role = Applications(Path(sys.argv[1]), "boot-1")
+role.apply(json.loads(sys.argv[2]))
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+def node_with(folder: Path, wanted: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """Return a node's program that runs the document."""
+    child = subprocess.Popen([sys.executable, "-c", NODE, str(folder), json.dumps(wanted)], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"ready\n"
+    return child
+
+
+def test_applications_outlive_the_node_and_their_ends_meanwhile_are_seen(made: Made, tmp_path: Path) -> None:
+    wanted = document(web=entry(), db=entry(), gone=entry())
+    child = node_with(tmp_path, wanted)
+    notes = json.loads((tmp_path / FOLDER / "state.json").read_text())["notes"]
+    pids = {name: note["pid"] for name, note in notes.items()}
+    child.kill()
+    child.communicate()
+    os.kill(pids["gone"], signal.SIGKILL)
+    role = made()
+    assert all(is_alive(pids[name]) for name in ("web", "db"))
+    role.apply(wanted)
+    assert (pid_of(role), pid_of(role, "db")) == (pids["web"], pids["db"])
+    assert (state(role), told(role)["exits"]) == ("running", 0)
+    gone = told(role, "gone")
+    assert (gone["state"], gone["exits"], gone["code"]) == ("failed", 1, "unknown")
+    kill(role, "web")
+    assert (told(role)["state"], told(role)["exits"], told(role)["code"]) == ("failed", 1, "unknown")
+    assert ask(role, do="terminate", application="db") == {"state": "stopped"}
+    assert not is_alive(pids["db"])
+
+
+def test_a_number_that_the_kernel_gave_again_is_not_taken_for_the_application(made: Made, tmp_path: Path) -> None:
+    wanted = document(web=entry())
+    child = node_with(tmp_path, wanted)
+    child.kill()
+    child.communicate()
+    file = tmp_path / FOLDER / "state.json"
+    kept = json.loads(file.read_text())
+    own = kept["notes"]["web"]["pid"]
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as other:
+        kept["notes"]["web"]["pid"] = other.pid
+        file.write_text(json.dumps(kept))
+        role = made()
+        role.apply(wanted)
+        assert (state(role), told(role)["exits"]) == ("failed", 1)
+        ask(role, do="terminate", application="web")
+        assert other.poll() is None
+        other.kill()
+    until(role, lambda: not is_alive(own))
+
+
+def test_a_node_that_ends_before_it_noted_whom_it_started_finds_it(made: Made, tmp_path: Path) -> None:
+    wanted = document(web=entry(), never=entry())
+    child = node_with(tmp_path, wanted)
+    child.kill()
+    child.communicate()
+    file = tmp_path / FOLDER / "state.json"
+    kept = json.loads(file.read_text())
+    own = kept["notes"]["web"]["pid"]
+    os.kill(kept["notes"]["never"]["pid"], signal.SIGKILL)
+    for note in kept["notes"].values():
+        note.update(pid=0, start="")
+    file.write_text(json.dumps(kept))
+    role = made()
+    role.apply(wanted)
+    assert (state(role), pid_of(role)) == ("running", own)
+    assert (state(role, "never"), told(role, "never")["exits"]) == ("running", 0)
+
+
+def test_a_state_that_is_damaged_is_none(made: Made, tmp_path: Path) -> None:
+    file = tmp_path / FOLDER / "state.json"
+    for text in ("", "[]", '{"boot": "boot-1", "notes": {"web": {"no": 1}}}', "\0" * 4096):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        role = made()
+        role.apply(document(web=entry()))
+        assert state(role) == "running"
+        role.apply({})
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "fields"),
+    [
+        ("applications", "web", {"command": []}),
+        ("applications", "web", {"command": "sleep 1"}),
+        ("applications", "web", {"command": ["sleep\0"]}),
+        ("applications", "../web", {"command": ["sleep"]}),
+        ("applications", "web", {"command": ["sleep"], "files": {"../x": ""}}),
+        ("applications", "web", {"command": ["sleep"], "files": {"/x": ""}}),
+        ("applications", "web", {"command": ["sleep"], "environment": {"PILEUS_LAUNCH": "x"}}),
+        ("applications", "web", {"command": ["sleep"], "restart": "often"}),
+        ("applications", "web", {"command": ["sleep"], "user": "who"}),
+        ("applications", "web", {"command": ["sleep"], "stop_s": 1000}),
+        ("applications", "web", {"command": ["sleep"], "comand": []}),
+        ("users", "root", {"keys": []}),
+        ("users", "a b", {}),
+        ("users", "ann", {"keys": [f'command="x" {KEY}']}),
+        ("users", "ann", {"keys": [f"{KEY}\n{KEY}"]}),
+        ("users", "ann", {"rights": ["/bin/sh, ALL"]}),
+        ("users", "ann", {"rights": ["/bin/../bin/sh"]}),
+        ("users", "ann", {"shell": "/bin/sh:0"}),
+        ("registrations", "db", {"until": "soon"}),
+        ("registrations", "db", {"until": "2026-13-01T00:00:00Z"}),
+        ("rules", "x", {}),
+    ],
+)
+def test_what_cannot_be_is_refused_and_changes_nothing(
+    made: Made, tmp_path: Path, section: str, name: str, fields: dict[str, Any]
+) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/false\n")
+    role = made()
+    role.apply(document(web=entry()))
+    before = (pid_of(role), role.status())
+    with pytest.raises(RoleRefused):
+        role.apply({section: {name: fields}})
+    assert (pid_of(role), role.status()) == before
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"[]", b"{}", b'{"do": "fly"}', b'{"do": "start"}', b'{"do": "start", "application": "no"}', b"[" * 100_000,
+     b'{"do": "log", "application": "web", "lines": 0}', b'{"do": "registration", "name": "no", "revoke": true}'],
+)  # fmt: skip
+def test_a_request_that_makes_no_sense_is_refused(made: Made, payload: bytes) -> None:
+    role = made()
+    role.apply(document(web=entry()))
+    with pytest.raises(RoleRefused):
+        role.request("r", payload, again=False)
+
+
+def test_registrations_end_are_renewed_and_revoked(made: Made) -> None:
+    def at(seconds: float) -> str:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
+
+    role = made()
+    role.apply({"registrations": {"db": {"until": at(-10), "token": "t"}, "web": {"until": at(1000)}}})
+    assert role.status()["registrations"] == {"db": "expired", "web": "valid"}
+    assert ask(role, do="registration", name="db", renew=at(1000)) == {"state": "valid"}
+    assert ask(role, do="registration", name="web", revoke=True) == {"state": "revoked"}
+    with pytest.raises(RoleRefused, match="was revoked"):
+        ask(role, do="registration", name="web", renew=at(1000))
+    again = made()
+    again.apply({"registrations": {"db": {"until": at(-10), "token": "t"}, "web": {"until": at(1000)}}})
+    assert again.status()["registrations"]["web"] == "revoked"
+    again.apply({"registrations": {"web": {"until": at(2000)}}})
+    assert again.status()["registrations"] == {"web": "valid"}
