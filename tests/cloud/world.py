@@ -36,6 +36,7 @@ from pileus.kernel.transaction import Transaction
 from pileus.lab.simulated import IMAGE, SimulatedHost
 from pileus.registry import KINDS
 from pileus.server.agents import Agents
+from pileus.server.watching import Watching
 from pileus.server.wiring import admissions, controllers
 from pileus.storage.image.types import ImageObserved
 from pileus.tenancy.role.types import BUILTIN as ROLES
@@ -94,6 +95,7 @@ class Server:
     loop: Loop
     agents: Agents
     surface: Surface
+    watching: Watching
     tasks: list[asyncio.Task[Any]]
     pipes: list[Pipe]
 
@@ -133,8 +135,9 @@ class Cloud:
         agents = Agents(store, hub)
         await agents.open()
         surface = Surface(store, hub, KINDS, admissions())
-        server = Server(store, hub, loop, agents, surface, [], [])
+        server = Server(store, hub, loop, agents, surface, Watching(store, hub, agents), [], [])
         server.tasks.append(asyncio.create_task(self._watch_silence(store)))
+        server.tasks.append(asyncio.create_task(self._watch_appliances(server.watching)))
         self.servers.append(server)
         return server
 
@@ -143,6 +146,11 @@ class Cloud:
             await asyncio.sleep(5.0)
             with contextlib.suppress(Transient):
                 await wake_silent(store)
+
+    async def _watch_appliances(self, watching: Watching) -> None:
+        while True:
+            with contextlib.suppress(Transient):
+                await watching.look()
 
     async def stop_server(self, server: Server | None = None) -> None:
         """End a server (the first) as a kill would: nothing is handed over."""
@@ -153,6 +161,7 @@ class Cloud:
         for task in server.tasks:
             task.cancel()
         await asyncio.gather(*server.tasks, return_exceptions=True)
+        await server.watching.kill()
         await server.agents.close()
         await server.loop.close()
         await server.hub.close()

@@ -30,6 +30,7 @@ ManagerRef = Annotated[str, Meta(extra={"ref": "fleet.manager"})]
 PackageRef = Annotated[str, Meta(extra={"ref": "fleet.package"})]
 NodeRef = Annotated[str, Meta(extra={"ref": "fleet.node"})]
 MonitorRef = Annotated[str, Meta(extra={"ref": "monitor.monitor"})]
+EntitlementRef = Annotated[str, Meta(extra={"ref": "monitor.entitlement"})]
 FilterRef = Annotated[str, Meta(extra={"ref": "mirror.filter"})]
 SnifferRef = Annotated[str, Meta(extra={"ref": "mirror.sniffer"})]
 

@@ -71,6 +71,7 @@ from pileus.monitor.entitlement.api import EntitlementAdmission
 from pileus.monitor.entitlement.controller import EntitlementController
 from pileus.monitor.monitor.api import MonitorAdmission
 from pileus.monitor.monitor.controller import MonitorController
+from pileus.monitor.policy.api import PolicyAdmission
 from pileus.monitor.seat.api import SeatAdmission
 from pileus.monitor.seat.controller import SeatController
 from pileus.monitor.watcher.controller import WatcherController
@@ -81,6 +82,7 @@ from pileus.server.agents import Agents
 from pileus.server.defaults import AccountAdmission, HostWithPool, NetworkWithRouter
 from pileus.server.parts import Uploaded
 from pileus.server.run import Wiring
+from pileus.server.watching import Watching
 from pileus.storage.image.api import ImageAdmission
 from pileus.storage.image.controller import Files, ImageController, Refused, upload_noted
 from pileus.storage.pool.api import PoolAdmission, PoolController
@@ -165,6 +167,7 @@ def admissions() -> dict[str, Admission]:
         "gateway.vpn": VpnAdmission(),
         "gateway.link": LinkAdmission(),
         "monitor.monitor": MonitorAdmission(),
+        "monitor.policy": PolicyAdmission(),
         "monitor.action": ActionAdmission(),
         "monitor.entitlement": EntitlementAdmission(),
         "monitor.seat": SeatAdmission(),
@@ -182,7 +185,9 @@ async def agents(store: Store, hub: Hub) -> AsyncIterator[Agents]:
     """Give the agents' side of the server for the block, with an eye on hosts that fall silent."""
     made = Agents(store, hub)
     await made.open()
+    watching = Watching(store, hub, made)
     tasks = [
+        for_ever(watching.look, "watchers"),
         for_ever(lambda: _watch_silence(store), "silence"),
         for_ever(lambda: _forget_requests(store), "kept-requests"),
     ]
@@ -192,6 +197,7 @@ async def agents(store: Store, hub: Hub) -> AsyncIterator[Agents]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await watching.close()
         await made.close()
 
 

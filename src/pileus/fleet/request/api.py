@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -28,13 +27,10 @@ from pileus.fleet.request.types import (
 )
 from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change
-from pileus.kernel.clock import unix
 from pileus.kernel.errors import Conflict, Invalid, QuotaExceeded
 from pileus.kernel.kind import Resource
+from pileus.kernel.times import parse_time
 from pileus.kernel.transaction import Transaction
-
-_ZONE = re.compile(r"(Z|[+-][0-9]{2}:[0-9]{2})$")
-"""A time without a zone would be the server's own."""
 
 UPLOADED_BYTES_MAX = 1 << 30
 """Of all payloads that an account's requests wait with."""
@@ -100,12 +96,7 @@ def _deadline(text: str, now: float) -> float:
     """Return Unix seconds. Raises: Invalid."""
     if not text:
         return now + DEADLINE_DEFAULT_S
-    try:
-        deadline = unix(text) if _ZONE.search(text) else None
-    except (ValueError, OverflowError):
-        deadline = None
-    if deadline is None:
-        raise Invalid(f"{text!r} is no time such as 2030-01-31T12:00:00Z (RFC 3339)", field="desired.deadline")
+    deadline = parse_time(text, "desired.deadline")
     if not now < deadline <= now + DEADLINE_MAX_S:
         raise Invalid(
             f"the deadline {text} is over, or more than {DEADLINE_MAX_S / 86_400:.0f} days ahead; choose one between,"

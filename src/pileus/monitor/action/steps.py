@@ -113,6 +113,19 @@ class Power:
         return f"it is {self._wanted}" if observed is not None and observed.power == self._wanted else None
 
 
+class Isolate:
+    """Lets nothing pass the VM's NICs any more."""
+
+    async def begin(self, tx: Transaction, task: Task, vm: Resource) -> str:
+        decided = replace(vm.assigned, isolated_by=task.action.assigned.cause.actor)
+        await tx.update(vm, desired=replace(vm.desired, isolated="yes"), assigned=decided)
+        return "isolated"
+
+    async def look(self, store: Store, task: Task, step: ActionStep, vm: Resource | None) -> str | None:
+        observed: VmObserved | None = _there(vm).observed
+        return "nothing passes its NICs" if observed is not None and observed.isolated == "yes" else None
+
+
 class Terminate:
     """Deletes the appliance: its node with its VM, or the VM."""
 
@@ -187,6 +200,7 @@ DOERS: dict[str, Doer] = {
     "restart": Restart(),
     "suspend": Power("paused"),
     "stop": Power("stopped"),
+    "isolate": Isolate(),
     "terminate": Terminate(),
     "configure": Configure(),
     "ask": Ask(),

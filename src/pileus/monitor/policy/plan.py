@@ -17,7 +17,7 @@ _LAST = frozenset({"terminate"})
 def engine_policy(policy: Resource) -> dict[str, Any]:
     """Return the policy as the engine reads it."""
     desired: PolicyDesired = policy.desired
-    plain: dict[str, Any] = msgspec.to_builtins(desired)
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(desired))  # lists, as it travels
     del plain["monitor"]
     return {"name": policy.name, **plain}
 

@@ -1,0 +1,20 @@
+"""Times that users write: RFC 3339, always with a zone, because one without would be the server's own."""
+
+from __future__ import annotations
+
+import re
+
+from pileus.kernel.clock import unix
+from pileus.kernel.errors import Invalid
+
+_ZONE = re.compile(r"(Z|[+-][0-9]{2}:[0-9]{2})$")
+
+
+def parse_time(text: str, field: str) -> float:
+    """Return Unix seconds of what ``field`` says. Raises: Invalid."""
+    try:
+        if _ZONE.search(text):
+            return unix(text)
+    except (ValueError, OverflowError):
+        pass
+    raise Invalid(f"{text!r} is no time such as 2030-01-31T12:00:00Z (RFC 3339)", field=field)

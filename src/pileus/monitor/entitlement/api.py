@@ -1,0 +1,33 @@
+"""Admission of an entitlement: a term that is one, and its limit as a budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pileus.kernel.admission import Admission, Change
+from pileus.kernel.errors import Invalid
+from pileus.kernel.kind import Resource
+from pileus.kernel.times import parse_time
+from pileus.kernel.transaction import Transaction
+from pileus.monitor.entitlement.types import EntitlementAssigned, EntitlementDesired, pinned_space, seats_space
+
+UNLIMITED = 1 << 62
+"""Of a soft one: what is over its limit is reported, not refused."""
+
+
+class EntitlementAdmission(Admission):
+    """Puts the limit in force with the wish itself."""
+
+    async def admit(self, tx: Transaction, change: Change) -> Resource:
+        """Return the entitlement with its term. Raises: Invalid."""
+        new = change.new
+        desired: EntitlementDesired = new.desired
+        if change.old is not None:
+            return new
+        starts = parse_time(desired.starts, "desired.starts") if desired.starts else 0.0
+        ends = parse_time(desired.ends, "desired.ends") if desired.ends else 0.0
+        if ends and ends <= starts:
+            raise Invalid("it ends before it begins", field="desired.ends")
+        await tx.set_capacity(seats_space(new.id), desired.limit if desired.enforcement == "hard" else UNLIMITED)
+        await tx.set_capacity(pinned_space(new.id), desired.limit)
+        return replace(new, assigned=EntitlementAssigned(starts=starts, ends=ends))

@@ -1,0 +1,37 @@
+"""Where an entitlement is in its term, and what a seat of it takes: pure decisions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pileus.compute.vm.types import VmAssigned
+from pileus.kernel.errors import Invalid
+from pileus.monitor.entitlement.types import SOON_S, EntitlementAssigned, EntitlementDesired, Metric
+
+Term = Literal["future", "valid", "ending", "grace", "expired"]
+
+
+def term(desired: EntitlementDesired, assigned: EntitlementAssigned, now: float) -> Term:
+    """Return where it is in its term."""
+    if now < assigned.starts:
+        return "future"
+    if not assigned.ends or now < assigned.ends - SOON_S:
+        return "valid"
+    if now < assigned.ends:
+        return "ending"
+    return "grace" if now < assigned.ends + desired.grace_s else "expired"
+
+
+def next_change(desired: EntitlementDesired, assigned: EntitlementAssigned, now: float) -> float:
+    """Return in how many seconds its term changes; 0: never."""
+    ends = assigned.ends
+    times = (assigned.starts, *((ends - SOON_S, ends, ends + desired.grace_s) if ends else ()))
+    return min((at - now for at in times if at > now), default=0.0)
+
+
+def units(metric: Metric, users: int, vm: VmAssigned) -> int:
+    """Return what a seat for the VM takes. Raises: Invalid."""
+    if (metric == "users") != (users > 0):
+        words = "say how many users" if metric == "users" else f"users are not counted here, but {metric}"
+        raise Invalid(words, field="desired.users")
+    return {"instances": 1, "vcpus": vm.vcpus, "memory_gib": -(-vm.memory_mib // 1024), "users": users}[metric]

@@ -1,0 +1,450 @@
+"""Servers run monitors' watchers, each under a lease: they bring an engine what is known, and carry out what it decides.
+
+The engine is the same wherever it runs; this is its hands. What it decided is written in one transaction with the rows
+that it decided from, fenced by the lease and by the epoch of each appliance: a watcher that lost either writes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from pileus.compute.vm.types import VmObserved
+from pileus.fleet.asking import node_of
+from pileus.fleet.node.types import NodeObserved
+from pileus.fleet.vitals import Vitals
+from pileus.kernel.errors import LeaseLost, NotFound, PileusError, Transient
+from pileus.kernel.hub import Hub
+from pileus.kernel.kind import Resource
+from pileus.kernel.lease import Lease, check, give_back, renew, take
+from pileus.kernel.store import statements as sql
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.store import Store
+from pileus.kernel.transaction import Transaction
+from pileus.monitor.acting import Proposed, Told, write_action
+from pileus.monitor.monitor.types import APPLIANCES_MAX, MonitorDesired
+from pileus.monitor.policy.plan import engine_policy
+from pileus.monitor.state.types import StateAssigned, StateObserved
+from pileus.monitor.watcher.types import LEASE_S, WatcherObserved
+from pileus.node.monitor.engine import Engine, Work
+
+log = structlog.get_logger()
+
+LOOK_S = 1.0
+"""How late a watcher that nobody runs is seen."""
+RENEW_S = 3.0
+STEP_MIN_S = 0.02
+"""Between two steps: what changes at the same time is heard at the same time."""
+ROWS_MAX = 100
+"""Rows written in one transaction."""
+POLLS_MAX = 16
+"""Hosts asked at the same time."""
+SILENT_EVERY_S = 5.0
+PAGE = 1000
+KINDS = ("monitor.monitor", "monitor.policy", "monitor.state", "monitor.watcher", "compute.vm", "fleet.node")
+SILENT = "HostSilent"
+
+
+class Hosts(Protocol):
+    """The way to the hosts' agents."""
+
+    async def vitals(self, host_id: str, vm_ids: Iterable[str], timeout_s: float = 2.0) -> dict[str, Vitals]:
+        """Return what each VM is now. Raises: Transient when the host does not answer."""
+
+
+class Mind(Protocol):
+    """Where an engine runs: in this process, or in an appliance."""
+
+    async def configure(self, document: dict[str, Any]) -> None:
+        """Say what is watched, and by which policies. Raises: Transient."""
+
+    async def step(self, heard: list[dict[str, Any]], missed: list[str], now: float) -> Work:
+        """Tell what was heard and what was not, and return what is to be done. Raises: Transient."""
+
+
+class Here:
+    """An engine in this process."""
+
+    def __init__(self) -> None:
+        self._engine = Engine()
+
+    async def configure(self, document: dict[str, Any]) -> None:
+        """Say what is watched."""
+        self._engine.configure(document)
+
+    async def step(self, heard: list[dict[str, Any]], missed: list[str], now: float) -> Work:
+        """Return what is to be done."""
+        for report in heard:
+            self._engine.hear(report, now)
+        for vm in missed:
+            self._engine.miss(vm, now)
+        return self._engine.work(now)
+
+
+class Watching:
+    """Takes watchers that nobody runs, and runs each in a task."""
+
+    def __init__(self, store: Store, hub: Hub, hosts: Hosts) -> None:
+        self._store, self._hub, self._hosts = store, hub, hosts
+        self._runs: dict[str, tuple[asyncio.Task[None], Lease]] = {}
+
+    async def look(self) -> None:
+        """Take what is free, then wait for a change."""
+        with self._hub.watch(("kind", "monitor.watcher")) as changes:
+            for watcher in await self._store.list(Filter(kind="monitor.watcher"), limit=APPLIANCES_MAX):
+                if not watcher.deleting and watcher.id not in self._runs:
+                    await self._take(watcher)
+            await changes.wait(LOOK_S)
+
+    async def close(self) -> None:
+        """End all of them, and let other servers take them at once."""
+        leases = await self.kill()
+        for lease in leases:
+            with contextlib.suppress(PileusError):
+                await self._store.write(functools.partial(give_back, lease=lease))
+
+    async def kill(self) -> list[Lease]:
+        """End all of them as a server that dies does, and return the leases that they had."""
+        runs = dict(self._runs)
+        for task, _ in runs.values():
+            task.cancel()
+        await asyncio.gather(*(task for task, _ in runs.values()), return_exceptions=True)
+        return [lease for _, lease in runs.values()]
+
+    async def _take(self, watcher: Resource) -> None:
+        lease = await self._store.write(lambda tx: take(tx, watcher.id, self._store.server, LEASE_S))
+        if lease is None:
+            return
+        run = Run(self._store, self._hub, self._hosts, watcher, lease)
+        task = asyncio.create_task(self._go(run), name=f"watcher {watcher.name}")
+        self._runs[watcher.id] = (task, lease)
+        task.add_done_callback(lambda done: self._ended(watcher.id, done))
+
+    def _ended(self, id: str, done: asyncio.Task[None]) -> None:
+        self._runs.pop(id, None)
+        if not done.cancelled() and done.exception() is not None:
+            log.error("defect in a watcher; it is run again", id=id, exc_info=done.exception())
+
+    async def _go(self, run: Run) -> None:
+        try:
+            await run.go()
+        except (LeaseLost, NotFound) as ended:
+            log.info("a watcher is run here no more", id=run.lease.id, reason=ended.message)
+        except PileusError as failed:
+            log.warning("a watcher failed here", id=run.lease.id, error=failed.message)
+
+
+class _Appliance(Struct, kw_only=True):
+    """One that is watched: its row, its VM, and the node that the VM is, as they were read last."""
+
+    row: Resource
+    vm: Resource | None = None
+    node: Resource | None = None
+
+
+class Run:
+    """One watcher at work."""
+
+    def __init__(self, store: Store, hub: Hub, hosts: Hosts, watcher: Resource, lease: Lease) -> None:
+        self.lease = lease
+        self._store, self._hub, self._hosts = store, hub, hosts
+        self._watcher = watcher
+        self._mind: Mind = Here()
+        self._appliances: dict[str, _Appliance] = {}
+        """By VM."""
+        self._vm_of: dict[str, str] = {}
+        """Id of a VM or node -> the VM."""
+        self._row_of: dict[str, str] = {}
+        """Id of a row -> its VM."""
+        self._revision = 0
+        self._renewed_at = 0.0
+        self._silent, self._silent_at = 0.0, 0.0
+        self._heard: list[dict[str, Any]] = []
+        self._missed: list[str] = []
+        self._polls: dict[str, asyncio.Task[None]] = {}
+        """Host -> the poll that is under way."""
+        self._unasked: dict[str, set[str]] = defaultdict(set)
+        """Host -> VMs that are asked when its poll is done."""
+        self._wake: Callable[[], None] = lambda: None
+
+    async def go(self) -> None:
+        """Work until the watcher is gone or the lease is lost. Raises: LeaseLost, NotFound, Transient."""
+        with self._hub.watch(*(("kind", kind) for kind in KINDS)) as changes:
+            self._wake = changes.wake
+            try:
+                while True:
+                    after_s = await self._turn()
+                    await asyncio.sleep(STEP_MIN_S)
+                    await changes.wait(after_s)
+            finally:
+                for task in self._polls.values():
+                    task.cancel()
+                await asyncio.gather(*self._polls.values(), return_exceptions=True)
+
+    async def _turn(self) -> float:
+        """Do all that is due, and return in how many seconds something is."""
+        await self._renew()
+        await self._follow()
+        heard, self._heard = self._heard, []
+        missed, self._missed = self._missed, []
+        work = await self._mind.step(heard, missed, self._store.clock())
+        await self._write(work)
+        for vm in work.polls:
+            self._poll(vm)
+        return min(max(work.next_at - self._store.clock(), 0.0), RENEW_S)
+
+    async def _renew(self) -> None:
+        now = self._store.clock()
+        if 0 <= now - self._renewed_at < RENEW_S:
+            return
+        await self._store.write(lambda tx: renew(tx, self.lease, LEASE_S))
+        self._renewed_at = now
+        if (await self._store.get(self._watcher.id)).deleting:
+            raise LeaseLost("the watcher is being deleted")
+
+    # what changed
+
+    async def _follow(self) -> None:
+        """Read what changed since the last turn: configure the engine anew, or let it hear of appliances."""
+        is_new, known = not self._revision, set(self._appliances)
+        changed = await self._changes()
+        if is_new or await self._is_reconfigured(changed):
+            await self._configure()
+        news = {self._vm_of[id] for id in changed if id in self._vm_of}
+        for vm in news | (self._appliances.keys() - known):
+            await self._hear(self._appliances[vm], changed.keys())
+
+    async def _changes(self) -> dict[str, str]:
+        """Return what changed in the account since it was asked last: id -> kind."""
+        newest = (await self._store.fetch(sql.NEWEST))[0][0]
+        found: dict[str, str] = {}
+        after = self._revision
+        for statement in (sql.CHANGES, sql.GONE) if after else ():
+            place = after
+            while rows := await self._store.fetch(statement, after=place, n=PAGE):
+                found |= {row[1]: row[2] for row in rows if row[3] == self._watcher.account_id}
+                place = rows[-1][0]
+        # What is committed meanwhile comes again: to hear of something twice does no harm.
+        self._revision = newest
+        return found
+
+    async def _is_reconfigured(self, changed: Mapping[str, str]) -> bool:
+        """Tell whether what the engine is to do changed: its monitor, a policy, or the appliances that it has."""
+        if "monitor.policy" in changed.values() or self._watcher.assigned.monitor in changed:
+            return True
+        for id, kind in changed.items():
+            if kind in ("monitor.state", "fleet.node") and await self._is_other(id, kind):
+                return True
+        return False
+
+    async def _is_other(self, id: str, kind: str) -> bool:
+        """Tell whether a row came, went or changed hands; or a VM became a node."""
+        found = await self._store.find_id(id)
+        if kind == "fleet.node":
+            return id not in self._vm_of and found is not None and found.assigned.vm in self._appliances
+        known = self._appliances.get(self._row_of.get(id, ""))
+        if found is None or found.deleting or found.assigned.watcher != self._watcher.id:
+            return known is not None
+        return known is None or known.row.assigned.epoch != found.assigned.epoch
+
+    async def _configure(self) -> None:
+        """Give the engine its appliances and policies as they are."""
+        monitor = await self._store.get(self._watcher.assigned.monitor)
+        filter = Filter(kind="monitor.state", owner=monitor.id)
+        rows = [
+            row for row in await self._store.list(filter, limit=APPLIANCES_MAX)
+            if row.assigned.watcher == self._watcher.id and not row.deleting
+        ]  # fmt: skip
+        policies = [
+            policy for policy in await self._store.list(Filter(kind="monitor.policy", account_id=monitor.account_id))
+            if not policy.deleting and (await self._store.links(policy.id)).get("monitor") == monitor.id
+        ]  # fmt: skip
+        await self._read_appliances(rows)
+        desired: MonitorDesired = monitor.desired
+        await self._mind.configure(
+            {
+                "settings": {
+                    "poll_s": desired.poll_s, "misses": desired.misses, "hung_s": desired.hung_s, "seed": int(monitor.id[-12:], 16),
+                },
+                "appliances": {vm: _described(each) for vm, each in self._appliances.items()},
+                "policies": {policy.id: engine_policy(policy) for policy in policies},
+            }
+        )  # fmt: skip
+        await self._say_working()
+
+    async def _read_appliances(self, rows: list[Resource]) -> None:
+        vms = {vm.id: vm for vm in await self._all("compute.vm", [row.assigned.vm for row in rows])}
+        self._appliances, self._vm_of, self._row_of = {}, {}, {}
+        for row in rows:
+            vm = vms.get(row.assigned.vm)
+            node = await node_of(self._store, vm) if vm is not None else None
+            self._appliances[row.assigned.vm] = _Appliance(row=row, vm=vm, node=node)
+            self._row_of[row.id] = self._vm_of[row.assigned.vm] = row.assigned.vm
+            if node is not None:
+                self._vm_of[node.id] = row.assigned.vm
+
+    async def _all(self, kind: str, ids: list[str]) -> list[Resource]:
+        found: list[Resource] = []
+        for start in range(0, len(ids), PAGE):
+            part = tuple(ids[start : start + PAGE])
+            found += await self._store.list(Filter(kind=kind, ids=part), limit=PAGE)
+        return found
+
+    async def _hear(self, known: _Appliance, changed: Collection[str]) -> None:
+        """Let the engine hear what its host pushed of an appliance. ``changed``: ids."""
+        is_node_new = known.node is not None and known.node.id in changed
+        known.vm = await self._store.find_id(known.row.assigned.vm)
+        known.node = await self._store.find_id(known.node.id) if known.node is not None else None
+        if known.vm is not None:
+            self._heard.append(_said(known.vm, known.node, "push", is_node_new, self._store.clock()))
+
+    # polls
+
+    def _poll(self, vm: str) -> None:
+        """Ask its host for the VM, soon: one question to a host at a time, for all that are due."""
+        known = self._appliances.get(vm)
+        host = known.vm.host if known is not None and known.vm is not None else ""
+        if not host:
+            self._missed.append(vm)
+            return
+        self._unasked[host].add(vm)
+        if host not in self._polls and len(self._polls) < POLLS_MAX:
+            self._ask(host)
+
+    def _ask(self, host: str) -> None:
+        self._polls[host] = asyncio.create_task(self._asked(host, self._unasked.pop(host)))
+
+    async def _asked(self, host: str, vms: set[str]) -> None:
+        try:
+            found = await self._hosts.vitals(host, sorted(vms))
+        except Transient as failed:
+            found = {}
+            if failed.code == "no-agent" and await self._speaks_elsewhere(host):
+                await self._take_the_rows(vms)
+                vms = set()
+        now = self._store.clock()
+        for vm in vms:
+            vitals = found.get(vm)
+            if vitals is None or vitals.process == "unknown":
+                self._missed.append(vm)
+            else:
+                self._heard.append({"vm": vm, "origin": "poll", "at": now, "vitals": msgspec.to_builtins(vitals)})
+        del self._polls[host]
+        for waiting in list(self._unasked)[: POLLS_MAX - len(self._polls)]:
+            if waiting not in self._polls:
+                self._ask(waiting)
+        self._wake()
+
+    async def _speaks_elsewhere(self, host: str) -> bool:
+        """Tell whether the host's agent speaks with another server: then what it reports is in the rows."""
+        found = await self._store.find_id(host)
+        return found is not None and found.ready is not None and found.ready.reason != SILENT
+
+    async def _take_the_rows(self, vms: Iterable[str]) -> None:
+        for vm in vms:
+            known = self._appliances.get(vm)
+            if known is not None and known.vm is not None:
+                self._heard.append(_said(known.vm, known.node, "host", True, self._store.clock()))
+
+    # what was decided
+
+    async def _write(self, work: Work) -> None:
+        """Write rows, each with its actions, a bounded number at once."""
+        actions: dict[str, list[Proposed]] = defaultdict(list)
+        for wanted in work.actions:
+            with contextlib.suppress(msgspec.ValidationError):
+                proposed = msgspec.convert(wanted, Proposed)
+                actions[proposed.vm].append(proposed)
+        rows = {str(row.get("vm")): row for row in work.states}
+        vms = [vm for vm in {**rows, **actions} if vm in self._appliances]
+        if actions:
+            await self._look_at_hosts()
+        for start in range(0, len(vms), ROWS_MAX):
+            part = vms[start : start + ROWS_MAX]
+
+            async def write(tx: Transaction, part: list[str] = part) -> None:
+                await check(tx, self.lease)
+                for vm in part:
+                    for proposed in actions[vm]:
+                        await write_action(tx, self._told(vm), proposed)
+                    await self._write_row(tx, vm, rows.get(vm))
+
+            await self._store.write(write)
+
+    def _told(self, vm: str) -> Told:
+        return Told(lease=self.lease, row=self._appliances[vm].row.id, silent=self._silent)
+
+    async def _write_row(self, tx: Transaction, vm: str, row: Mapping[str, Any] | None) -> None:
+        current = await tx.find_id(self._appliances[vm].row.id)
+        if row is None or current is None or current.deleting:
+            return
+        assigned: StateAssigned = current.assigned
+        if (assigned.watcher, assigned.epoch) != (self._watcher.id, row.get("epoch")):
+            return
+        with contextlib.suppress(msgspec.ValidationError):
+            observed = msgspec.convert(row, StateObserved)
+            await tx.update(current, observed=observed, observed_generation=current.generation)
+
+    async def _look_at_hosts(self) -> None:
+        now = self._store.clock()
+        if 0 <= now - self._silent_at < SILENT_EVERY_S:
+            return
+        self._silent_at = now
+        hosts = await self._store.list(Filter(kind="infra.host"), limit=100_000)
+        silent = sum(1 for host in hosts if host.ready is not None and host.ready.reason == SILENT)
+        self._silent = silent / len(hosts) if hosts else 0.0
+
+    async def _say_working(self) -> None:
+        said = WatcherObserved(state="working", server=self._store.server, appliances=len(self._appliances))
+
+        async def write(tx: Transaction) -> None:
+            await check(tx, self.lease)
+            current = await tx.get(self._watcher.id)
+            if current.observed != said:
+                await tx.update(current, observed=said)
+                await tx.enqueue(current.assigned.monitor)
+
+        await self._store.write(write)
+
+
+def _described(appliance: _Appliance) -> dict[str, Any]:
+    """Return an appliance as the engine's document says it."""
+    row = appliance.row
+    observed: StateObserved | None = row.observed
+    vm = appliance.vm
+    return {
+        "name": vm.name if vm is not None else "",
+        "labels": dict(vm.labels) if vm is not None else {},
+        "epoch": row.assigned.epoch,
+        "resume": {**msgspec.to_builtins(observed), "vm": row.assigned.vm} if observed is not None else {},
+    }
+
+
+def _said(vm: Resource, node: Resource | None, origin: str, is_node_new: bool, now: float) -> dict[str, Any]:
+    """Return what the rows of an appliance say as a report; counters are not in them."""
+    power: VmObserved | None = vm.observed
+    said: NodeObserved | None = node.observed if node is not None else None
+    process = power.power if power is not None else "unknown"
+    vitals = Vitals(
+        vm=vm.id,
+        process="stopped" if process == "absent" else process,
+        boots=power.boots if power is not None else 0,
+        node=said.state if said is not None else "absent",
+        heard_s=0.0 if is_node_new and said is not None and said.state == "ready" else -1.0,
+        boot_id=said.boot_id if said is not None else "",
+        hash=said.hash if said is not None else "",
+        version=said.version if said is not None else "",
+        status=said.status if said is not None else {},
+    )
+    plain: dict[str, Any] = msgspec.to_builtins(vitals)
+    for counter in ("disk_bytes", "disk_operations", "net_bytes"):
+        del plain[counter]
+    return {"vm": vm.id, "origin": origin, "at": now, "vitals": plain}
