@@ -41,8 +41,8 @@ class Report(NamedTuple):
     node: str
     boots: int
     boot_id: str
-    traffic: tuple[int, int]
-    """Bytes of disks, bytes sent by NICs."""
+    traffic: tuple[int, int] | None
+    """Bytes of disks, bytes sent by NICs; None when it says nothing of them."""
     heard_at: float
     """0: never."""
     hash: str
@@ -66,6 +66,7 @@ def read_report(report: Mapping[str, Any], now: float) -> Report | None:
         return None
     fields = _Fields(vitals)
     heard_s = fields.heard_s()
+    has_counters = "disk_bytes" in vitals or "net_bytes" in vitals
     origin, status = report.get("origin"), vitals.get("status", {})
     if not isinstance(status, dict):
         status, fields.wrong = {}, fields.wrong + 1
@@ -78,7 +79,7 @@ def read_report(report: Mapping[str, Any], now: float) -> Report | None:
         node=fields.choice("node", NODES, "absent"),
         boots=fields.count("boots"),
         boot_id=fields.text("boot_id"),
-        traffic=(fields.count("disk_bytes"), fields.count("net_bytes")),
+        traffic=(fields.count("disk_bytes"), fields.count("net_bytes")) if has_counters else None,
         heard_at=0.0 if heard_s < 0 else max(0.0, round(at - heard_s, 3)),
         hash=fields.text("hash"),
         version=fields.text("version"),

@@ -40,7 +40,7 @@ class Settings(NamedTuple):
     """For whoever polls; the engine is told of a poll that had no answer."""
     misses: int = 3
     """Polls without an answer after which an appliance is unknown."""
-    seed: int = 0
+    seed: int | str = 0
     hung_s: float = 30.0
     """Without a word of the node and without I/O, an appliance is hung."""
 
@@ -169,7 +169,9 @@ def _settings(part: _Part) -> Settings:
         jitter=part.number("jitter", 0, 0.9, default.jitter),
         timeout_s=part.number("timeout_s", 0.01, 3600, default.timeout_s),
         misses=part.whole("misses", 1, 1000, default.misses),
-        seed=part.whole("seed", -(1 << 63), (1 << 64) - 1, default.seed),
+        seed=part.text("seed")
+        if isinstance(part.get("seed"), str)
+        else part.whole("seed", -(1 << 63), (1 << 63) - 1, 0),
         hung_s=part.number("hung_s", 0.05, 86_400, default.hung_s),
     )
 

@@ -26,7 +26,7 @@ class Watched:
     """One appliance."""
 
     __slots__ = (
-        "_base", "_first_at", "_is_dated", "_missed_at", "_restored", "_status", "_told", "_traffic", "_wrong",
+        "_base", "_booted", "_first_at", "_is_dated", "_missed_at", "_restored", "_status", "_told", "_traffic", "_wrong",
         "appliance", "at", "boot_id", "boots", "content", "has_failed", "hash", "heard_at", "is_changed", "is_heard",
         "lost_at", "misses", "node", "origin", "refused", "standing", "told_at", "version",
     )  # fmt: skip
@@ -37,6 +37,7 @@ class Watched:
         self._told = ""
         self._traffic = Span((0, 0, 0), 0.0, 0.0)
         self._base = Span("unknown", 0.0, 0.0)
+        self._booted = Span(0, 0.0, 0.0)
         self.at = 0.0
         self.origin, self.node, self.boot_id, self.hash, self.version = "", "absent", "", "", ""
         self.boots = self.misses = self.refused = self._wrong = 0
@@ -71,7 +72,7 @@ class Watched:
             return "unknown"
         if not self.is_heard:
             return self._restored
-        if self.may_hang and self.at >= self.quiet_since + settings.hung_s:
+        if self.may_hang and self._traffic.at >= self.quiet_since + settings.hung_s:
             return "hung"
         return str(self._base.value)
 
@@ -82,27 +83,27 @@ class Watched:
 
     @property
     def quiet_since(self) -> float:
-        """The last sign of life, of its node or by I/O. What is not dated counts from this engine's first report."""
+        """The last sign of life: of its node, by I/O, or its start. What is not dated counts from this engine's first report."""
         heard_at = self.heard_at if self._is_dated else max(self.heard_at, self._first_at)
-        return max(self._traffic.since, heard_at)
+        return max(self._traffic.since, self._booted.since, heard_at)
 
     def hear(self, report: Report, settings: Settings) -> bool:
         """Take a report; return whether it is the newest."""
         is_silent = report.node in ("quarantined", "silent") or _was_quiet(report, settings)
         base = "silent" if is_silent and report.state == "running" else report.state
-        traffic = (report.boots, *report.traffic)
+        self._count(report)
         if report.heard_at > 0:
             self._is_dated = True
             self.heard_at = max(self.heard_at, report.heard_at)
         self._first_at = min(self._first_at or report.at, report.at)
         if report.at < self.at or (report.at == self.at and not self._is_higher(report, base)):
             self._base.late(base, report.at)
-            self._traffic.late(traffic, report.at)
+            self._booted.late(report.boots, report.at)
             return False
         if not self.at:
-            self._base, self._traffic = Span(base, report.at, report.at), Span(traffic, report.at, report.at)
+            self._base, self._booted = Span(base, report.at, report.at), Span(report.boots, report.at, report.at)
         self._base.newest(base, report.at)
-        self._traffic.newest(traffic, report.at)
+        self._booted.newest(report.boots, report.at)
         before = self._words
         self.at, self.origin, self.node = report.at, report.origin, report.node
         self.boots, self.boot_id, self.hash, self.version = report.boots, report.boot_id, report.hash, report.version
@@ -150,7 +151,7 @@ class Watched:
             "io": {
                 "disk_bytes": traffic[1],
                 "net_bytes": traffic[2],
-                "idle_s": max(0, int(self.at - self._traffic.since)),
+                "idle_s": max(0, int(self._traffic.at - self._traffic.since)),
             },
             "applications": content.applications,
             "other": {**content.other, "ignored": self._ignored},
@@ -180,6 +181,18 @@ class Watched:
             return self.quiet_since
         return self._base.since
 
+    def _count(self, report: Report) -> None:
+        """Take its counters, which not every report has."""
+        if report.traffic is None:
+            return
+        traffic, known = (report.boots, *report.traffic), self._traffic
+        if not known.at:
+            self._traffic = Span(traffic, report.at, report.at)
+        elif (report.at, traffic) > (known.at, known.value):
+            known.newest(traffic, report.at)
+        else:
+            known.late(traffic, report.at)
+
     def _take(self, status: dict[Any, Any]) -> None:
         self.has_failed = False
         if self._status is not None and status == self._status:
@@ -198,7 +211,7 @@ class Watched:
         content = read_status(report.status)
         new = (base, report.node, report.boots, report.boot_id, report.hash, report.version, report.origin)
         old = (self._base.value, self.node, self.boots, self.boot_id, self.hash, self.version, self.origin)
-        return (new, report.traffic, _text(content)) > (old, self._traffic.value[1:], _text(self.content))
+        return (new, _text(content)) > (old, _text(self.content))
 
     def _restore(self, row: Mapping[str, Any]) -> None:
         """Take what the row says; what is wrong in it is as if it were not there."""
@@ -208,7 +221,7 @@ class Watched:
         self._restored = state if state in _STATES else "unknown"
         node = _word(execution, "node")
         self.node = node if node in NODES else "absent"
-        self.boots, self.boot_id = _count(execution, "boots"), _word(execution, "boot_id")
+        self.boots, self.boot_id = _total(execution, "boots"), _word(execution, "boot_id")
         self.heard_at = _number(execution, "heard_at", 0.0)
         self.hash, self.version = _word(configuration, "hash"), _word(configuration, "version")
         self.origin = _word(row, "origin")
@@ -218,7 +231,8 @@ class Watched:
         self.content = read_status({**_object(row, "other"), "applications": _object(row, "applications")})
         base = "silent" if state == "hung" and self.node == "silent" else self._restored
         self._base = Span(base, min(_number(execution, "since", self.at), self.at), self.at)
-        traffic = (self.boots, *(_count(io, name) for name in ("disk_bytes", "net_bytes")))
+        traffic = (self.boots, *(_total(io, name) for name in ("disk_bytes", "net_bytes")))
+        self._booted = Span(self.boots, 0.0, self.at)
         self._traffic = Span(traffic, max(0.0, self.at - _number(io, "idle_s", 0.0)), self.at)
         self.standing = Standing(_object(row, "standing"))
         self._told = self._restored
@@ -261,7 +275,7 @@ def _word(row: Mapping[str, Any], name: str) -> str:
     return found if isinstance(found, str) and len(found) <= 64 and is_clean(found) else ""
 
 
-def _count(row: Mapping[str, Any], name: str) -> int:
+def _total(row: Mapping[str, Any], name: str) -> int:
     found = row.get(name)
     return found if type(found) is int and found >= 0 else 0
 
