@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -47,7 +47,7 @@ class PolicyAct(Struct, frozen=True, kw_only=True):
         str, Meta(max_length=63, description="Which application; empty: the one that the clauses found with *.")
     ] = ""
     document: Annotated[
-        dict[str, dict[str, object]],
+        dict[str, dict[str, Any]],
         Meta(description="For configure: section, key, new entry; null takes an entry out."),
     ] = {}
     url: Annotated[str, Meta(max_length=500, description="For webhook: an https URL.")] = ""
