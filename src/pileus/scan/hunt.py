@@ -15,7 +15,7 @@ from typing import Literal
 import yara_x
 from msgspec import Struct
 
-from pileus.scan.disks import Readable, Span, Unreadable, joined
+from pileus.scan.disks import Readable, Span, Unreadable
 from pileus.scan.ext4 import FileSystem, Walk
 from pileus.scan.partitions import ENCRYPTED, Place, parts
 from pileus.scan.report import FINDINGS_MAX, Finding, Part, printable
@@ -164,14 +164,21 @@ class Hunt:
 
 
 def windows(disk: Readable) -> Iterator[Window]:
-    """Yield what is written on a disk, in windows. Raises: Unreadable."""
-    edged = ((start, min(end + EDGE_BYTES, disk.size_bytes)) for start, end in disk.ranges())
-    for start, end in joined(edged, GAP_BYTES):
-        at = known = start
-        while known < end:
-            stop = min(at + WINDOW_BYTES, end)
-            yield Window(at, known, disk.read(at, stop - at))
-            at, known = stop - OVERLAP_BYTES, stop
+    """Yield what is written on a disk, in windows, as soon as each is known to be full. Raises: Unreadable."""
+    at = known = 0
+    end = -GAP_BYTES - 1
+    for low, high in disk.ranges():
+        if low > end + GAP_BYTES:
+            if known < end:
+                yield Window(at, known, disk.read(at, end - at))
+            at = known = low
+        end = max(end, min(high + EDGE_BYTES, disk.size_bytes))
+        while end - at > WINDOW_BYTES:
+            yield Window(at, known, disk.read(at, WINDOW_BYTES))
+            known = at + WINDOW_BYTES
+            at = known - OVERLAP_BYTES
+    if known < end:
+        yield Window(at, known, disk.read(at, end - at))
 
 
 def ahead(found: Iterable[Window]) -> Iterator[Window]:

@@ -74,7 +74,11 @@ class Report(Struct, frozen=True, kw_only=True):
 
 def printable(text: str) -> str:
     """Return the text with everything escaped that a terminal or a log could take for more than text, cut to length."""
-    cut = text[:TEXT_LENGTH_MAX]
-    return "".join(
-        mark if mark.isprintable() else mark.encode("unicode_escape", "surrogatepass").decode() for mark in cut
-    )
+    return "".join(mark if mark.isprintable() else _escaped(ord(mark)) for mark in text[:TEXT_LENGTH_MAX])
+
+
+def _escaped(code: int) -> str:
+    """Return the mark as Python writes it. No codec does that here: where there are no files none can be loaded."""
+    if code < 0x100:
+        return {9: "\\t", 10: "\\n", 13: "\\r"}.get(code, f"\\x{code:02x}")
+    return f"\\u{code:04x}" if code < 0x1_0000 else f"\\U{code:08x}"

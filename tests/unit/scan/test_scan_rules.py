@@ -24,7 +24,7 @@ REFUSED: dict[str, tuple[str, str, int, str]] = {
     "a sandbox's report": ('\nimport "cuckoo" rule a { condition: true }', "ModuleRefused", 2, "cuckoo"),
     "the console": ('import "console" rule a { condition: console.log("x") }', "ModuleRefused", 1, "console"),
     "the clock": ('import "time" rule a { condition: time.now() > 5 }', "ModuleRefused", 1, "time"),
-    "too many": ("".join(f"rule r{number} {{condition: true}}\n" for number in range(20_001)), "TooMany", 0, "20001"),
+    "too many": ("".join(f"rule r{number}{{condition:true}}" for number in range(20_001)), "TooMany", 0, "20001"),
     "too much text": ("/*" + "x" * rules.RULES_BYTES_MAX + "*/ rule a { condition: true }", "TooLarge", 0, "bytes"),
     "half a character": ("rule a { condition: true } // \udc80", "NotText", 0, "UTF-8"),
     "a deep hole": ("rule a { condition: " + "(" * 100_000 + "true" + ")" * 100_000 + "}", "BadRule", 1, "nesting"),
