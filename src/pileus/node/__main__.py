@@ -51,6 +51,10 @@ def make_role(name: str) -> Role:
         from pileus.node.applications.role import Applications
 
         return Applications()
+    if name == "monitor":
+        from pileus.node.monitor.role import Monitor
+
+        return Monitor()
     if name == "":
         return Idle()
     from pileus.node.program import ProgramRole, find

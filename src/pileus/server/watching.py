@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from pileus.compute.vm.types import VmObserved
 from pileus.fleet.asking import node_of
-from pileus.fleet.node.types import NodeObserved
+from pileus.fleet.node.types import NodeAssigned, NodeObserved, answers
 from pileus.fleet.vitals import Vitals
 from pileus.kernel.errors import LeaseLost, NotFound, PileusError, Transient
 from pileus.kernel.hub import Hub
@@ -34,7 +34,8 @@ from pileus.monitor.monitor.types import APPLIANCES_MAX, MonitorDesired
 from pileus.monitor.policy.plan import engine_policy
 from pileus.monitor.state.types import StateAssigned, StateObserved
 from pileus.monitor.watcher.types import LEASE_S, WatcherObserved
-from pileus.node.monitor.engine import Engine, Work
+from pileus.node.monitor.engine import Work
+from pileus.server.minds import Away, Here, Links, Mind
 
 log = structlog.get_logger()
 
@@ -53,40 +54,11 @@ KINDS = ("monitor.monitor", "monitor.policy", "monitor.state", "monitor.watcher"
 SILENT = "HostSilent"
 
 
-class Hosts(Protocol):
+class Hosts(Links, Protocol):
     """The way to the hosts' agents."""
 
     async def vitals(self, host_id: str, vm_ids: Iterable[str], timeout_s: float = 2.0) -> dict[str, Vitals]:
         """Return what each VM is now. Raises: Transient when the host does not answer."""
-
-
-class Mind(Protocol):
-    """Where an engine runs: in this process, or in an appliance."""
-
-    async def configure(self, document: dict[str, Any]) -> None:
-        """Say what is watched, and by which policies. Raises: Transient."""
-
-    async def step(self, heard: list[dict[str, Any]], missed: list[str], now: float) -> Work:
-        """Tell what was heard and what was not, and return what is to be done. Raises: Transient."""
-
-
-class Here:
-    """An engine in this process."""
-
-    def __init__(self) -> None:
-        self._engine = Engine()
-
-    async def configure(self, document: dict[str, Any]) -> None:
-        """Say what is watched."""
-        self._engine.configure(document)
-
-    async def step(self, heard: list[dict[str, Any]], missed: list[str], now: float) -> Work:
-        """Return what is to be done."""
-        for report in heard:
-            self._engine.hear(report, now)
-        for vm in missed:
-            self._engine.miss(vm, now)
-        return self._engine.work(now)
 
 
 class Watching:
@@ -139,7 +111,10 @@ class Watching:
         except (LeaseLost, NotFound) as ended:
             log.info("a watcher is run here no more", id=run.lease.id, reason=ended.message)
         except PileusError as failed:
-            log.warning("a watcher failed here", id=run.lease.id, error=failed.message)
+            log.info("a watcher failed here", id=run.lease.id, error=failed.message)
+            await asyncio.sleep(LOOK_S)
+            with contextlib.suppress(PileusError):
+                await self._store.write(functools.partial(give_back, lease=run.lease))
 
 
 class _Appliance(Struct, kw_only=True):
@@ -157,7 +132,7 @@ class Run:
         self.lease = lease
         self._store, self._hub, self._hosts = store, hub, hosts
         self._watcher = watcher
-        self._mind: Mind = Here()
+        self._mind: Mind
         self._appliances: dict[str, _Appliance] = {}
         """By VM."""
         self._vm_of: dict[str, str] = {}
@@ -180,14 +155,31 @@ class Run:
         with self._hub.watch(*(("kind", kind) for kind in KINDS)) as changes:
             self._wake = changes.wake
             try:
-                while True:
-                    after_s = await self._turn()
-                    await asyncio.sleep(STEP_MIN_S)
-                    await changes.wait(after_s)
+                self._mind = await self._open()
+                try:
+                    while True:
+                        after_s = await self._turn()
+                        await asyncio.sleep(STEP_MIN_S)
+                        await changes.wait(after_s)
+                finally:
+                    await self._mind.close()
+            except Transient as failed:
+                await self._say(WatcherObserved(state="lost", server=self._store.server, message=failed.message))
+                raise
             finally:
                 for task in self._polls.values():
                     task.cancel()
                 await asyncio.gather(*self._polls.values(), return_exceptions=True)
+
+    async def _open(self) -> Mind:
+        """Return the engine. Raises: Transient while its appliance does not answer."""
+        if self._watcher.desired.form == "server":
+            return Here()
+        nodes = await self._store.list(Filter(kind="fleet.node", owner=self._watcher.id))
+        assigned: NodeAssigned | None = nodes[0].assigned if nodes else None
+        if assigned is None or not assigned.host or not answers(nodes[0]):
+            raise Transient("its appliance does not answer yet", code="no-answer")
+        return await Away.open(self._hosts, assigned.host, assigned.vm)
 
     async def _turn(self) -> float:
         """Do all that is due, and return in how many seconds something is."""
@@ -272,13 +264,15 @@ class Run:
         await self._mind.configure(
             {
                 "settings": {
-                    "poll_s": desired.poll_s, "misses": desired.misses, "hung_s": desired.hung_s, "seed": int(monitor.id[-12:], 16),
+                    "poll_s": desired.poll_s, "misses": desired.misses, "hung_s": desired.hung_s,
+                    "seed": int(monitor.id[-12:], 16),
                 },
                 "appliances": {vm: _described(each) for vm, each in self._appliances.items()},
                 "policies": {policy.id: engine_policy(policy) for policy in policies},
             }
         )  # fmt: skip
-        await self._say_working()
+        told = WatcherObserved(state="working", server=self._store.server, appliances=len(self._appliances))
+        await self._say(told)
 
     async def _read_appliances(self, rows: list[Resource]) -> None:
         vms = {vm.id: vm for vm in await self._all("compute.vm", [row.assigned.vm for row in rows])}
@@ -402,8 +396,8 @@ class Run:
         silent = sum(1 for host in hosts if host.ready is not None and host.ready.reason == SILENT)
         self._silent = silent / len(hosts) if hosts else 0.0
 
-    async def _say_working(self) -> None:
-        said = WatcherObserved(state="working", server=self._store.server, appliances=len(self._appliances))
+    async def _say(self, said: WatcherObserved) -> None:
+        """Write how the watcher is."""
 
         async def write(tx: Transaction) -> None:
             await check(tx, self.lease)

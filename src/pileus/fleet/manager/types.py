@@ -56,6 +56,7 @@ ROUTERS = "routers"
 """The manager whose nodes the platform's own routers are: no account need consent to what it asked for."""
 
 MIRRORS = "mirrors"
+MONITORS = "monitors"
 """The manager whose nodes the platform's own decapsulators are."""
 
 BUILTIN: dict[str, ManagerDesired] = {
@@ -63,6 +64,7 @@ BUILTIN: dict[str, ManagerDesired] = {
     MIRRORS: ManagerDesired(
         description="The cloud's own: decapsulators, on the way of mirrored packets.", serves=("decapsulator",)
     ),
+    MONITORS: ManagerDesired(description="The cloud's own: appliances that watch others.", serves=("monitor",)),
 }
 """Managers that every cluster has from the first start."""
 
