@@ -48,10 +48,17 @@ class Shelf(NamedTuple):
 
 
 class Book:
-    """Offers, and what is held of them: made once, asked many times. ``choose`` leaves it as it is, ``take`` does not."""
+    """Offers, and what is held of them: made once, asked many times. ``choose`` leaves it as it is, ``take`` does not.
+
+    Made for some seconds: hours that pass meanwhile still count as ahead, in what a host has left, until it is touched.
+    Raises: ValueError when a server has two offers.
+    """
 
     def __init__(self, offers: Iterable[Offer], held: Iterable[Held] = (), now: float = 0.0) -> None:
-        self.offers = {offer.server: offer for offer in sorted(offers, key=lambda each: each.server)}
+        self.offers: dict[str, Offer] = {}
+        for offer in offers:
+            if self.offers.setdefault(offer.server, offer) is not offer:
+                raise ValueError(f"two offers of {offer.server}")
         self.rooms = {server: _room(offer) for server, offer in self.offers.items()}
         self.members: Counter[tuple[str, str]] = Counter()
         """Machines of a group on a host."""
@@ -139,7 +146,7 @@ def choose(
     """Return where and when the machines run, else why not; the same for any order of what is given.
 
     ``held`` is what is taken of the offers already; a book knows that itself. Raises: ValueError when two machines have
-    the same number.
+    the same number, or a server two offers.
     """
     if len({machine.number for machine in machines}) < len(machines):
         raise ValueError("two machines have the same number")
@@ -289,6 +296,12 @@ class _Attempt:
         """Return what is free of a server once all that was chosen is taken."""
         return self._rooms.get(server) or self._book.rooms[server]
 
+    def _own(self, server: str) -> Room:
+        """Return what is free of a server, as this attempt may change it."""
+        if server not in self._rooms:
+            self._rooms[server] = self._book.rooms[server].copy()
+        return self._rooms[server]
+
     def _hosts(self, need: Machine) -> Iterator[Load]:
         """Return the hosts that may do, in the order in which they are looked at."""
         some = self._book.hosts(need)
@@ -354,8 +367,7 @@ class _Attempt:
             offer = offers.get(network)
             if offer is None or not usable(offer, "network", alike.need, zone):
                 return None
-            self._rooms[network] = self.room(network).copy() if network not in self._rooms else self._rooms[network]
-            parts.append((self._rooms[network], (("addresses", addresses),)))
+            parts.append((self._own(network), (("addresses", addresses),)))
         if alike.need.image:
             servers = self._images(alike.need, zone)
             if not servers:
@@ -390,10 +402,8 @@ class _Attempt:
             for server, quantity, apart in alike.parts.servers(machine, offer, images)
         ]
         for each in held:
-            if each.server not in self._rooms:
-                self._rooms[each.server] = self._book.rooms[each.server].copy()
             if each.server != images:
-                self._rooms[each.server].take(each.quantity, each.start, each.until)
+                self._own(each.server).take(each.quantity, each.start, each.until)
         if machine.apart:
             self._members[(machine.apart, key.host)] += 1
         self.chosen.append(

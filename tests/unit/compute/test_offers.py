@@ -178,6 +178,15 @@ def test_a_book_that_took_chooses_like_one_that_was_told_at_first(chance: Random
     assert choose(machines, book, "best-effort", now) == expected
     book.give(taken, now)
     assert choose(machines, book, "best-effort", now) == before
+    book.give(held, now)
+    assert choose(machines, book, "best-effort", now) == choose(machines, offers, "best-effort", now)
+
+
+def test_what_is_over_no_longer_counts_once_its_host_is_touched() -> None:
+    book = Book([host("a", 5000), host("b", 4000)], [Held(server="a", quantity={"memory_mib": 3000}, until=10)])
+    assert choose([machine()], book, "best-effort", 0).chosen[0].host == "b"
+    book.take([Held(server="a", quantity={"memory_mib": 100}, start=10)], 10)
+    assert choose([machine()], book, "best-effort", 10).chosen[0].host == "a"
 
 
 steps = st.tuples(st.integers(-1, 3), st.integers(0, 12), st.integers(0, 12) | st.just(inf))
@@ -231,9 +240,29 @@ def test_machines_of_different_sizes_that_only_fit_packed_are_packed() -> None:
     sizes = (1024, 1024, 3072, 3072)
     machines = [machine(number, size) for number, size in enumerate(sizes)]
     assert len(choose(machines, [host("a"), host("b")], "all-or-nothing", 0).chosen) == 4
-    narrow = [host("a", 5), host("b", 3), host("c", 2)]
-    packed = choose([machine(n, size) for n, size in enumerate((3, 3, 2, 2))], narrow, "all-or-nothing", 0)
-    assert len(packed.chosen) == 4
+    narrow = [host("a", 9), host("b", 5)]
+    packed = choose([machine(n, size) for n, size in enumerate((3, 5, 3, 3))], narrow, "all-or-nothing", 0)
+    assert [(each.number, each.host) for each in packed.chosen] == [(0, "a"), (1, "b"), (2, "a"), (3, "a")]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_machine_that_has_no_choice_goes_first(mode: Mode) -> None:
+    machines = [machine(0), machine(1, only_host="a")]
+    chosen = choose(machines, [host("a", 2000), host("b", 1024)], mode, 0).chosen
+    assert [each.host for each in chosen] == ["b", "a"]
+
+
+def test_images_come_from_a_server_that_is_there_all_the_time_guaranteed_first_then_by_id() -> None:
+    servers = [
+        Offer(server=server, kind="images", name=server, quantity={"tiny": 1}, **further)
+        for server, further in (
+        ("i", {"service": "best-effort"}), ("k", {}), ("j", {}), ("g", {"until": 9}), ("h", {"start": 1}))
+    ]  # fmt: skip
+    wish = machine(image="tiny", service="best-effort", start_by=3)
+    servers.append(host("a"))
+    assert choose([wish], servers, "best-effort", 0).chosen[0].images == "j"
+    assert choose([replace(wish, duration_s=5)], servers, "best-effort", 0).chosen[0].images == "g"
+    assert choose([wish], servers, "best-effort", 2).chosen[0].images == "h"
 
 
 def test_what_each_server_contributes_is_said() -> None:
@@ -350,6 +379,8 @@ def test_a_wish_that_contradicts_itself_is_told_by_its_field(
         assert choose([need, machine(1)], [host("a")], "all-or-nothing", 10).chosen == ()
 
 
-def test_two_machines_with_one_number_are_a_mistake_of_the_caller() -> None:
+def test_two_of_one_kind_with_one_name_are_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="same number"):
         choose([machine(), machine()], [host("a")], "best-effort", 0)
+    with pytest.raises(ValueError, match="two offers of a"):
+        choose([machine()], [host("a"), host("a")], "best-effort", 0)
