@@ -6,6 +6,7 @@ import shutil
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from pileus.drivers.host.errors import DriverError
@@ -102,7 +103,8 @@ async def test_an_appliance_is_reached_through_its_nic_without_any_address(rack:
         pytest.skip("a switch port needs openvswitch-switch")
     rack.has_switch = True
     await rack.switch.open()
-    port = await rack.switch.plug(PortSpec(id="port-1", mac=MAC, addresses=(), vlan=100))
+    spec = PortSpec(id="port-1", mac=MAC, addresses=(), vlan=100)
+    port = await rack.switch.plug(spec)
     machine = "0197-nic"
     await rack.start(machine, "nic", (NicAttachment(id="port-1", mac=MAC, tap=port.tap),))
     await rack.guest.attach(machine, "nic", "port-1")
@@ -116,6 +118,7 @@ async def test_an_appliance_is_reached_through_its_nic_without_any_address(rack:
     }
     await rack.guest.configure(machine, document)
     assert (await rack.until(machine, ready)).hash == document_hash(document)
+    await rack.switch.plug(msgspec.structs.replace(spec, isolated=True))  # what follows is said to an isolated one
     await rack.end_agent()
     await rack.agent()
     await rack.guest.attach(machine, "nic", "port-1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -53,11 +53,15 @@ class ImageFile(Struct, frozen=True, kw_only=True):
 
 
 class VolumeSpec(Struct, frozen=True, kw_only=True):
-    """A volume to be: ``image`` is the id of a cached image it starts as a copy-on-write child of, None for empty."""
+    """A volume to be: ``image`` is the id of a cached image it starts as a copy-on-write child of, None for empty.
+
+    ``snapshot``: of this pool, which it starts as a whole copy of instead.
+    """
 
     id: str
     size_bytes: int
     image: str | None = None
+    snapshot: str | None = None
 
 
 class VolumeFact(Struct, frozen=True, kw_only=True):
@@ -69,6 +73,17 @@ class VolumeFact(Struct, frozen=True, kw_only=True):
     size_bytes: int
     used_bytes: int
     image: str | None = None
+
+
+class SnapshotFact(Struct, frozen=True, kw_only=True):
+    """A volume as it was at ``taken_at`` (Unix seconds): a whole copy, which nobody changes. Sizes as of a volume."""
+
+    id: str
+    path: str
+    volume: str
+    size_bytes: int
+    used_bytes: int
+    taken_at: float
 
 
 class PoolCapacity(Struct, frozen=True, kw_only=True):
@@ -93,7 +108,8 @@ class DiskPool(Protocol):
     async def create(self, spec: VolumeSpec) -> VolumeFact:
         """Make the volume as qcow2; there already: its fact.
 
-        Raises: DiskFull, DriverError (NoImage; VolumeTooSmall for its image; SizeRefused unless a multiple of 512).
+        Raises: DiskFull, DriverError (NoImage, NoSnapshot; VolumeTooSmall for its image or snapshot; SizeRefused unless a
+        multiple of 512).
         """
 
     async def resize(self, volume: str, size_bytes: int) -> None:
@@ -107,6 +123,21 @@ class DiskPool(Protocol):
 
         Raises: DiskFull, DriverError (NoVolume, VolumeInUse).
         """
+
+    async def snapshots(self) -> dict[str, SnapshotFact]:
+        """Return every complete snapshot."""
+
+    async def take_snapshot(
+        self, snapshot: str, volume: str, copy: Callable[[str], Awaitable[float]] | None = None
+    ) -> SnapshotFact:
+        """Keep the volume as it is at one moment, whole or not at all; there already: the one that is there.
+
+        ``copy`` fills an empty qcow2 at a path and returns that moment, for a volume that a machine has open; None: no
+        machine has it. Raises: DiskFull, DriverError (NoVolume, VolumeInUse), and whatever ``copy`` raises.
+        """
+
+    async def delete_snapshot(self, snapshot: str) -> None:
+        """Remove the snapshot; volumes that were made of it do not need it."""
 
     async def images(self) -> dict[str, ImageFile]:
         """Return every complete image of the cache."""

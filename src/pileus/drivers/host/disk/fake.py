@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -21,6 +22,7 @@ from pileus.drivers.host.disk.base import (
     ImageSpec,
     PartName,
     PoolCapacity,
+    SnapshotFact,
     VolumeFact,
     VolumeSpec,
 )
@@ -34,10 +36,17 @@ SECTOR_BYTES = 512
 
 
 Call = Literal[
-    "open", "capacity", "volumes", "create", "resize", "delete", "packed", "images", "put_image", "delete_image"
-]
+    "open", "capacity", "volumes", "create", "resize", "delete", "packed", "images", "put_image", "delete_image",
+    "snapshots", "take_snapshot", "delete_snapshot",
+]  # fmt: skip
 
-LATENCIES_S: Mapping[Call, float] = {"create": 0.01, "resize": 0.01, "delete": 0.001, "put_image": 0.3}
+LATENCIES_S: Mapping[Call, float] = {
+    "create": 0.01,
+    "resize": 0.01,
+    "delete": 0.001,
+    "put_image": 0.3,
+    "take_snapshot": 0.2,
+}
 """What the real pool was measured to take (an image of 50 MiB); calls that are not here take no time."""
 
 
@@ -56,9 +65,17 @@ class Fault(Struct, frozen=True, kw_only=True):
 class FakePoolWorld:
     """What is on one simulated host's disk, and what goes wrong there."""
 
-    def __init__(self, *, latencies_s: Mapping[Call, float] = LATENCIES_S, faults: tuple[Fault, ...] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        latencies_s: Mapping[Call, float] = LATENCIES_S,
+        faults: tuple[Fault, ...] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.clock = clock
         self.images: dict[str, ImageFile] = {}
         self.volumes: dict[str, VolumeFact] = {}
+        self.snapshots: dict[str, SnapshotFact] = {}
         self.calls: Counter[Call] = Counter()
         self.latencies_s = latencies_s
         self.faults = list(faults)
@@ -111,6 +128,7 @@ class FakePool:
             if fact is None:
                 _check_size(spec.id, spec.size_bytes)
                 self._check_image(spec)
+                self._check_snapshot(spec)
                 self._take(f"volume {spec.id}", EMPTY_VOLUME_BYTES)
                 fact = self._world.volumes[spec.id] = VolumeFact(
                     id=spec.id,
@@ -146,6 +164,36 @@ class FakePool:
         for part in await asyncio.to_thread(_blank_vmdk, fact.size_bytes):
             yield part
 
+    async def snapshots(self) -> dict[str, SnapshotFact]:
+        """Return every snapshot."""
+        async with self._world.call("snapshots"):
+            return dict(self._world.snapshots)
+
+    async def take_snapshot(
+        self, snapshot: str, volume: str, copy: Callable[[str], Awaitable[float]] | None = None
+    ) -> SnapshotFact:
+        """Keep the volume; there already: its fact. Raises what the real pool does."""
+        async with self._world.call("take_snapshot"):
+            found = self._world.snapshots.get(snapshot)
+            if found is not None:
+                return found
+            fact = self._world.volumes.get(volume)
+            if fact is None:
+                raise DriverError("NoVolume", f"volume {volume} is not in the simulated pool")
+            self._take(f"snapshot {snapshot}", fact.used_bytes)
+            path = f"/simulated/pool/snapshots/{snapshot}.qcow2"
+            taken_at = self._world.clock() if copy is None else await copy(path)
+            made = SnapshotFact(
+                id=snapshot, path=path, volume=volume, size_bytes=fact.size_bytes, used_bytes=fact.used_bytes,
+                taken_at=taken_at,
+            )  # fmt: skip
+            return self._world.snapshots.setdefault(snapshot, made)
+
+    async def delete_snapshot(self, snapshot: str) -> None:
+        """Remove the snapshot; gone already is success."""
+        async with self._world.call("delete_snapshot"):
+            self._world.snapshots.pop(snapshot, None)
+
     async def images(self) -> dict[str, ImageFile]:
         """Return every image of the cache."""
         async with self._world.call("images"):
@@ -174,6 +222,7 @@ class FakePool:
 
     def _free_bytes(self) -> int:
         used_bytes = sum(fact.used_bytes for fact in self._world.volumes.values())
+        used_bytes += sum(fact.used_bytes for fact in self._world.snapshots.values())
         cached_bytes = sum(image.size_bytes for image in self._world.images.values())
         return max(0, self._total_bytes - self._world.other_bytes - used_bytes - cached_bytes)
 
@@ -185,6 +234,16 @@ class FakePool:
                 f"the simulated pool has no room for {subject}: it needs {needed_bytes} bytes, {free_bytes} are free; "
                 "delete volumes or images, or give the pool more room"
             )
+
+    def _check_snapshot(self, spec: VolumeSpec) -> None:
+        """Raises: DriverError (NoSnapshot, VolumeTooSmall)."""
+        if spec.snapshot is None:
+            return
+        found = self._world.snapshots.get(spec.snapshot)
+        if found is None:
+            raise DriverError("NoSnapshot", f"snapshot {spec.snapshot} of volume {spec.id} is not in the pool")
+        if found.size_bytes > spec.size_bytes:
+            raise DriverError("VolumeTooSmall", f"volume {spec.id} is smaller than its snapshot; make it larger")
 
     def _check_image(self, spec: VolumeSpec) -> None:
         """Raises: DriverError (NoImage, VolumeTooSmall)."""

@@ -14,7 +14,8 @@ import logging
 import re
 import secrets
 import shutil
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import cast
@@ -24,9 +25,17 @@ import msgspec
 from msgspec import Struct
 
 from pileus.drivers.host.disk import command, files
-from pileus.drivers.host.disk.base import ImageFile, ImageSpec, PoolCapacity, VolumeFact, VolumeSpec
+from pileus.drivers.host.disk.base import (
+    ImageFile,
+    ImageSpec,
+    PoolCapacity,
+    SnapshotFact,
+    VolumeFact,
+    VolumeSpec,
+)
 from pileus.drivers.host.disk.images import Fetch, ImageCache
 from pileus.drivers.host.disk.packing import vmdk_parts
+from pileus.drivers.host.disk.snapshots import SnapshotFolder
 from pileus.drivers.host.errors import DiskFull, DriverError
 from pileus.drivers.host.paths import HostPaths
 from pileus.kernel.errors import Bug
@@ -77,6 +86,7 @@ class QemuImgPool:
         self._folder = paths.pool.absolute()
         self._volumes = self._folder / "volumes"
         self._cache = ImageCache(self._folder / "images", name)
+        self._snapshots = SnapshotFolder(self._folder / "snapshots")
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Held while a volume is bound to an image and while an image goes: neither sees the other half-done.
         self._binding = asyncio.Lock()
@@ -138,9 +148,7 @@ class QemuImgPool:
                 return
             _check_size(volume, size_bytes)
             # Both layers are named: nothing is probed, and the backing file that the header names is not opened.
-            file = {"driver": "file", "filename": fact.path}
-            tree = msgspec.json.encode({"driver": "qcow2", "file": file, "backing": None}).decode()
-            await self._qemu_img(f"volume {volume}", "resize", "-q", f"json:{tree}", str(size_bytes))
+            await self._qemu_img(f"volume {volume}", "resize", "-q", _tree(fact.path), str(size_bytes))
             # After the file: a crash between the two leaves a record that is too small, and the next resize mends it.
             await self._save(volume, VolumeRecord(size_bytes=size_bytes, image=fact.image))
 
@@ -171,6 +179,12 @@ class QemuImgPool:
 
         Source: every layer is named, so that no header leads to another file.
         """
+        fact, image = await self._copied(volume, f"packing volume {volume}")
+        words = ("convert", "-q", "-O", "raw", _source(fact, image), str(target))
+        await self._qemu_img(f"volume {volume}", *words, timeout_s=PACK_TIMEOUT_S)
+
+    async def _copied(self, volume: str, subject: str) -> tuple[VolumeFact, ImageFile | None]:
+        """Return what is to be copied, when there is room for a copy of it. Raises: DiskFull, DriverError (NoVolume)."""
         fact = await files.in_thread(self._find, volume)
         if fact is None:
             raise DriverError("NoVolume", f"volume {volume} is not in the {self._name}")
@@ -179,10 +193,50 @@ class QemuImgPool:
         needed_bytes = (fact.used_bytes + below) * (PACKED_SHARE + 1) // PACKED_SHARE
         room = await self.capacity()
         if room.free_bytes - needed_bytes < room.total_bytes // PACKED_RESERVE_SHARE:
-            raise files.full(self._name, self._folder, f"packing volume {volume}", needed_bytes)
-        source = f"json:{msgspec.json.encode(_layers(fact, image)).decode()}"
-        words = ("convert", "-q", "-O", "raw", source, str(target))
-        await self._qemu_img(f"volume {volume}", *words, timeout_s=PACK_TIMEOUT_S)
+            raise files.full(self._name, self._folder, subject, needed_bytes)
+        return fact, image
+
+    async def snapshots(self) -> dict[str, SnapshotFact]:
+        """Return every complete snapshot."""
+        return await files.in_thread(self._snapshots.scan)
+
+    async def take_snapshot(
+        self, snapshot: str, volume: str, copy: Callable[[str], Awaitable[float]] | None = None
+    ) -> SnapshotFact:
+        """Keep the volume as it is at one moment, whole or not at all; there already: the one that is there.
+
+        Raises: DiskFull, DriverError (NoVolume, VolumeInUse, DiskToolFailed, TimedOut), and whatever ``copy`` raises.
+        """
+        _check_id(snapshot)
+        _check_id(volume)
+        async with self._lock(snapshot), self._packing:
+            found = await files.in_thread(self._snapshots.find, snapshot)
+            if found is not None:
+                return found
+            fact, image = await self._copied(volume, f"snapshot {snapshot}")
+
+            async def fill(path: Path) -> float:
+                at = time.time()
+                if copy is not None:
+                    words = ["create", "-q", "-f", "qcow2", str(path), str(fact.size_bytes)]
+                    await self._qemu_img(f"snapshot {snapshot}", *words)
+                    return await copy(str(path))
+                words = ["convert", "-q", "-O", "qcow2", _source(fact, image), str(path)]
+                await self._qemu_img(f"volume {volume}", *words, timeout_s=PACK_TIMEOUT_S)
+                return at
+
+            try:
+                return await self._snapshots.make(snapshot, volume, fact.size_bytes, fill)
+            except OSError as exc:
+                if files.is_full(exc):
+                    raise self._full(f"snapshot {snapshot}") from exc
+                raise
+
+    async def delete_snapshot(self, snapshot: str) -> None:
+        """Remove the snapshot; gone already is success."""
+        _check_id(snapshot)
+        async with self._lock(snapshot):
+            await files.in_thread(self._snapshots.remove, snapshot)
 
     async def images(self) -> dict[str, ImageFile]:
         """Return every complete image of the cache."""
@@ -240,6 +294,10 @@ class QemuImgPool:
         """Make the file under a temporary name, then give it its own."""
         final = self._volume(spec.id)
         temporary = final.with_name(final.name + files.TEMPORARY)
+        if spec.snapshot is not None:
+            await self._unpack(spec, spec.snapshot, temporary)
+            await files.in_thread(files.publish, temporary, final)
+            return
         arguments = ["create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=off,preallocation=off"]
         if image is not None:
             # -u: the image's header need not be read again, its size and format are known since its inspection.
@@ -247,6 +305,24 @@ class QemuImgPool:
         await self._qemu_img(f"volume {spec.id}", *arguments, str(temporary), str(spec.size_bytes))
         await files.in_thread(temporary.chmod, 0o600)
         await files.in_thread(files.publish, temporary, final)
+
+    async def _unpack(self, spec: VolumeSpec, snapshot: str, temporary: Path) -> None:
+        """Make the file as a copy of a snapshot. Raises: DiskFull, DriverError (NoSnapshot, VolumeTooSmall, ...)."""
+        _check_id(snapshot)
+        async with self._lock(snapshot):  # it stays until it is copied
+            found = await files.in_thread(self._snapshots.find, snapshot)
+            if found is None:
+                message = f"snapshot {snapshot} of volume {spec.id} is not in the {self._name}"
+                raise DriverError("NoSnapshot", message)
+            if found.size_bytes > spec.size_bytes:
+                message = f"volume {spec.id} is smaller than the {found.size_bytes} bytes of its snapshot {snapshot}"
+                raise DriverError("VolumeTooSmall", f"{message}; make it larger")
+            subject, source = f"volume {spec.id}", _tree(found.path)
+            await self._qemu_img(
+                subject, "convert", "-q", "-O", "qcow2", source, str(temporary), timeout_s=PACK_TIMEOUT_S
+            )
+            await self._qemu_img(subject, "resize", "-q", _tree(str(temporary)), str(spec.size_bytes))
+        await files.in_thread(temporary.chmod, 0o600)
 
     async def _qemu_img(self, subject: str, *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
         """Run qemu-img, which dies with the agent.
@@ -322,11 +398,25 @@ class QemuImgPool:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._volumes.mkdir(mode=0o700, exist_ok=True)
         self._cache.clear()
+        self._snapshots.clear()
         for path in self._volumes.glob("*" + files.TEMPORARY):
             files.remove(path)
         for path in self._volumes.glob("*" + RECORD_SUFFIX):
             if not self._volume(path.stem).exists():
                 files.remove(path)
+
+
+def _tree(path: str) -> str:
+    """Return a qcow2 as qemu-img shall open it, whatever its header says of a backing file."""
+    return f"json:{msgspec.json.encode(_qcow2(path, None)).decode()}"
+
+
+def _qcow2(path: str, backing: dict[str, object] | None) -> dict[str, object]:
+    return {"driver": "qcow2", "file": {"driver": "file", "filename": path}, "backing": backing}
+
+
+def _source(fact: VolumeFact, image: ImageFile | None) -> str:
+    return f"json:{msgspec.json.encode(_layers(fact, image)).decode()}"
 
 
 def _layers(fact: VolumeFact, image: ImageFile | None) -> dict[str, object]:
@@ -335,7 +425,7 @@ def _layers(fact: VolumeFact, image: ImageFile | None) -> dict[str, object]:
     if image is not None:
         below = {"driver": image.format, "file": {"driver": "file", "filename": image.path}}
         below |= {"backing": None} if image.format == "qcow2" else {}
-    return {"driver": "qcow2", "file": {"driver": "file", "filename": fact.path}, "backing": below}
+    return _qcow2(fact.path, below)
 
 
 def _check_id(name: str) -> None:

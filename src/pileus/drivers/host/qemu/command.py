@@ -170,6 +170,23 @@ def disk_node_names(disk: DiskAttachment) -> list[str]:
     return [str(node["node-name"]) for node in reversed(disk_nodes(disk, tuple(range(1 + len(disk.backing)))))]
 
 
+def disk_node(disk: str) -> str:
+    """Return the node that has the disk's content, below its limits."""
+    return f"l0-{_tag(disk)}"
+
+
+def copy_nodes(name: str, fdset: int) -> list[QmpArguments]:
+    """Return the block nodes of an empty qcow2 that a copy goes into, lowest first; all have ``name`` before them.
+
+    By name they are in the order in which they can be deleted.
+    """
+    file: QmpArguments = {"driver": "file", "filename": f"/dev/fdset/{fdset}", "locking": "on", "discard": "unmap"}
+    return [
+        {**file, "node-name": f"{name}.b"},
+        {"driver": "qcow2", "file": f"{name}.b", "node-name": f"{name}.a", "backing": None, "discard": "unmap"},
+    ]
+
+
 def throttle_group(disk: str) -> str:
     """Return the id of the disk's throttle-group object."""
     return f"limit-{_tag(disk)}"

@@ -52,6 +52,7 @@ class FakeLatency(Struct, frozen=True, kw_only=True):
     shutdown_s: float = 1.0
     power_off_s: float = 0.05
     plug_s: float = 0.02
+    copy_s: float = 0.5
     unplug_s: float = 0.2
     unplug_timeout_s: float = 15.0
     ask_s: float = 0.001
@@ -111,6 +112,8 @@ class FakeHost:
         self.calls = 0
         """Calls so far, over all agents."""
         self.agents: set[FakeHypervisor] = set()
+        self.copies: dict[str, str] = {}
+        """Disks that were copied, by the path of the copy."""
         self._faults: dict[int, Fault] = {}
         self._refused: dict[tuple[str, str], DriverError] = {}
         self._next_pid = 1000
@@ -309,6 +312,19 @@ class FakeHypervisor:
                 raise DriverError("NoDisk", f"machine {machine} has no disk {disk}")
             disks = (replace(one, throttle=throttle) if one.id == disk else one for one in found.spec.disks)
             found.spec = replace(found.spec, disks=tuple(disks))
+
+    async def copy_disk(self, machine: str, disk: str, target: str) -> float:
+        """Take as long as a copy does, and return when it began."""
+        async with self._call("copy_disk", machine, self.host.latency.plug_s):
+            found = self._running(machine)
+            if disk not in [one.id for one in found.spec.disks]:
+                raise DriverError("NoDisk", f"machine {machine} has no disk {disk}")
+            at, pid = self.host.clock(), found.pid
+            await asyncio.sleep(self.host.stretch(self.host.latency.copy_s))
+            if found.pid != pid:
+                raise DriverError("CopyFailed", f"disk {disk} was not copied: its machine ended")
+            self.host.copies[target] = disk
+            return at
 
     async def counters(self) -> dict[str, MachineCounters]:
         """Return counters that grow with the time a machine runs, as of an idle guest."""

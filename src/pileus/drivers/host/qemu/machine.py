@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Literal
 
 from pileus.drivers.host.errors import DriverError, QmpRefused
-from pileus.drivers.host.qemu import command
+from pileus.drivers.host.qemu import command, copying
 from pileus.drivers.host.qemu.base import HUNG_S, Exit, MachineCounters, MachineFact, MachineSpec, Pulse
 from pileus.drivers.host.qemu.folder import MachineFolder
 from pileus.drivers.host.qemu.launch import Launcher
@@ -45,6 +45,7 @@ class Machine:
         self._hint = hint
         self._live: Live | None = None
         self._lock = asyncio.Lock()
+        self._copying = asyncio.Lock()
 
     @property
     def live(self) -> Live | None:
@@ -104,6 +105,19 @@ class Machine:
             raise DriverError("NoAnswer", f"the process of machine {self.folder.machine} is hung; power it off")
         self.folder.change(boots=self.folder.record.boots + 1)
         await live.monitor.execute("system_reset")
+
+    async def copy_disk(self, disk: str, target: str) -> float:
+        """Write a disk of the machine as it is at one moment into ``target``. Raises: QmpRefused, DriverError."""
+        live, spec = self.need_live(), self.folder.record.spec
+        found = next((each for each in spec.disks if each.id == disk), None) if spec is not None else None
+        if found is None:
+            raise DriverError("NoDisk", f"machine {self.folder.machine} has no disk {disk}")
+        async with self._copying:
+            return await copying.copy(live, found, target)
+
+    async def _end_copies(self, live: Live) -> None:
+        async with self._copying:
+            await copying.settle(live)
 
     async def detach(self, device: str) -> None:
         """Unplug a device, or take it out of what a stopped machine had."""
@@ -253,6 +267,7 @@ class Machine:
         # Beside: a process that is stopped or busy must not hold up finding the others.
         self.live.spawn_task(self.live.settle())
         self.live.spawn_task(self.plug.settle())
+        self.live.spawn_task(self._end_copies(self.live))
 
     def _find(self) -> bool:
         process = self.folder.recorded_pid()
