@@ -119,6 +119,11 @@ def test_two_appliances_share_the_work_and_one_takes_over_for_the_other() -> Non
                 await world.until(are_shared)
             assert set(apps.done.values()) == {2}
             await world.delete("monitor.policy", "p0", ACCOUNT)
+
+            async def has_no_policy() -> bool:
+                return not await world.exists("monitor.policy", "p0", ACCOUNT)
+
+            await world.until(has_no_policy)
             await world.delete("monitor.monitor", "watch", ACCOUNT)
 
             async def is_gone() -> bool:
