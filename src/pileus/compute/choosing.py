@@ -14,7 +14,6 @@ That is no proof: machines of different sizes might fit in a way that was not tr
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from math import inf
@@ -22,6 +21,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from pileus.compute.book import Book, Load
 from pileus.compute.offers import Choice, Chosen, Held, Machine, Mode, Offer, Refusal, Refused, contradiction
 from pileus.compute.refusing import Parts, refusals, said, usable
 from pileus.compute.room import Either, Need, Room, When, together
@@ -30,114 +30,6 @@ ROUNDS_MAX = 50
 """How often a later common start is tried: each time has room freed for at least one machine more."""
 DIFFERENT_MAX = 16
 """Of so many different needs in one choice it is tried to pack them, and said host by host why they find no place."""
-NEEDED = {"host": ("vcpus", "memory_mib"), "pool": ("disk_gib",), "network": ("addresses",), "images": ()}
-"""Quantities that are 0 where an offer does not name them."""
-
-Load = tuple[int, int, str]
-"""A host in the order in which it is looked at: guaranteed before best effort, then by memory, then its id."""
-
-
-class Shelf(NamedTuple):
-    """What hosts have in common that a machine may ask for, and (nearly) the most vCPUs that they will have free."""
-
-    zone: str
-    service: str
-    roles: tuple[str, ...]
-    uefi: str
-    vcpus: int
-
-
-class Book:
-    """Offers, and what is held of them: made once, asked many times. ``choose`` leaves it as it is, ``take`` does not.
-
-    Made for some seconds: hours that pass meanwhile still count as ahead, in what a host has left, until it is touched.
-    Raises: ValueError when a server has two offers.
-    """
-
-    def __init__(self, offers: Iterable[Offer], held: Iterable[Held] = (), now: float = 0.0) -> None:
-        self.offers: dict[str, Offer] = {}
-        for offer in offers:
-            if self.offers.setdefault(offer.server, offer) is not offer:
-                raise ValueError(f"two offers of {offer.server}")
-        self.rooms = {server: _room(offer) for server, offer in self.offers.items()}
-        self.members: Counter[tuple[str, str]] = Counter()
-        """Machines of a group on a host."""
-        self.zones: dict[str, dict[Shelf, list[Load]]] = defaultdict(lambda: defaultdict(list))
-        """Hosts by zone and by what they have in common, in the order in which they are looked at."""
-        self.images: dict[str, list[str]] = defaultdict(list)
-        """Servers by image, those that guarantee first."""
-        self._places: dict[str, tuple[Shelf, Load]] = {}
-        for each in held:
-            self._change(each, 1)
-        for room in self.rooms.values():
-            room.forget(now)
-        for server, offer in self.offers.items():
-            if offer.kind == "host" and not offer.refuses:
-                self._places[server] = place = self._place(offer)
-                self.zones[offer.zone][place[0]].append(place[1])
-            for image in offer.quantity if offer.kind == "images" else ():
-                self.images[image].append(server)
-        for shelf in (shelf for shelves in self.zones.values() for shelf in shelves.values()):
-            shelf.sort()
-        for servers in self.images.values():
-            servers.sort(key=lambda server: (self.offers[server].service != "guaranteed", server))
-
-    def hosts(self, need: Machine) -> list[list[Load]]:
-        """Return the hosts that may do for such a machine, room left aside; each list in order."""
-        if need.only_host:
-            place = self._places.get(need.only_host)
-            return [[place[1]]] if place is not None and _may_do(place[0], need) else []
-        zones = [self.zones.get(need.zone, {})] if need.zone else list(self.zones.values())
-        return [hosts for shelves in zones for shelf, hosts in shelves.items() if _may_do(shelf, need)]
-
-    def take(self, held: Iterable[Held], now: float) -> None:
-        """Hold more, such as what was chosen."""
-        self._all(held, 1, now)
-
-    def give(self, held: Iterable[Held], now: float) -> None:
-        """Hold something no longer; it says the same as when it was taken."""
-        self._all(held, -1, now)
-
-    def _all(self, held: Iterable[Held], sign: int, now: float) -> None:
-        for each in held:
-            self._change(each, sign)
-            if each.server in self.rooms:
-                self.rooms[each.server].forget(now)
-            if each.server in self._places:
-                self._shelve(each.server)
-
-    def _change(self, held: Held, sign: int) -> None:
-        offer = self.offers.get(held.server)
-        if offer is not None and offer.kind != "images":
-            quantity = {name: sign * amount for name, amount in held.quantity.items()}
-            self.rooms[held.server].take(quantity, held.start, held.until)
-            if held.apart:
-                self.members[(held.apart, held.server)] += sign
-
-    def _place(self, offer: Offer) -> tuple[Shelf, Load]:
-        room = self.rooms[offer.server]
-        rank = 0 if offer.service == "guaranteed" else 1
-        shelf = Shelf(offer.zone, offer.service, offer.roles, offer.uefi, _class(room.ceiling("vcpus")))
-        return shelf, (rank, -room.floor["memory_mib"], offer.server)
-
-    def _shelve(self, server: str) -> None:
-        before, load = self._places[server]
-        self._places[server] = after = self._place(self.offers[server])
-        if after != (before, load):
-            zone = self.zones[before.zone]
-            del zone[before][bisect_left(zone[before], load)]
-            insort(zone[after[0]], after[1])
-
-
-def _room(offer: Offer) -> Room:
-    needed = dict.fromkeys(NEEDED[offer.kind] + (("disk_gib",) if offer.kind == "host" and not offer.pool else ()), 0)
-    start = offer.start if offer.start > 0 else -inf
-    return Room({**needed, **offer.quantity}, start, offer.until)
-
-
-def _class(vcpus: int) -> int:
-    """Return a number that is no less for more vCPUs; few different ones."""
-    return max(vcpus, 0) if vcpus < 32 else 26 + vcpus.bit_length()
 
 
 def choose(
@@ -377,11 +269,10 @@ class _Attempt:
 
     def _images(self, need: Machine, zone: str) -> list[str]:
         offers = self._book.offers
-        servers = self._book.images.get(need.image, ())
         return [
             each
-            for each in servers
-            if offers[each].quantity[need.image] > 0 and usable(offers[each], "images", need, zone)
+            for each in self._book.images
+            if offers[each].quantity.get(need.image, 0) > 0 and usable(offers[each], "images", need, zone)
         ]
 
     def _take(self, machine: Machine, alike: _Alike, key: _Key) -> None:
@@ -425,13 +316,3 @@ class _Attempt:
         when = f"has room {waits:.0f} s after it may start" if waits > 0 else "has room at once"
         left = self._rooms[key.host].floor["memory_mib"]
         return f"{when}; {offer.service}; {left} MiB of memory left at its fullest hour"
-
-
-def _may_do(shelf: Shelf, need: Machine) -> bool:
-    return (
-        need.zone in ("", shelf.zone)
-        and (need.service == "best-effort" or shelf.service == "guaranteed")
-        and need.role in shelf.roles
-        and (need.uefi == "no" or shelf.uefi == "yes")
-        and shelf.vcpus >= _class(need.vcpus)
-    )
