@@ -132,3 +132,24 @@ def test_a_decapsulator_that_leaves_takes_no_packet_with_it_uncounted() -> None:
             await until_whole(made, stream.passed)
 
     run(scene)
+
+
+def test_what_a_decapsulator_said_just_before_it_died_is_not_counted_as_lost() -> None:
+    async def scene() -> None:
+        async with mirror_cloud(decapsulators=2) as made:
+            web = await begin(made)
+            node, before = await node_of(made), await decided(made)
+            session = (await made.world.get("mirror.session", "tap", "acme"))["id"]
+            for _ in range(10):
+                made.host_of(web).mirror.pass_frame(web, FRAME, "egress")
+
+            async def has_said_so() -> bool:
+                said = (await made.world.store.get(node.id)).observed.status["sessions"][session]
+                return bool(said[1] == 10)
+
+            await made.world.until(has_said_so)
+            made.world.hosts[node.host].machines.crash(node.assigned.vm)
+            await until_elsewhere(made, before.key)
+            assert (await until_whole(made, 10))["lost"] == 0
+
+    run(scene)

@@ -11,7 +11,7 @@ from msgspec import Struct
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest.base import Guest, NodeFact
 from pileus.drivers.host.guest.qga_allowed import Allowed
-from pileus.fleet.node.types import NodeAssigned, NodeDesired, NodeObserved
+from pileus.fleet.node.types import NodeAssigned, NodeDesired, NodeLast, NodeObserved
 from pileus.fleet.package.types import ChannelForm
 from pileus.kernel.fields import Problem
 from pileus.kernel.half import Half, Peers
@@ -103,9 +103,10 @@ class NodeHalf(Half[Seen, Step]):
     def report(self, resource: Resource, fact: Seen | None, problem: Problem | None) -> Struct:
         """Return the node's observed section."""
         node = fact.node if fact is not None else None
+        last = _last(resource.observed)
         if node is None:
             is_silent = fact is not None and fact.running and not resource.deleting
-            return NodeObserved(state="silent" if is_silent else "absent", problem=problem)
+            return NodeObserved(state="silent" if is_silent else "absent", last=last, problem=problem)
         if node.refused and problem is None:
             reason = "Quarantined" if node.state == "quarantined" else "Refused"
             problem = Problem(reason=reason, message=node.refused)
@@ -115,12 +116,20 @@ class NodeHalf(Half[Seen, Step]):
             version=node.version,
             boot_id=node.boot_id,
             status=node.status,
+            last=None if node.state == "ready" else last,
             problem=problem,
         )
 
     async def inventory(self) -> Collection[str]:
         """Return nothing: a channel is of its VM, whose removal ends it."""
         return ()
+
+
+def _last(before: NodeObserved | None) -> NodeLast | None:
+    """Return what the node said last, for when it does not answer."""
+    if before is None:
+        return None
+    return NodeLast(boot_id=before.boot_id, status=before.status) if before.boot_id else before.last
 
 
 def _allowed(assigned: NodeAssigned) -> Allowed | None:

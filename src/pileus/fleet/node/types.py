@@ -92,6 +92,13 @@ class NodeAssigned(Struct, frozen=True, kw_only=True):
     before: NodeBefore | None = None
 
 
+class NodeLast(Struct, frozen=True, kw_only=True):
+    """What a node said last, before it answered no more."""
+
+    boot_id: str
+    status: dict[str, Any]
+
+
 class NodeObserved(Struct, frozen=True, kw_only=True):
     """What the host knows of the node over the backchannel."""
 
@@ -102,6 +109,8 @@ class NodeObserved(Struct, frozen=True, kw_only=True):
     boot_id: str = ""
     status: dict[str, Any] = {}
     """What its role says of itself; untrusted."""
+    last: NodeLast | None = None
+    """As long as it does not answer."""
     problem: Problem | None = None
 
 

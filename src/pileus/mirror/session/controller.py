@@ -101,7 +101,8 @@ class SessionController(Controller):
                 source_host=world.session_host,
                 source_address=source,
             )
-            observed = replace(session.observed, at_legs=at_legs, at_decapsulator=at) if session.observed is not None else None
+            found: SessionObserved | None = session.observed
+            observed = replace(found, at_legs=at_legs, at_decapsulator=at) if found is not None else None
             await tx.update(session, assigned=placed, observed=observed)
             await tx.enqueue(best.id)
 

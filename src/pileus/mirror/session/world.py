@@ -8,7 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.compute.vm.types import VmAssigned
-from pileus.fleet.node.types import NodeAssigned, NodeObserved, answers
+from pileus.fleet.node.types import NodeAssigned, NodeLast, NodeObserved, answers
 from pileus.infra.host.types import HostAssigned
 from pileus.infra.zone.types import ZoneDesired
 from pileus.kernel.kind import Resource
@@ -235,6 +235,7 @@ def _heard(node: Resource, session: Resource) -> AtDecapsulator | None:
     observed: NodeObserved | None = node.observed
     if observed is None:
         return None
-    sessions = observed.status.get("sessions")
+    last = observed.last or NodeLast(boot_id=observed.boot_id, status=observed.status)
+    sessions = last.status.get("sessions")
     said = sessions.get(session.id) if isinstance(sessions, dict) else None
-    return read_at_decapsulator(said, session.assigned.key, observed.boot_id)
+    return read_at_decapsulator(said, session.assigned.key, last.boot_id)
