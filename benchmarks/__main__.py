@@ -24,6 +24,7 @@ from benchmarks import (
     placement,
     real_vm,
     routers,
+    scan,
 )
 from benchmarks.report import Report
 
@@ -43,6 +44,7 @@ BENCHMARKS = {
     "vm": real_vm.run,
     "routers": routers.run,
     "ovf": ovf.run,
+    "scan": scan.run,
 }
 
 
