@@ -37,7 +37,7 @@ class Launch:
     gid: int
 
 
-class Process:
+class Leader:
     """One process, leader of a session of its own; a child of ours, or taken over."""
 
     def __init__(self, pid: int, start: str, fd: int, is_child: bool = False) -> None:
@@ -78,7 +78,7 @@ class Process:
         self.fd = -1
 
 
-def start(launch: Launch) -> Process:
+def start(launch: Launch) -> Leader:
     """Start it. Raises: OSError, ValueError (a word that no program can be given)."""
     fd = os.open(launch.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     is_other = launch.uid != os.geteuid()
@@ -96,10 +96,10 @@ def start(launch: Launch) -> Process:
         (_PROC / str(child.pid) / "oom_score_adj").write_text(str(OOM_ADJUSTMENT))
     # It is not waited for yet, so the number is its own, ended or not. We wait for it, and not Popen.
     child.returncode = 0
-    return Process(child.pid, start_of(child.pid), os.pidfd_open(child.pid), is_child=True)
+    return Leader(child.pid, start_of(child.pid), os.pidfd_open(child.pid), is_child=True)
 
 
-def take_over(pid: int, start: str) -> Process | None:
+def take_over(pid: int, start: str) -> Leader | None:
     """Return the process of a former run, if it is still the same."""
     try:
         fd = os.pidfd_open(pid)
@@ -107,12 +107,12 @@ def take_over(pid: int, start: str) -> Process | None:
         return None
     # What is looked at now is what the descriptor is of: a number is not given again before that.
     if start and start_of(pid) == start and not _is_zombie(pid):
-        return Process(pid, start, fd)
+        return Leader(pid, start, fd)
     os.close(fd)
     return None
 
 
-def find(variable: str) -> Process | None:
+def find(variable: str) -> Leader | None:
     """Return the leader of a session that has this in its environment, such as ``A=1``."""
     for pid, fields in _processes_with(variable):
         if int(fields[3]) == pid and fields[0] != "Z":
@@ -126,7 +126,7 @@ def end_all(variable: str) -> None:
         _kill(pid, fields[19])
 
 
-def end(processes: Iterable[tuple[Process, float]]) -> None:
+def end(processes: Iterable[tuple[Leader, float]]) -> None:
     """End processes, each given its seconds to end by itself; they may be suspended.
 
     Who is killed then has not ended yet when this returns: ``bury`` waits for that.

@@ -20,7 +20,7 @@ from pileus.node.applications import logs, processes
 from pileus.node.applications.accounts import Accounts
 from pileus.node.applications.kept import Kept, Note, State, put
 from pileus.node.applications.model import Application, digest
-from pileus.node.applications.processes import Launch, Process
+from pileus.node.applications.processes import Launch, Leader
 
 STEADY_S = 10.0
 """What ran so long is started again at once; what ends sooner waits longer each time."""
@@ -46,7 +46,7 @@ class Supervisor:
         self._folder = folder
         self._kept = kept
         self._accounts = accounts
-        self._running: dict[str, Process] = {}
+        self._running: dict[str, Leader] = {}
         self._began: dict[str, float] = {}
         self._short: dict[str, int] = {}
         """How often each ended soon, in a row."""
@@ -250,7 +250,7 @@ class Supervisor:
         self._say(name, "stopped" if is_done else "failed", code)
         self._save()
 
-    def _watch(self, name: str, process: Process) -> None:
+    def _watch(self, name: str, process: Leader) -> None:
         self._running[name] = process
         self.wake.register(process.fd, select.EPOLLIN)
 
