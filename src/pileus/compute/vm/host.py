@@ -351,7 +351,7 @@ def _note_stop(resource: Resource, machine: MachineFact | None, note: Note, now:
 def _hung_problem(machine: MachineFact) -> Problem | None:
     if machine.process == "answers":
         return None
-    message = "its process on the host is there and does not answer; restarting the VM ends it and starts it anew"
+    message = "its process on the host is there and does not answer; `pileus reboot vm` ends it and starts it anew"
     return Problem(reason="Hung", message=message)
 
 
