@@ -4,7 +4,6 @@ counted; nothing raises. Pure."""
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any, NamedTuple, TypeGuard
@@ -118,7 +117,7 @@ class _Fields:
 
     def heard_s(self) -> float:
         number = self._fields.get("heard_s", -1.0)
-        if is_number(number) and math.isfinite(number) and abs(number) <= _INT_MAX:
+        if is_number(number) and abs(number) <= _INT_MAX:
             return float(number)
         self.wrong += 1
         return -1.0

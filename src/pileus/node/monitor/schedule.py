@@ -10,7 +10,7 @@ from hashlib import blake2b
 from pileus.node.monitor.model import Settings
 
 SPREAD_S = 0.01
-"""Between the first polls of many, and at most ``poll_s`` for all of them."""
+"""Between the first polls of many, and for all of them at most the shortest period."""
 
 AGAIN_S = 1.0
 """Between two polls of one appliance, whatever it asks for."""
@@ -77,7 +77,8 @@ class Schedule:
     def begin(self, vms: Iterable[str], now: float) -> None:
         """Poll these from now on: few at once, many spread over a period."""
         names = list(vms)
-        spread_s = min(self.settings.poll_s, SPREAD_S * len(names))
+        # Not over the whole period: the last would be polled together with the first that come early to their next.
+        spread_s = min(self.settings.poll_s * (1 - self.settings.jitter), SPREAD_S * len(names))
         for vm in names:
             seed = blake2b(f"{self.settings.seed}/{vm}".encode(), digest_size=8).digest()
             self._chances[vm] = int.from_bytes(seed, "big")

@@ -83,7 +83,7 @@ class Watched:
 
     @property
     def quiet_since(self) -> float:
-        """The last sign of life: of its node, by I/O, or its start. What is not dated counts from this engine's first report."""
+        """The last sign of life: of its node, by I/O, or its start. What is not dated counts from the engine's first report."""
         heard_at = self.heard_at if self._is_dated else max(self.heard_at, self._first_at)
         return max(self._traffic.since, self._booted.since, heard_at)
 
