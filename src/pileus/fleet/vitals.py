@@ -9,7 +9,7 @@ from msgspec import Struct
 VMS_MAX = 256
 """VMs asked about in one message to a host."""
 
-Process = Literal["running", "paused", "stopped", "hung", "unknown"]
+Execution = Literal["running", "paused", "stopped", "hung", "unknown"]
 NodeState = Literal["absent", "silent", "ready", "quarantined"]
 
 
@@ -17,7 +17,7 @@ class Vitals(Struct, frozen=True, kw_only=True):
     """One VM as its host sees it now. Counters are totals that begin anew with the VM's process or port."""
 
     vm: str
-    process: Process = "unknown"
+    process: Execution = "unknown"
     """``hung``: the hypervisor's process is there and has not answered for 2 s. ``unknown``: it was not asked long enough."""
     boots: int = 0
     """Starts and resets by the host over the VM's life; a guest that boots by itself has another ``boot_id``."""
