@@ -42,6 +42,7 @@ from pileus.network.port import types as port
 from pileus.network.segment import types as segment
 from pileus.storage.image import types as image
 from pileus.storage.pool import types as pool
+from pileus.storage.snapshot import types as snapshot
 from pileus.storage.volume import types as volume
 from pileus.tenancy.account import types as account
 from pileus.tenancy.key import types as key
@@ -63,6 +64,7 @@ KINDS = Registry(
         pool.KIND,
         image.KIND,
         volume.KIND,
+        snapshot.KIND,
         network.KIND,
         port.KIND,
         segment.KIND,

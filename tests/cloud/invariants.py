@@ -306,6 +306,8 @@ def _orphans(world: Cloud, placed: set[tuple[str, str]], ledger: Ledger) -> None
             "seed": host.guests.seeds,
             "note": host.notes.ids(),
             "volume note": host.volume_notes.ids(),
+            "snapshot": host.pool.snapshots,
+            "snapshot note": host.snapshot_notes.ids(),
             "leg note": host.leg_notes.ids(),
             "mirror leg": host.mirror.legs,
         }

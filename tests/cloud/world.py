@@ -386,6 +386,8 @@ async def leftovers(world: Cloud) -> dict[str, Any]:
             "seeds": list(host.guests.seeds),
             "notes": host.notes.ids(),
             "volume notes": host.volume_notes.ids(),
+            "snapshots": list(host.pool.snapshots),
+            "snapshot notes": host.snapshot_notes.ids(),
             "leg notes": host.leg_notes.ids(),
         }
         found.update({f"{id}/{word}": held for word, held in things.items() if held})

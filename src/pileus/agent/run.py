@@ -103,6 +103,7 @@ async def opened_drivers(settings: AgentSettings) -> AsyncIterator[Drivers]:
         system=LinuxSystem(),
         notes=FileNotes(paths.state / "notes"),
         volume_notes=FileNotes(paths.state / "volumes-made"),
+        snapshot_notes=FileNotes(paths.state / "snapshots-made"),
         leg_notes=FileNotes(paths.state / "mirror-sources-made"),
         mirror=KernelMirror(paths, settings.uplinks),
         uplinks=settings.uplinks,

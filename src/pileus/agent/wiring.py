@@ -22,6 +22,7 @@ from pileus.mirror.leg.host import LegHalf
 from pileus.network.port.host import PortHalf
 from pileus.network.segment.host import SegmentHalf
 from pileus.storage.pool.host import PoolHalf
+from pileus.storage.snapshot.host import SnapshotHalf
 from pileus.storage.volume.host import VolumeHalf
 
 
@@ -35,6 +36,7 @@ class Drivers(Struct, frozen=True, kw_only=True):
     system: System
     notes: Notes
     volume_notes: Notes
+    snapshot_notes: Notes
     leg_notes: Notes
     mirror: Mirror
     uplinks: Uplinks = Uplinks()
@@ -46,6 +48,7 @@ def halves(drivers: Drivers) -> list[Half[Any, Any]]:
         HostHalf(drivers.system, drivers.hypervisor, drivers.uplinks),
         PoolHalf(drivers.disks),
         VolumeHalf(drivers.disks, drivers.volume_notes),
+        SnapshotHalf(drivers.disks, drivers.hypervisor, drivers.snapshot_notes),
         PortHalf(drivers.switch),
         SegmentHalf(drivers.switch),
         VmHalf(drivers.hypervisor, drivers.guest, drivers.disks, drivers.switch, drivers.notes),

@@ -9,6 +9,9 @@ from msgspec import Struct
 from pileus.kernel.errors import Denied
 from pileus.kernel.kind import Kind, Resource
 
+OPERATOR = "operator "
+"""How ``Principal.described`` begins for an operator, and for nobody else."""
+
 
 class Rule(Struct, frozen=True, kw_only=True):
     """Allows ``verbs`` on ``kinds``: full names, ``capability.*`` or ``*``. What no rule allows is denied."""
@@ -47,6 +50,11 @@ class Principal(Struct, frozen=True, kw_only=True):
     def actor(self) -> str:
         """Who it is, in audit and messages; no user can have the name that a manager has there."""
         return f"manager {self.user}" if self.manager_id else self.user
+
+    @property
+    def described(self) -> str:
+        """Who it is, with the kind of caller: ``user ann``, ``operator admin``, ``manager vpn``."""
+        return self.actor if self.manager_id else f"{OPERATOR if self.operator else 'user '}{self.user}"
 
     def acts_in(self, account_id: str) -> bool:
         """Tell whether the account is the caller's own, or consented."""

@@ -73,7 +73,7 @@ class SimulatedHost:
         self._uplinks = uplinks
         self.machines = FakeHost(seed=seed, clock=clock, memory_mib=memory_mib, latency=INSTANT if instant else None)
         self.switch = FakeSwitchWorld(latencies_s={}) if instant else FakeSwitchWorld()
-        self.pool = FakePoolWorld(latencies_s={}) if instant else FakePoolWorld()
+        self.pool = FakePoolWorld(latencies_s={}, clock=clock) if instant else FakePoolWorld(clock=clock)
         self.mirror = FakeMirrorWorld(
             FakeTunnel(), uplinks.tunnel_address.partition("/")[0], lambda port: port in self.switch.ports
         )
@@ -85,6 +85,7 @@ class SimulatedHost:
         )
         self.notes = MemoryNotes()
         self.volume_notes = MemoryNotes()
+        self.snapshot_notes = MemoryNotes()
         self.leg_notes = MemoryNotes()
         self.slice = MemorySlice()
         self.system = FakeSystem(cpus, memory_mib)
@@ -136,6 +137,7 @@ class SimulatedHost:
             system=self.system,
             notes=self.notes,
             volume_notes=self.volume_notes,
+            snapshot_notes=self.snapshot_notes,
             leg_notes=self.leg_notes,
             uplinks=self._uplinks,
             mirror=FakeMirror(self.mirror),

@@ -86,6 +86,8 @@ from pileus.server.watching import Watching
 from pileus.storage.image.api import ImageAdmission
 from pileus.storage.image.controller import Files, ImageController, Refused, upload_noted
 from pileus.storage.pool.api import PoolAdmission, PoolController
+from pileus.storage.snapshot.api import SnapshotAdmission
+from pileus.storage.snapshot.controller import SnapshotController
 from pileus.storage.volume.api import VolumeAdmission
 from pileus.storage.volume.controller import VolumeController
 from pileus.tenancy.account.controller import AccountController
@@ -107,12 +109,13 @@ def controllers(store: Store, images: Files, outbound: Outbound | None = None) -
         "storage.pool": PoolController(),
         "storage.image": ImageController(images, convert_upload),
         "storage.volume": VolumeController(),
+        "storage.snapshot": SnapshotController(),
         "network.network": NetworkController(),
         "network.port": PortController(),
         "network.segment": SegmentController(),
         "compute.offering": OfferingController(),
         "compute.vm": VmController(store),
-        "compute.set": SetController(),
+        "compute.set": SetController(store.clock),
         "compute.request": MachineRequestController(store),
         "fleet.manager": ManagerController(outbound or Internet()),
         "fleet.consent": ConsentController(),
@@ -150,6 +153,7 @@ def admissions() -> dict[str, Admission]:
         "storage.pool": PoolAdmission(),
         "storage.image": ImageAdmission(),
         "storage.volume": VolumeAdmission(),
+        "storage.snapshot": SnapshotAdmission(),
         "network.network": NetworkWithRouter(),
         "compute.vm": VmAdmission(),
         "compute.set": SetAdmission(),

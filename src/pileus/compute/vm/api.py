@@ -24,7 +24,7 @@ from pileus.compute.vm.plan import (
     size,
 )
 from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved, is_of_cloud
-from pileus.kernel.access import Principal
+from pileus.kernel.access import OPERATOR, Principal
 from pileus.kernel.admission import Admission, Change, Decision, only
 from pileus.kernel.errors import Conflict, Denied, Invalid
 from pileus.kernel.kind import Resource
@@ -35,9 +35,6 @@ from pileus.network.network.plan import offset, parse_range
 from pileus.network.network.types import address_space
 from pileus.storage.image.types import ImageObserved, kernel_arguments, refuse_unready
 from pileus.storage.volume.types import attachment_space
-
-OPERATOR = "operator "
-"""How ``isolated_by`` begins when an operator did it: then only an operator lifts it."""
 
 DEFAULT_OFFERING = "tiny"
 """What a VM gets that asks for no size at all."""
@@ -52,7 +49,7 @@ class VmAdmission(Admission):
         desired: VmDesired = new.desired
         if change.old is not None and desired.isolated != change.old.desired.isolated:
             _refuse_lifting(change.principal, change.old, desired)
-            new = replace(new, assigned=isolation_noted(new, _word(change.principal)))
+            new = replace(new, assigned=isolation_noted(new, change.principal.described))
             if is_switched_only(change.old.desired, desired):
                 change.links.update(await tx.links(change.old.id))
                 return new
@@ -87,7 +84,7 @@ class VmAdmission(Admission):
         hold = await _hold(tx, change)
         decided = _assigned(new if change.old is not None else None, vdc, image, wanted)
         if change.old is None and desired.isolated == "yes":
-            decided = msgspec.structs.replace(decided, isolated_by=_word(change.principal))
+            decided = msgspec.structs.replace(decided, isolated_by=change.principal.described)
         return replace(new, assigned=msgspec.structs.replace(decided, hold=hold))
 
     async def preview(self, tx: Transaction, resource: Resource, principal: Principal) -> list[Decision]:
@@ -114,13 +111,6 @@ def _refuse_lifting(principal: Principal, old: Resource, desired: VmDesired) -> 
         raise Denied(f"{old} is an appliance of the cloud; only its operator may isolate it or lift that")
     if desired.isolated == "no" and old.assigned.isolated_by.startswith(OPERATOR):
         raise Denied(f"the cloud's operator isolated {old}; ask the operator to lift that")
-
-
-def _word(principal: Principal) -> str:
-    """Return who isolates, for people; no user can have the name that an operator or a manager has here."""
-    if principal.manager_id:
-        return principal.actor
-    return f"{OPERATOR if principal.operator else 'user '}{principal.user}"
 
 
 def _refuse_appliance(change: Change) -> None:

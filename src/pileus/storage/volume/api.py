@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
+
 from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change, only
-from pileus.kernel.errors import Conflict, Invalid
+from pileus.kernel.errors import Conflict, Denied, Invalid
 from pileus.kernel.kind import Resource
-from pileus.kernel.quota import charge
-from pileus.kernel.transaction import Transaction
+from pileus.kernel.quota import charge, space
+from pileus.kernel.transaction import Exhausted, Transaction
 from pileus.storage.image.types import refuse_unready
+from pileus.storage.snapshot.types import SnapshotAssigned
 from pileus.storage.volume.types import VolumeAssigned, VolumeDesired, attachment_space
 
 
@@ -26,6 +29,8 @@ class VolumeAdmission(Admission):
             new = replace(new, assigned=VolumeAssigned(zone=vdc.zone, vdc=vdc.id))
             if "image" in change.links:
                 _check_image(await tx.get(change.links["image"]), desired)
+            if "snapshot" in change.links:
+                new = await _of_snapshot(tx, change, new, await tx.get(change.links["snapshot"]))
         else:
             vdc = await tx.get(old.vdc)
             if old.owner != old.account_id:
@@ -45,6 +50,28 @@ class VolumeAdmission(Admission):
         holder = await tx.holder(attachment_space(resource.id), "vm")
         if holder is not None:
             raise Conflict(f"{resource} is attached to {await tx.get(holder)}; detach it first", code="in-use")
+
+
+async def _of_snapshot(tx: Transaction, change: Change, new: Resource, snapshot: Resource) -> Resource:
+    """Return the volume with its place, where the snapshot is. Raises: Invalid, Conflict, Denied."""
+    kept: SnapshotAssigned = snapshot.assigned
+    desired: VolumeDesired = new.desired
+    if "image" in change.links:
+        raise Invalid("a volume starts from an image or from a snapshot, not from both", field="desired.snapshot")
+    if kept.of_appliance == "yes" and not change.principal.operator:
+        raise Denied(f"{snapshot} is of an appliance; only the cloud's operator may read it")
+    if new.assigned.zone != kept.zone:
+        raise Invalid(f"{snapshot} is in another zone than the vdc", field="desired.vdc")
+    if snapshot.observed is None or snapshot.observed.state != "present":
+        raise Conflict(f"{snapshot} is not made yet; `pileus wait snapshot {snapshot.name}`", code="not-ready")
+    if desired.size_gib < kept.size_gib:
+        raise Invalid(f"{snapshot} has {kept.size_gib} GiB; ask for as much at least", field="desired.size_gib")
+    try:
+        await tx.charge(space(kept.pool, "disk_gib"), new.id, desired.size_gib)
+    except Exhausted:
+        raise Conflict(f"the pool of {snapshot} has too little room left for a copy", code="no-capacity") from None
+    place = msgspec.structs.replace(new.assigned, host=kept.host, pool=kept.pool, snapshot=snapshot.id)
+    return replace(new, assigned=place)
 
 
 def _check_image(image: Resource, desired: VolumeDesired) -> None:

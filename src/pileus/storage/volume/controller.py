@@ -53,9 +53,14 @@ class VolumeController(Controller):
     async def _keep(self, volume: Resource, store: Store) -> Outcome:
         """Keep charge and limits as wished."""
         limited = await _limited(volume, store)
+        observed: VolumeObserved | None = volume.observed
+        links = await store.links(volume.id)
 
         async def apply(tx: Transaction) -> None:
             await _charge_pool(tx, volume, limited.pool)
+            if "snapshot" in links and observed is not None and observed.state == "present":
+                # It is a copy: what it began as may go.
+                await tx.link(volume.id, {field: id for field, id in links.items() if field != "snapshot"})
             await tx.update(volume, assigned=limited)
 
         return Done(apply)

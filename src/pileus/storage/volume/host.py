@@ -13,6 +13,7 @@ from pileus.drivers.host.snapshot import Snapshot
 from pileus.kernel.fields import Problem
 from pileus.kernel.half import Half, Peers
 from pileus.kernel.kind import Resource
+from pileus.storage.snapshot.plan import awaits
 from pileus.storage.volume.plan import GIB, Fact, Step, Wish, limits_of, plan
 from pileus.storage.volume.types import ImageSource, VolumeAssigned, VolumeObserved
 from pileus.tenancy.account.types import VmLimits
@@ -60,7 +61,8 @@ class VolumeHalf(Half[Seen, Step]):
         wish = Wish(
             deleting=resource.deleting,
             size_bytes=resource.desired.size_gib * GIB,
-            used=any(_may_use(vm, resource.id) for vm in peers.peers("compute.vm")),
+            used=any(_may_use(vm, resource.id) for vm in peers.peers("compute.vm"))
+            or any(awaits(snapshot, resource.id) for snapshot in peers.peers("storage.snapshot")),
             image_needed=not fact.image_cached,
         )
         return plan(wish, Fact(size_bytes=fact.volume.size_bytes if fact.volume else None, made=fact.made))
@@ -75,7 +77,10 @@ class VolumeHalf(Half[Seen, Step]):
                     await self._fetch(assigned.image, peers)
                 case "create":
                     image = assigned.image.id if assigned.image else None
-                    await self._disks.create(VolumeSpec(id=resource.id, size_bytes=size_bytes, image=image))
+                    spec = VolumeSpec(
+                        id=resource.id, size_bytes=size_bytes, image=image, snapshot=assigned.snapshot or None
+                    )
+                    await self._disks.create(spec)
                 case "resize":
                     await self._disks.resize(resource.id, size_bytes)
                 case "delete":

@@ -12,7 +12,10 @@ GIB = 2**30
 
 
 class Wish(Struct, frozen=True, kw_only=True):
-    """What the host shall make true. ``used``: a running VM has the file open. ``image_needed``: not cached yet."""
+    """What the host shall make true.
+
+    ``used``: a running VM has the file open, or a snapshot is still to be made of it. ``image_needed``: not cached yet.
+    """
 
     deleting: bool
     size_bytes: int

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from pileus.kernel.condition import Condition, ready, unready
-from pileus.kernel.fields import ImageRef, Problem, VdcRef
+from pileus.kernel.fields import ImageRef, Problem, SnapshotRef, VdcRef
 from pileus.kernel.kind import Column, Kind, Resource
 
 
@@ -16,6 +16,9 @@ class VolumeDesired(Struct, frozen=True, kw_only=True):
 
     size_gib: Annotated[int, Meta(ge=1, le=65_536, description="Size as the guest sees it, in GiB; may only grow.")]
     image: Annotated[ImageRef, Meta(description="Image it starts as a copy of; empty: an empty disk.")] = ""
+    snapshot: Annotated[
+        SnapshotRef, Meta(description="Snapshot it starts as a copy of; it is made at once, on the snapshot's host.")
+    ] = ""
     vdc: Annotated[VdcRef, Meta(description="The account's vdc; left out: the only one.")] = ""
     iops_limit: Annotated[int, Meta(ge=0, le=10_000_000, description="Operations per second; 0: no limit.")] = 0
     throughput_limit_kib_s: Annotated[
@@ -44,6 +47,8 @@ class VolumeAssigned(Struct, frozen=True, kw_only=True):
     pool: str = ""
     host: str = ""
     image: ImageSource | None = None
+    snapshot: str = ""
+    """Id of the snapshot that it starts as a copy of."""
     iops_limit: int = 0
     throughput_limit_kib_s: int = 0
     """The lowest of what the volume, its account and its zone say."""
@@ -85,7 +90,7 @@ KIND = Kind(
     assigned=VolumeAssigned,
     observed=VolumeObserved,
     ready=_ready,
-    immutable=frozenset({"image", "vdc"}),
+    immutable=frozenset({"image", "snapshot", "vdc"}),
     host_bound=True,
     columns=(
         Column("SIZE_GIB", "desired.size_gib"),
