@@ -9,8 +9,9 @@ import msgspec
 
 from pileus.compute.choosing import choose
 from pileus.compute.offers import Choice
-from pileus.compute.request.plan import end_of, needs, window
+from pileus.compute.request.plan import end_of, needs
 from pileus.compute.request.servers import offers_in
+from pileus.compute.request.telling import window
 from pileus.compute.request.types import OVER, RequestAssigned, RequestDesired, RequestObserved
 from pileus.compute.template import charge_members, decided
 from pileus.kernel.access import Principal

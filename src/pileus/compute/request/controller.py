@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from pileus.compute.choosing import choose
 from pileus.compute.offers import Choice, summary
+from pileus.compute.pace import Pace
 from pileus.compute.placement.types import PlacementAssigned
 from pileus.compute.request.moves import make_rows, make_set, move
 from pileus.compute.request.plan import (
@@ -19,11 +20,11 @@ from pileus.compute.request.plan import (
     follow,
     is_silent,
     needs,
-    observe,
     see,
     stop_at,
 )
 from pileus.compute.request.servers import OfferTable
+from pileus.compute.request.telling import observe
 from pileus.compute.request.types import OVER, RequestAssigned, RequestDesired
 from pileus.compute.set.types import MEMBERS_MAX
 from pileus.kernel.kind import Resource
@@ -34,6 +35,8 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 
 NO_CAPACITY_RECHECK_S = 5.0
+RELEASING_S = 30.0
+"""Its set wakes it when it is gone."""
 READ_MAX = 2 * MEMBERS_MAX
 
 
@@ -42,6 +45,7 @@ class RequestController(Controller):
 
     def __init__(self, store: Store) -> None:
         self._table = OfferTable(store)
+        self._pace = Pace(store.clock)
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Choose, start, confirm, end: whatever is due now."""
@@ -50,9 +54,12 @@ class RequestController(Controller):
             return Done()
         if assigned.phase == "choosing":
             return await self._begin(resource, store)
+        if assigned.phase == "releasing":
+            is_there = await store.find_id(assigned.set) is not None
+            return Done(after_s=RELEASING_S) if is_there else Done(lambda tx: _close(tx, resource))
+        if left_s := self._pace.left_s(resource):
+            return Done(after_s=left_s)
         rows = await store.list(Filter(kind="compute.placement", owner=resource.id), limit=READ_MAX)
-        if assigned.phase == "releasing" and await store.find_id(assigned.set) is None:
-            return Done(lambda tx: _close(tx, resource, rows))
         if _is_lacking(resource, rows, store.clock()):
             return await self._complete(resource, rows, store)
         vms = await store.list(Filter(kind="compute.vm", owner=assigned.set), limit=READ_MAX)
@@ -147,12 +154,12 @@ def _is_movable(row: Resource) -> bool:
 async def _apply(tx: Transaction, request: Resource, rows: Sequence[Resource], decided: Next) -> None:
     """Write what was decided, all in one transaction: no server can stop in between."""
     is_released = decided.drop == "yes"
+    places = []
     for row in rows:
         changes = decided.rows.get(row.id, {})
         if is_released and row.assigned.state not in ("refused", "released") and "state" not in changes:
             changes = {**changes, "state": "released", "reason": decided.assigned.reason, "end": tx.now}
-        if changes:
-            await _write(tx, row, changes)
+        places.append(await _write(tx, row, changes) if changes else row.assigned)
     members = await tx.find_id(decided.assigned.set)
     if members is not None and is_released:
         await tx.mark_deleting(members)
@@ -160,21 +167,28 @@ async def _apply(tx: Transaction, request: Resource, rows: Sequence[Resource], d
         await tx.update(members, desired=replace(members.desired, power=decided.power))
     elif decided.rows:
         await tx.enqueue(decided.assigned.set)
-    await _say(tx, request, decided.assigned)
+    await _say(tx, request, decided.assigned, places)
 
 
-async def _write(tx: Transaction, row: Resource, changes: Changes) -> None:
+async def _write(tx: Transaction, row: Resource, changes: Changes) -> PlacementAssigned:
     """Write changed fields of a row as it is now: its set notes the VM in it."""
     current = await tx.get(row.id)
     place: PlacementAssigned = replace(current.assigned, **changes)
+    place = replace(place, contributions=contributions(place, place.state, place.reason))
     if place.state in ("released", "refused"):
         await tx.uncharge(row.id)
-    await tx.update(current, assigned=replace(place, contributions=contributions(place, place.state, place.reason)))
+    await tx.update(current, assigned=place)
+    return place
 
 
-async def _say(tx: Transaction, request: Resource, assigned: RequestAssigned) -> None:
-    rows = await tx.matching(Filter(kind="compute.placement", owner=request.id), limit=READ_MAX)
-    observed = observe(request.desired, assigned, [row.assigned for row in rows], tx.now)
+async def _say(
+    tx: Transaction, request: Resource, assigned: RequestAssigned, places: Sequence[PlacementAssigned] | None = None
+) -> None:
+    """Write how far it is; ``places``: its rows, when they are known."""
+    if places is None:
+        rows = await tx.matching(Filter(kind="compute.placement", owner=request.id), limit=READ_MAX)
+        places = [row.assigned for row in rows]
+    observed = observe(request.desired, assigned, places, tx.now)
     await tx.update(request, assigned=assigned, observed=observed, observed_generation=request.generation)
 
 
@@ -184,10 +198,8 @@ async def _refuse(tx: Transaction, request: Resource, message: str) -> None:
     await _say(tx, request, replace(request.assigned, phase="refused", reason="NoCapacity", message=message))
 
 
-async def _close(tx: Transaction, request: Resource, rows: Sequence[Resource]) -> None:
+async def _close(tx: Transaction, request: Resource) -> None:
     """Say what came of it once all is released."""
     assigned: RequestAssigned = request.assigned
-    for row in rows:
-        await tx.uncharge(row.id)
     await tx.uncharge(request.id)
     await _say(tx, request, replace(assigned, phase=assigned.outcome))

@@ -10,10 +10,8 @@ from msgspec.structs import replace
 
 from pileus.compute.offers import Machine
 from pileus.compute.placement.types import Contribution, PlacementAssigned, State
-from pileus.compute.request.types import TOLD_MAX, Missing, RequestAssigned, RequestDesired, RequestObserved
+from pileus.compute.request.types import RequestAssigned, RequestDesired
 from pileus.compute.vm.types import VmObserved
-from pileus.kernel.clock import iso, unix
-from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 
 CONFIRM_S = 60.0
@@ -60,23 +58,6 @@ class Next(Struct, frozen=True, kw_only=True):
     drop: Literal["yes", "no"] = "no"
     """Whether the set goes, and what rows hold."""
     after_s: float = LOOK_S
-
-
-def window(desired: RequestDesired, now: float) -> tuple[float, float]:
-    """Return the first and the last moment at which it may start. Raises: Invalid for words that contradict each other."""
-    if desired.start_at and desired.start_within_s:
-        raise Invalid("start_at and start_within_s are two words for one thing; give one", field="desired.start_at")
-    if not desired.start_at:
-        return now, now + desired.start_within_s
-    try:
-        start = unix(desired.start_at)
-    except ValueError:
-        raise Invalid(
-            f"start_at {desired.start_at!r} is no time such as 2026-01-31T18:00:00Z", field="desired.start_at"
-        ) from None
-    if start < now:
-        raise Invalid(f"start_at {desired.start_at} has passed already", field="desired.start_at")
-    return start, start
 
 
 def end_of(desired: RequestDesired, assigned: RequestAssigned) -> float:
@@ -168,8 +149,8 @@ def _end(
     live = [vms[row.vm] for row in rows.values() if row.vm in vms]
     is_off = all(vm.power in ("stopped", "absent") for vm in live)
     if now >= assigned.end or (assigned.phase == "ending" and is_off):
-        return _release(assigned, {}, "ended", "Ended", f"it ended at {iso(assigned.end)}, as wished")
-    then = replace(assigned, phase="ending", message=f"its machines stop; it ends at {iso(assigned.end)}")
+        return _release(assigned, {}, "ended", "Ended", "its time is over")
+    then = replace(assigned, phase="ending", message="its machines are told to stop")
     return Next(assigned=then, power="stopped", after_s=min(assigned.end - now, LOOK_S))
 
 
@@ -243,35 +224,4 @@ def contributions(row: PlacementAssigned, state: State, reason: str) -> tuple[Co
         if state != "refused" or each.kind == "host"
         else each
         for each in row.contributions
-    )
-
-
-def observe(
-    desired: RequestDesired, assigned: RequestAssigned, rows: Sequence[PlacementAssigned], now: float
-) -> RequestObserved:
-    """Return what is said of the request."""
-    states: dict[str, int] = {}
-    for row in rows:
-        states[row.state] = states.get(row.state, 0) + 1
-    placed = {row.number for row in rows}
-    missing = [
-        Missing(number=row.number, reason=row.reason, message=row.message, server=row.server)
-        for row in rows
-        if row.state == "refused"
-    ]
-    missing += [
-        Missing(number=number, reason="NoCapacity", message=assigned.message)
-        for number in range(1, desired.count + 1)
-        if number not in placed and rows
-    ]
-    missing.sort(key=lambda each: each.number)
-    ends = assigned.end
-    return RequestObserved(
-        phase=assigned.phase,
-        states=dict(sorted(states.items())),
-        missing_count=len(missing),
-        missing=tuple(missing[:TOLD_MAX]),
-        starts_at=iso(assigned.start or assigned.start_from),
-        ends_at=iso(ends) if ends else "",
-        is_ending="yes" if ends and now >= ends - desired.warn_s else "no",
     )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from pileus.compute.pace import Pace
 from pileus.compute.placement.types import MEMBER
 from pileus.compute.set.members import make_member
 from pileus.compute.set.plan import Plan, member_of, observe, plan
 from pileus.compute.set.types import MEMBERS_MAX, SetAssigned, SetDesired
 from pileus.compute.template import charge_members
 from pileus.compute.vm.types import VmDesired
+from pileus.kernel.clock import Clock
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
-from pileus.kernel.outcome import Done, Outcome
+from pileus.kernel.outcome import Done, Outcome, Wait
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
@@ -27,10 +29,15 @@ READ_MAX = 2 * MEMBERS_MAX
 class SetController(Controller):
     """Keeps as many VMs as are wished, all as they are wished."""
 
+    def __init__(self, clock: Clock) -> None:
+        self._pace = Pace(clock)
+
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Do the next page of what is due, and say what there is."""
         if resource.deleting:
-            return Done()
+            return await _let_go(resource, store)
+        if left_s := self._pace.left_s(resource):
+            return Done(after_s=left_s)
         desired: SetDesired = resource.desired
         assigned: SetAssigned = resource.assigned
         places = await _places(store, assigned.request) if assigned.request else {}
@@ -50,6 +57,20 @@ class SetController(Controller):
             await tx.update(resource, observed=seen, observed_generation=resource.generation)
 
         return Done(apply, after_s=SOON_S if _is_long(due) else 0.0)
+
+
+async def _let_go(resource: Resource, store: Store) -> Outcome:
+    """Remove the members, a page at a time; gone with the last."""
+    page = await store.list(Filter(kind="compute.vm", owner=resource.id), limit=PAGE)
+    if not page:
+        return Done()
+
+    async def apply(tx: Transaction) -> None:
+        for vm in page:
+            if not vm.deleting:
+                await tx.mark_deleting(await tx.get(vm.id))
+
+    return Wait("Deleting", "its members are being removed", 10.0, apply)
 
 
 def _is_long(due: Plan) -> bool:

@@ -59,8 +59,7 @@ class VmController(Controller):
             parts = replace(await ensure_parts(tx, resource, links, limited), hold=hold)
             await keep_root(tx, parts)
             await drop_parts(tx, resource, parts)
-            await release_detached(tx, resource)
-            await tx.update(resource, assigned=parts)
+            await release_detached(tx, await tx.update(resource, assigned=parts))
 
         if waiting is not None:
             return Wait(waiting.reason, waiting.message, after_s=10.0, apply=apply)

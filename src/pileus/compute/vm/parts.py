@@ -18,7 +18,8 @@ from pileus.storage.volume.types import VolumeAssigned, VolumeDesired, attachmen
 
 async def ensure_parts(tx: Transaction, vm: Resource, links: dict[str, str], assigned: VmAssigned) -> VmAssigned:
     """Make the root volume and the ports that are missing, and return the VM with its parts' ids."""
-    root = assigned.volumes[0] if assigned.volumes else await _make_root(tx, vm, assigned)
+    suffix = f"-{vm.host[-6:]}" if vm.host else ""  # one that was moved may still have an older one, which is going
+    root = assigned.volumes[0] if assigned.volumes else await _make_root(tx, vm, assigned, suffix)
     further = tuple(links[f"volumes.{position}.volume"] for position in range(len(vm.desired.volumes)))
     ports = await _ensure_ports(tx, vm, links, assigned)
     return replace(assigned, volumes=(root, *further), ports=ports)

@@ -1,0 +1,58 @@
+"""The times of a request, read and told; and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pileus.compute.placement.types import PlacementAssigned
+from pileus.compute.request.types import TOLD_MAX, Missing, RequestAssigned, RequestDesired, RequestObserved
+from pileus.kernel.clock import iso, unix
+from pileus.kernel.errors import Invalid
+
+
+def window(desired: RequestDesired, now: float) -> tuple[float, float]:
+    """Return the first and the last moment at which it may start. Raises: Invalid for words that contradict each other."""
+    if desired.start_at and desired.start_within_s:
+        raise Invalid("start_at and start_within_s are two words for one thing; give one", field="desired.start_at")
+    if not desired.start_at:
+        return now, now + desired.start_within_s
+    try:
+        start = unix(desired.start_at)
+    except ValueError:
+        raise Invalid(
+            f"start_at {desired.start_at!r} is no time such as 2026-01-31T18:00:00Z", field="desired.start_at"
+        ) from None
+    if start < now:
+        raise Invalid(f"start_at {desired.start_at} has passed already", field="desired.start_at")
+    return start, start
+
+
+def observe(
+    desired: RequestDesired, assigned: RequestAssigned, rows: Sequence[PlacementAssigned], now: float
+) -> RequestObserved:
+    """Return what is said of the request."""
+    states: dict[str, int] = {}
+    for row in rows:
+        states[row.state] = states.get(row.state, 0) + 1
+    placed = {row.number for row in rows}
+    missing = [
+        Missing(number=row.number, reason=row.reason, message=row.message, server=row.server)
+        for row in rows
+        if row.state == "refused"
+    ]
+    missing += [
+        Missing(number=number, reason="NoCapacity", message=assigned.message)
+        for number in range(1, desired.count + 1)
+        if number not in placed and rows
+    ]
+    missing.sort(key=lambda each: each.number)
+    ends = assigned.end
+    return RequestObserved(
+        phase=assigned.phase,
+        states=dict(sorted(states.items())),
+        missing_count=len(missing),
+        missing=tuple(missing[:TOLD_MAX]),
+        starts_at=iso(assigned.start or assigned.start_from),
+        ends_at=iso(ends) if ends else "",
+        is_ending="yes" if ends and now >= ends - desired.warn_s else "no",
+    )
