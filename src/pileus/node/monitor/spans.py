@@ -25,6 +25,8 @@ class Span:
     @property
     def since(self) -> float:
         """The first moment of the value after the last one of another."""
+        if self._same[0] > self._other_at:
+            return self._same[0]
         return next((moment for moment in self._same if moment > self._other_at), self.at)
 
     def newest(self, value: Any, at: float) -> None:

@@ -72,7 +72,8 @@ class Watched:
             return "unknown"
         if not self.is_heard:
             return self._restored
-        if self.may_hang and self._traffic.at >= self.quiet_since + settings.hung_s:
+        hung_since = self._traffic.at - settings.hung_s
+        if self.heard_at <= hung_since and self.may_hang and self.quiet_since <= hung_since:
             return "hung"
         return str(self._base.value)
 
