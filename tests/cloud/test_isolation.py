@@ -12,6 +12,7 @@ import pytest
 from pileus.kernel.access import Principal, Rule
 from pileus.kernel.errors import Denied
 from pileus.kernel.kind import Resource
+from pileus.kernel.store.lists import Filter
 from tests.cloud.invariants import Ledger, check
 from tests.cloud.settling import check_truth, clear
 from tests.cloud.world import Cloud, cloud
@@ -134,5 +135,30 @@ def test_isolation_outlives_the_agent_the_switch_and_the_vms_power() -> None:
             await wish(world, None, power="running")
             await world.until(lambda: world.is_ready("compute.vm", "v1", "acme"))
             assert isolated(world, await vm(world)) == {True}
+
+    run(main)
+
+
+def test_an_appliance_of_the_cloud_is_isolated_by_an_operator_only_and_stays_so() -> None:
+    async def main() -> None:
+        async with cloud(1, router="single", router_idle_s=60, public_range="203.0.113.0/29") as world:
+            await world.create("tenancy.account", "acme")
+            await world.create("compute.vm", "v1", "acme")
+            await world.until(lambda: world.is_ready("compute.vm", "v1", "acme"))
+            (router,) = [
+                each for each in await world.store.list(Filter(kind="compute.vm")) if each.owner != each.account_id
+            ]
+            surface, body = world.servers[0].surface, b'{"desired":{"isolated":"yes"}}'
+            with pytest.raises(Denied, match="appliance of the cloud"):
+                await surface.patch(world.call("acme", await tenant(world, "ann")), "compute.vm", router.id, body)
+            await surface.patch(world.call("acme"), "compute.vm", router.id, body)
+            await world.settle()
+            node = await world.store.get(router.owner)
+            await world.store.write(lambda tx: tx.enqueue(node.id))
+            await world.create("compute.vm", "v2", "acme")  # its router gets another document
+            await world.settle()
+            found = await world.store.get(router.id)
+            assert isolated(world, found) == {True}
+            assert (found.desired.isolated, found.assigned.isolated_by) == ("yes", "operator admin")
 
     run(main)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from pileus.drivers.host.errors import DiskFull, DriverError
@@ -233,5 +235,20 @@ def test_a_full_pool_is_told_and_keeps_no_volume_from_going() -> None:
             await world.settle()
             await world.delete(KIND, "data", "acme")
             await world.delete("storage.volume", "data", "acme")
+
+    run(main)
+
+
+def test_many_at_once_take_turns_and_let_everything_else_go_on() -> None:
+    async def main() -> None:
+        async with tenancy() as world:
+            host(world).machines.latency = msgspec.structs.replace(host(world).machines.latency, copy_s=20.0)
+            names = [f"s{number}" for number in range(20)]
+            for name in names:
+                await world.create(KIND, name, "acme", volume="data")
+            await world.patch("compute.vm", "v1", "acme", isolated="yes")
+            await world.until(lambda: world.is_ready("compute.vm", "v1", "acme"), 2.0)
+            for name in names:
+                await world.until(functools.partial(world.is_ready, KIND, name, "acme"), 600.0)
 
     run(main)

@@ -21,6 +21,10 @@ from pileus.storage.snapshot.types import SnapshotAssigned, SnapshotObserved
 
 MIB = 2**20
 
+AT_ONCE = 2
+"""Copies at once: each takes minutes of a large disk, and the agent has other things to do meanwhile."""
+LOOK_AGAIN_S = 0.5
+
 LOST = Problem(
     reason="SnapshotLost",
     message="it was made and is not on its host any more; see that the file system of the pool is mounted there",
@@ -45,6 +49,7 @@ class SnapshotHalf(Half[Seen, Step]):
         self._hypervisor = hypervisor
         self._notes = notes
         self._snapshots = Snapshot(disks.snapshots)
+        self._taking: set[str] = set()
 
     async def observe(self, resource: Resource, peers: Peers) -> Seen:
         """Find the file, and note that there is one."""
@@ -56,7 +61,9 @@ class SnapshotHalf(Half[Seen, Step]):
 
     def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
         """Return the next step of the snapshot."""
-        return plan(deleting=resource.deleting, present=fact.snapshot is not None, made=fact.made)
+        step = plan(deleting=resource.deleting, present=fact.snapshot is not None, made=fact.made)
+        is_full = step is not None and step.verb == "take" and len(self._taking) >= AT_ONCE
+        return Step(verb="wait", after_s=LOOK_AGAIN_S) if is_full else step
 
     async def do(self, step: Step, resource: Resource, peers: Peers) -> None:
         """Do one step with the pool."""
@@ -64,9 +71,11 @@ class SnapshotHalf(Half[Seen, Step]):
         if step.verb == "delete":
             await self.remove(resource.id)
             return
+        self._taking.add(resource.id)
         try:
             await self._disks.take_snapshot(resource.id, assigned.volume, await self._copier(assigned.volume))
         finally:
+            self._taking.discard(resource.id)
             self._snapshots.changed()
         # A volume that is being deleted waits for its copies.
         peers.wake(assigned.volume)
