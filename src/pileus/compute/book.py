@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import inf
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ class Book:
         for offer in offers:
             if self.offers.setdefault(offer.server, offer) is not offer:
                 raise ValueError(f"two offers of {offer.server}")
-        self.rooms = {server: _room(offer) for server, offer in self.offers.items()}
+        self.rooms = _Rooms(self.offers)
         self.members: Counter[tuple[str, str]] = Counter()
         """Machines of a group on a host."""
         self.zones: dict[str, dict[Shelf, list[Load]]] = defaultdict(lambda: defaultdict(list))
@@ -83,7 +83,7 @@ class Book:
             hosts = self.zones[shelf.zone][shelf]
             del hosts[bisect_left(hosts, load)]
         self.offers[offer.server] = offer
-        self.rooms[offer.server] = _room(offer)
+        self.rooms.pop(offer.server, None)
         if offer.kind == "host" and not offer.refuses:
             self._places[offer.server] = place = self._place(offer)
             insort(self.zones[offer.zone][place[0]], place[1])
@@ -99,7 +99,7 @@ class Book:
     def _all(self, held: Iterable[Held], sign: int, now: float) -> None:
         for each in held:
             self._change(each, sign)
-            if each.server in self.rooms:
+            if each.server in self.offers:
                 self.rooms[each.server].forget(now)
             if each.server in self._places:
                 self._shelve(each.server)
@@ -113,10 +113,14 @@ class Book:
                 self.members[(held.apart, held.server)] += sign
 
     def _place(self, offer: Offer) -> tuple[Shelf, Load]:
-        room = self.rooms[offer.server]
+        if offer.server in self.rooms:
+            room = self.rooms[offer.server]
+            vcpus, memory_mib = room.ceiling("vcpus"), room.floor["memory_mib"]
+        else:
+            vcpus, memory_mib = offer.quantity.get("vcpus", 0), offer.quantity.get("memory_mib", 0)
         rank = 0 if offer.service == "guaranteed" else 1
-        shelf = Shelf(offer.zone, offer.service, offer.roles, offer.uefi, _class(room.ceiling("vcpus")))
-        return shelf, (rank, -room.floor["memory_mib"], offer.server)
+        shelf = Shelf(offer.zone, offer.service, offer.roles, offer.uefi, _class(vcpus))
+        return shelf, (rank, -memory_mib, offer.server)
 
     def _shelve(self, server: str) -> None:
         before, load = self._places[server]
@@ -127,10 +131,19 @@ class Book:
             insort(zone[after[0]], after[1])
 
 
-def _room(offer: Offer) -> Room:
-    needed = dict.fromkeys(NEEDED[offer.kind] + (("disk_gib",) if offer.kind == "host" and not offer.pool else ()), 0)
-    start = offer.start if offer.start > 0 else -inf
-    return Room({**needed, **offer.quantity}, start, offer.until)
+class _Rooms(dict[str, Room]):
+    """What is free of each server, made when it is asked for: most are never."""
+
+    def __init__(self, offers: Mapping[str, Offer]) -> None:
+        super().__init__()
+        self._offers = offers
+
+    def __missing__(self, server: str) -> Room:
+        offer = self._offers[server]
+        needed = NEEDED[offer.kind] + (("disk_gib",) if offer.kind == "host" and not offer.pool else ())
+        start = offer.start if offer.start > 0 else -inf
+        room = self[server] = Room({**dict.fromkeys(needed, 0), **offer.quantity}, start, offer.until)
+        return room
 
 
 def _class(vcpus: int) -> int:

@@ -205,9 +205,9 @@ class _Attempt:
         while True:
             load = alike.next_below()
             if load is not None:
-                key = self._key(alike, load)
-                if key is not None:
-                    heapq.heappush(alike.seen, key)
+                hint = self._hint(alike, load)
+                if hint is not None:
+                    heapq.heappush(alike.seen, hint)
             elif not alike.seen:
                 return None
             else:
@@ -219,6 +219,13 @@ class _Attempt:
                     heapq.heappop(alike.seen)
                 else:
                     heapq.heapreplace(alike.seen, key)
+
+    def _hint(self, alike: _Alike, load: Load) -> _Key | None:
+        """Return a key that is not above the host's, by the host's own room alone: most are never looked at further."""
+        rank, memory, host = load
+        needs = alike.parts.host if self._book.offers[host].pool else alike.parts.whole
+        start = self.room(host).earliest(needs, alike.first, alike.need.start_by, alike.duration_s)
+        return _Key(start, rank, 0, memory, host) if start is not None else None
 
     def _key(self, alike: _Alike, load: Load) -> _Key | None:
         """Return what counts of a host as it is now; None: it does not do."""
