@@ -126,16 +126,21 @@ def test_what_is_no_report_is_counted(said: Any) -> None:
     assert made.rows()[0]["other"]["ignored"] == 0
 
 
-def test_a_flood_of_pushes_asks_for_no_flood_of_polls() -> None:
-    made = engine()
+def test_a_flood_of_pushes_makes_no_flood_of_polls_rows_or_actions() -> None:
+    made = engine({"p": policy(FAILED)})
     hear(made, START)
-    polls = 0
+    polls = rows = actions = 0
     for number in range(1000):
         now = START + number / 100
         made.hear(report(now, origin="push", status=applications(web=f"failed:{number}")), now)
         made.hear(report(now, origin="fault"), now)
-        polls += len(made.work(now).polls)
+        work = made.work(now)
+        polls, rows, actions = polls + len(work.polls), rows + len(work.states), actions + len(work.actions)
     assert 9 <= polls <= 11
+    assert 9 <= rows <= 12
+    assert actions == 1
+    [told] = made.work(START + 11).states
+    assert told["applications"]["web"]["exits"] == 999
 
 
 class Fuzz:

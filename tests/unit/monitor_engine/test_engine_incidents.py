@@ -111,6 +111,16 @@ def test_a_cooldown_that_is_longer_holds() -> None:
     assert keys(made.work(START + 100)) == ["p/a/web/2"]
 
 
+def test_pauses_begin_with_a_cooldown_that_is_longer_and_double_from_it() -> None:
+    made = engine({"p": policy(FAILED, cooldown_s=60)})
+    acted = [
+        START + second
+        for second in range(700)
+        if hear(made, START + second, status=applications(web=f"failed:{second + 1}")).actions
+    ]
+    assert [after - before for before, after in pairwise(acted)] == [60, 120, 240]
+
+
 def test_what_must_last_is_acted_on_when_it_lasted() -> None:
     made = engine({"p": policy({**FAILED, "for_s": 30})})
     hear(made, START, status=applications(web="failed:1"))

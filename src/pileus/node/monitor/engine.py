@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pileus.node.monitor.contents import read_report
 from pileus.node.monitor.model import Appliance, Document, Policy, Settings, read
 from pileus.node.monitor.schedule import AGAIN_S, Agenda, Schedule
-from pileus.node.monitor.table import TOLD_AGAIN_S, Watched
+from pileus.node.monitor.table import TELL_PAUSE_S, TOLD_AGAIN_S, Watched
 
 
 class Work(NamedTuple):
@@ -66,6 +66,7 @@ class Engine:
         if new.settings != old.settings:
             self._schedule = Schedule(new.settings)
             self._fresh.update(dict.fromkeys(new.appliances))
+            self._dirty.update(dict.fromkeys(new.appliances))
 
     def hear(self, report: Mapping[str, Any], now: float) -> None:
         """Take what was reported, whatever it is."""
@@ -84,9 +85,10 @@ class Engine:
         if found.origin == "fault":
             self._schedule.hasten(name, now)
         state, was_watching = watched.state(settings), watched.is_watching
-        if not watched.hear(found, settings):
-            return
+        is_newest = watched.hear(found, settings)
         before, state = state, watched.state(settings)
+        if not is_newest and state == before:
+            return
         has_news = watched.is_changed or state != before or not was_watching
         if has_news or self._reads_io or now >= watched.told_at + TOLD_AGAIN_S:
             self._dirty[name] = None
@@ -114,9 +116,12 @@ class Engine:
             watched = self._watched[vm]
             state = watched.state(self._document.settings)
             if watched.is_watching:
-                actions += self._judged(watched, state, now)
-                if watched.has_news(state, now):
-                    states.append(watched.row(state))
+                wanted = self._judged(watched, state, now)
+                actions += wanted
+                if wanted or (watched.has_news(state, now) and now >= watched.told_at + TELL_PAUSE_S):
+                    states.append(watched.tell(state, now))
+                elif watched.has_news(state, now):
+                    self._timers.sooner(vm, watched.told_at + TELL_PAUSE_S)
         polls = self._schedule.take(now)
         return Work(polls, states, actions, min(self._schedule.next_at, self._timers.next_at))
 
@@ -137,7 +142,7 @@ class Engine:
             actions += judged.actions
             again_at = min(again_at, judged.again_at)
         if again_at < math.inf:
-            self._timers.put(watched.appliance.vm, again_at)
+            self._timers.sooner(watched.appliance.vm, again_at)
         return actions
 
     def _look_again(self, watched: Watched, state: str, before: str, now: float) -> None:

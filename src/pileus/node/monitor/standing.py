@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pileus.node.monitor.conditions import Clause, Verdict, combined, truth
 from pileus.node.monitor.fields import MISSING, names, value
-from pileus.node.monitor.model import Policy
+from pileus.node.monitor.model import FOR_S_MAX, Policy
 
 ENTRIES_MAX = 96
 """Of one appliance; names of subjects are its own words."""
@@ -70,7 +70,7 @@ class Standing:
         if action["incident"] > entry["acted"]:
             entry.update(incident=max(entry["incident"], action["incident"]), acted=action["incident"])
             entry.update(since=entry["since"] or action["at"], counters=list(action["counters"]))
-            _note_pause(entry, action["at"])
+            _note_pause(entry, action["at"], 0.0)
             self.is_changed = True
 
     def keep(self, policies: Mapping[str, Policy]) -> None:
@@ -130,7 +130,7 @@ class Standing:
     def _act(self, entry: dict[str, Any], case: _Case, verdicts: list[Verdict]) -> dict[str, Any]:
         policy, incident = case.policy, entry["incident"]
         entry["acted"] = incident
-        _note_pause(entry, case.now)
+        _note_pause(entry, case.now, policy.cooldown_s)
         self.is_changed = True
         vm = case.row["vm"]
         clauses = [case.seen(clause) for clause, verdict in zip(case.clauses, verdicts, strict=True) if verdict]
@@ -238,9 +238,11 @@ def _cases(
         yield subject, shared + policy.starred
 
 
-def _note_pause(entry: dict[str, Any], now: float) -> None:
+def _note_pause(entry: dict[str, Any], now: float, cooldown_s: float) -> None:
+    first_s = max(BACKOFF_FIRST_S, cooldown_s)
     follows = entry["acted_at"] and now - entry["acted_at"] <= FOLLOWS_S
-    entry["gap_s"] = min(max(entry["gap_s"] * 2, BACKOFF_FIRST_S), BACKOFF_MAX_S) if follows else BACKOFF_FIRST_S
+    longest_s = max(BACKOFF_MAX_S, cooldown_s)
+    entry["gap_s"] = min(max(entry["gap_s"] * 2, first_s), longest_s) if follows else first_s
     entry["acted_at"] = now
 
 
@@ -265,7 +267,7 @@ def _restored(fields: Mapping[str, Any]) -> dict[str, Any]:
         "incident": int(_positive(fields.get("incident"))),
         "acted": int(_positive(fields.get("acted"))),
         "acted_at": _positive(fields.get("acted_at")),
-        "gap_s": min(_positive(fields.get("gap_s")), BACKOFF_MAX_S),
+        "gap_s": min(_positive(fields.get("gap_s")), FOR_S_MAX),
         "counters": list(counters) if are_counters and isinstance(counters, list) else [0, 0],
         "clauses": {key: _positive(at) for key, at in clauses.items() if _positive(at)}
         if isinstance(clauses, dict)

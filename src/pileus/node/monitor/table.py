@@ -18,6 +18,9 @@ from pileus.node.monitor.standing import Standing
 TOLD_AGAIN_S = 300.0
 """Counters of I/O, and when the appliance was heard, change all the time: they alone are written not more often."""
 
+TELL_PAUSE_S = 1.0
+"""An appliance that changes all the time is not written more often, but for what is done about it."""
+
 _STATES = ("running", "paused", "stopped", "hung", "silent", "unknown")
 _NOTHING = Content({}, {}, 0)
 
@@ -160,12 +163,13 @@ class Watched:
         }
 
     def has_news(self, state: str, now: float) -> bool:
-        """Return whether the row is to be written; it is taken as written then."""
-        is_due = self.is_changed or self.standing.is_changed or now >= self.told_at + TOLD_AGAIN_S
-        if state == self._told and not is_due:
-            return False
+        """Return whether the row is another than the one that was told last."""
+        return state != self._told or self.is_changed or self.standing.is_changed or now >= self.told_at + TOLD_AGAIN_S
+
+    def tell(self, state: str, now: float) -> dict[str, Any]:
+        """Return the row, which is taken as written now."""
         self._told, self.told_at, self.is_changed, self.standing.is_changed = state, now, False, False
-        return True
+        return self.row(state)
 
     @property
     def _words(self) -> tuple[object, ...]:
@@ -221,9 +225,10 @@ class Watched:
         state = _word(execution, "state")
         self._restored = state if state in _STATES else "unknown"
         node = _word(execution, "node")
-        self.node = node if node in NODES else "absent"
-        self.boots, self.boot_id = _total(execution, "boots"), _word(execution, "boot_id")
         self.heard_at = _number(execution, "heard_at", 0.0)
+        likely = "silent" if state == "silent" else "ready" if self.heard_at else "absent"
+        self.node = node if node in NODES else likely
+        self.boots, self.boot_id = _total(execution, "boots"), _word(execution, "boot_id")
         self.hash, self.version = _word(configuration, "hash"), _word(configuration, "version")
         self.origin = _word(row, "origin")
         self.misses, self.lost_at, self._missed_at = 0, None, -1.0
