@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
+from pileus.compute.functions import resources_of
 from pileus.compute.offering.types import OfferingDesired
 from pileus.compute.set.types import MemberSpec, Template
 from pileus.compute.vm.plan import Size, refuse_bad_keys, size
@@ -54,19 +57,37 @@ async def charge_members(tx: Transaction, spec: MemberSpec, owner: str, count: i
 
 
 async def _size(tx: Transaction, change: Change, template: Template, image: Resource) -> Size:
-    offering: OfferingDesired | None = None
-    if "offering" in change.links:
-        offering = (await tx.get(change.links["offering"])).desired
-    elif not template.vcpus and not template.memory_mib:
-        default = await tx.find("compute.offering", "", DEFAULT_OFFERING)
-        if default is None:
-            raise Invalid("say the size: an offering, or vcpus with memory_mib", field="desired.offering")
-        change.links["offering"] = default.id  # also when it was not said: the members have its limits
-        offering = default.desired
     observed: ImageObserved | None = image.observed
     image_gib = -(-observed.virtual_size_bytes // 2**30) if observed else 0
     asked = VmDesired(vcpus=template.vcpus, memory_mib=template.memory_mib, disk_gib=template.disk_gib)
-    return size(asked, offering, image_gib)
+    if template.function or template.load:
+        return size(_by_function(change, template, asked, image_gib), None, image_gib)
+    return size(asked, await _offering(tx, change, template), image_gib)
+
+
+async def _offering(tx: Transaction, change: Change, template: Template) -> OfferingDesired | None:
+    if "offering" in change.links:
+        named: OfferingDesired = (await tx.get(change.links["offering"])).desired
+        return named
+    if template.vcpus or template.memory_mib:
+        return None
+    default = await tx.find("compute.offering", "", DEFAULT_OFFERING)
+    if default is None:
+        raise Invalid("say the size: an offering, or vcpus with memory_mib", field="desired.offering")
+    change.links["offering"] = default.id  # also when it was not said: the members have its limits
+    offering: OfferingDesired = default.desired
+    return offering
+
+
+def _by_function(change: Change, template: Template, asked: VmDesired, image_gib: int) -> VmDesired:
+    """Return what was asked with the numbers that its function takes. Raises: Invalid."""
+    if not template.function:
+        raise Invalid("load is that of a function; say which, or leave it out", field="desired.load")
+    if "offering" in change.links or template.vcpus or template.memory_mib:
+        raise Invalid("give a function, or an offering, or vcpus with memory_mib, only one", field="desired.function")
+    needed = resources_of(template.function, template.load)
+    disk_gib = template.disk_gib or max(needed.disk_gib, image_gib)
+    return replace(asked, vcpus=needed.vcpus, memory_mib=needed.memory_mib, disk_gib=disk_gib)
 
 
 async def _check_zone(tx: Transaction, change: Change, vdc: Resource) -> None:

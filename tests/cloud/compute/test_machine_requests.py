@@ -8,12 +8,15 @@ import functools
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from tests.cloud.test_vm_life import tenancy
-from tests.cloud.world import Cloud, leftovers
+from tests.cloud.world import OPERATOR, Cloud, leftovers
 from tests.virtual_time import clock, run
 
+from pileus.compute.functions import resources_of
+from pileus.kernel.access import Principal
 from pileus.kernel.clock import iso
 from pileus.kernel.errors import Conflict, Invalid
 from pileus.kernel.kind import Resource
@@ -250,6 +253,10 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"count": 0}, "desired.count"),
     ({"count": 1001}, "desired.count"),
     ({"ssh_keys": ["x"]}, "desired.ssh_keys[0]"),
+    ({"load": 5}, "desired.load"),
+    ({"function": "tea-maker"}, "desired.function"),
+    ({"function": "web-server", "offering": "tiny"}, "desired.function"),
+    ({"function": "desktop", "load": 100}, "desired.load"),
 ]
 
 
@@ -374,5 +381,44 @@ def test_what_is_over_changes_no_more() -> None:
             await comes_to(world, "ended")
             with pytest.raises(Conflict):
                 await world.patch(KIND, "job", "acme", duration_s=600)
+
+    run(main)
+
+
+def test_machines_are_asked_for_by_what_they_shall_do() -> None:
+    async def main() -> None:
+        async with site() as world:
+            await ask(world, count=2, function="web-server", load=500)
+            found = await comes_to(world, "running")
+            needed = resources_of("web-server", 500)
+            for vm in await vms(world):
+                machine = world.hosts[vm.host].machines.machines[vm.id].spec
+                assert (machine.vcpus, machine.memory_mib) == (needed.vcpus, needed.memory_mib)
+            assert found["assigned"]["disk_gib"] == needed.disk_gib
+
+    run(main)
+
+
+def test_a_dry_run_says_what_would_be_chosen_and_why_the_rest_is_not_and_changes_nothing() -> None:
+    async def main() -> None:
+        async with site(hosts=2) as world:
+            free = (await world.get("infra.host", "host0"))["observed"]["memory_mib"] - 1024
+            before = await world.store.fetch(CHARGES)
+            wish = {"nics": [], "count": 3, "mode": "best-effort", "vcpus": 1, "memory_mib": free * 3 // 5}
+            body = msgspec.json.encode({"name": "job", "desired": wish})
+            answer = await world.servers[0].surface.create(world.call("acme", dry_run=True), KIND, body)
+            decisions = msgspec.json.decode(answer.body)["decisions"]
+            chosen = [each for each in decisions if each["verdict"] == "chosen"]
+            assert {each["reason"] for each in chosen} == {"host host0", "host host1"}
+            (refused,) = [each for each in decisions if each["verdict"] == "refused"]
+            assert (refused["subject"], refused["reason"]) == ("machine 3", "NoMemory")
+            assert "2 hosts" in refused["message"]
+            tenant = Principal(user_id="u", user="ann", account_id="", account="", role="owner", rules=OPERATOR.rules)
+            account = await world.get("tenancy.account", "acme")
+            tenant = msgspec.structs.replace(tenant, account_id=account["id"], account="acme")
+            answer = await world.servers[0].surface.create(world.call("acme", tenant, dry_run=True), KIND, body)
+            assert "host0" not in str(answer.body)
+            assert await world.store.fetch(CHARGES) == before
+            assert not await world.exists(KIND, "job", "acme")
 
     run(main)

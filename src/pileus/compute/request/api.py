@@ -67,7 +67,7 @@ def _told(choice: Choice, names: dict[str, str]) -> list[Decision]:
         chosen.append(Decision(subject=f"{len(choice.chosen) - TOLD_MAX} more machines", verdict="chosen"))
     refused = [
         Decision(
-            subject=f"{len(each.machines)} machines",
+            subject=f"{len(each.machines)} machines" if len(each.machines) > 1 else f"machine {each.machines[0]}",
             verdict="refused",
             reason=refusal.reason,
             message=f"{refusal.count} hosts: {refusal.message}, such as {', '.join(refusal.first)}" if names else "",

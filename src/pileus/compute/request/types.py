@@ -41,8 +41,9 @@ class RequestDesired(Template, frozen=True, kw_only=True):
         int, Meta(ge=0, le=YEAR_S, description="How long after the start they end, in seconds; 0: not for that.")
     ] = 0
     until: Annotated[
-        Literal["", "exit"], Meta(description="exit: each ends when its guest powers itself off, all with the last.")
-    ] = ""
+        Literal["end", "exit"],
+        Meta(description="exit: each ends when its guest powers itself off, too; all with the last."),
+    ] = "end"
     warn_s: Annotated[
         int, Meta(ge=0, le=YEAR_S, description="How long before the end it is said, as EndsSoon, in seconds.")
     ] = 600

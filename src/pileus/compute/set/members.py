@@ -29,7 +29,7 @@ async def make_member(
         id=tx.new_id(),
         kind="compute.vm",
         name=await _name(tx, owner, number),
-        desired=_wish(desired),
+        desired=_wish(desired, owner.assigned),
         assigned=_decision(owner.assigned),
         owner=owner.id,
         account_id=owner.account_id,
@@ -63,12 +63,13 @@ async def take_over(tx: Transaction, vm: Resource, row: Resource) -> None:
         raise Waiting("NoCapacity", "the host was made smaller since it had room for all members", 5.0) from None
 
 
-def _wish(desired: SetDesired) -> VmDesired:
+def _wish(desired: SetDesired, assigned: SetAssigned) -> VmDesired:
+    is_by_function = bool(desired.function)
     return VmDesired(
         image=desired.image,
         offering=desired.offering,
-        vcpus=desired.vcpus,
-        memory_mib=desired.memory_mib,
+        vcpus=assigned.vcpus if is_by_function else desired.vcpus,
+        memory_mib=assigned.memory_mib if is_by_function else desired.memory_mib,
         disk_gib=desired.disk_gib,
         nics=tuple(VmNic(network=nic.network) for nic in desired.nics),
         power=desired.power,
