@@ -17,7 +17,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from math import inf
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from msgspec.structs import replace
 
@@ -27,7 +27,7 @@ from pileus.compute.refusing import Parts, refusals, said, usable
 from pileus.compute.room import Either, Need, Room, When, together
 
 ROUNDS_MAX = 50
-"""How often a later common start is tried: each time has room freed for at least one machine more."""
+"""How often a later common start is tried."""
 DIFFERENT_MAX = 16
 """Of so many different needs in one choice it is tried to pack them, and said host by host why they find no place."""
 
@@ -79,11 +79,16 @@ def _try(book: Book, machines: Sequence[Machine], mode: Mode, now: float, *, pac
         attempt.spoil("NoCommonTime", {each.number: "the windows of the machines never meet" for each in ordered})
         return attempt
     for _ in range(ROUNDS_MAX):
+        wished = [replace(machine, start_from=start, start_by=end) for machine in ordered]
         attempt = _Attempt(book, now, packed=packed)
-        attempt.place_all([replace(machine, start_from=start, start_by=end) for machine in ordered])
+        attempt.place_all(wished)
         starts = {each.start for each in attempt.chosen}
         if attempt.failed or len(starts) <= 1:
             return attempt
+        if len({replace(machine, number=0) for machine in wished}) == 1:
+            trial = _Attempt(book, now, packed=packed, ends="never")
+            trial.place_all(wished)
+            starts |= {each.start for each in trial.chosen}
         start = max(starts)
     attempt.chosen.clear()
     attempt.spoil("NoCommonTime", {each.number: "no common start was found" for each in ordered})
@@ -137,7 +142,9 @@ class _Alike:
 class _Attempt:
     """One way through all machines; what it takes it notes beside the book."""
 
-    def __init__(self, book: Book, now: float, *, packed: bool = False) -> None:
+    def __init__(
+        self, book: Book, now: float, *, packed: bool = False, ends: Literal["as wished", "never"] = "as wished"
+    ) -> None:
         self.chosen: list[Chosen] = []
         self.failed: dict[int, Machine] = {}
         """By number, what the machines that find no place need."""
@@ -146,6 +153,12 @@ class _Attempt:
         self._book = book
         self._now = now
         self._packed = packed
+        self._ends = ends
+        """never: what a machine takes is not given back at its end, so that none is put after another.
+
+        Then the latest start of alike machines is not after the first moment at which all can start together: each
+        takes the place of one of them at most. And it is seldom before it, whatever comes and goes.
+        """
         self._rooms: dict[str, Room] = {}
         self._members: Counter[tuple[str, str]] = Counter()
         self._alike: dict[Machine, _Alike] = {}
@@ -301,7 +314,7 @@ class _Attempt:
         ]
         for each in held:
             if each.server != images:
-                self._own(each.server).take(each.quantity, each.start, each.until)
+                self._own(each.server).take(each.quantity, each.start, each.until if self._ends == "as wished" else inf)
         if machine.apart:
             self._members[(machine.apart, key.host)] += 1
         self.chosen.append(

@@ -271,6 +271,15 @@ def test_images_come_from_a_server_that_is_there_all_the_time_guaranteed_first_t
     assert choose([wish], servers, "best-effort", 2).chosen[0].images == "h"
 
 
+@pytest.mark.parametrize("duration_s", [0, 1, 7])
+def test_many_alike_machines_wait_for_the_last_of_many_places(duration_s: int) -> None:
+    held = [Held(server="a", quantity={"memory_mib": 1, "vcpus": 1}, until=1 + number) for number in range(200)]
+    machines = [machine(number, 1, start_by=300, duration_s=duration_s) for number in range(200)]
+    chosen = choose(machines, [host("a", 200, 200)], "all-or-nothing", 0, held).chosen
+    assert {each.start for each in chosen} == {200}
+    assert len(chosen) == 200
+
+
 def test_what_each_server_contributes_is_said() -> None:
     offers = [
         host("h", pool="p"),
