@@ -74,9 +74,13 @@ class Live:
     @property
     def is_hung(self) -> bool:
         """Whether it has not answered for ``HUNG_S``."""
-        now = asyncio.get_running_loop().time()
-        asked = self._asking is not None and not self._asking.done()
-        return asked and now >= self._asked_at + HUNG_S and now >= self.starts_until
+        return self.owes_s >= HUNG_S and asyncio.get_running_loop().time() >= self.starts_until
+
+    @property
+    def owes_s(self) -> float:
+        """For how long an answer has been missing; 0.0 when none is."""
+        is_asked = self._asking is not None and not self._asking.done()
+        return asyncio.get_running_loop().time() - self._asked_at if is_asked else 0.0
 
     async def look(self, timeout_s: float = HUNG_S) -> Status:
         """Return what the process is doing now; whoever asks while an answer is missing waits for the same one."""

@@ -144,7 +144,7 @@ class Machine:
             await self.adopt()
         if not self.folder.state.exists() and not self.folder.run.exists():
             return None
-        status = "ended" if self.live is None else await self.live.status(OBSERVE_S)
+        status = "ended" if self.live is None else await self.live.status(OBSERVE_S - self.live.owes_s)
         process: Literal["answers", "hung"] = "hung" if status == "hung" else "answers"
         if status in ("hung", "unknown"):
             status = self._live.known if self._live is not None else "ended"
