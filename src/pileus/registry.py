@@ -34,7 +34,9 @@ from pileus.monitor.action import types as action
 from pileus.monitor.entitlement import types as entitlement
 from pileus.monitor.monitor import types as monitor
 from pileus.monitor.policy import types as policy
+from pileus.monitor.scan import types as scan
 from pileus.monitor.seat import types as seat
+from pileus.monitor.signature import types as signature
 from pileus.monitor.state import types as state
 from pileus.monitor.watcher import types as watcher
 from pileus.network.network import types as network
@@ -91,6 +93,8 @@ KINDS = Registry(
         watcher.KIND,
         state.KIND,
         action.KIND,
+        signature.KIND,
+        scan.KIND,
         entitlement.KIND,
         seat.KIND,
         session.KIND,

@@ -78,6 +78,9 @@ async def write_action(tx: Transaction, told: Told, proposed: Proposed) -> Resou
         clauses=tuple(_clauses(proposed.cause)),
         at=tx.now,
     )
+    decided = ActionAssigned(
+        zone=vm.zone, vdc=vm.vdc, vm=vm.id, cause=cause, verdict=word, why=why, steps=plan.first_steps(desired.do)
+    )
     made = Resource(
         id=id,
         kind="monitor.action",
@@ -88,9 +91,8 @@ async def write_action(tx: Transaction, told: Told, proposed: Proposed) -> Resou
         zone=vm.zone,
         vdc=vm.vdc,
         desired=ActionDesired(vm=vm.name, do=desired.do),
-        assigned=ActionAssigned(
-            zone=vm.zone, vdc=vm.vdc, vm=vm.id, cause=cause, verdict=word, why=why, steps=plan.first_steps(desired.do)
-        ),
+        assigned=decided,
+        observed=plan.observed(decided),
     )
     if word == "do":
         await _count(tx, monitor, row, desired.do)

@@ -32,6 +32,7 @@ from pileus.kernel.transaction import Transaction
 from pileus.monitor.acting import Proposed, Told, write_action
 from pileus.monitor.monitor.types import APPLIANCES_MAX, MonitorDesired
 from pileus.monitor.policy.plan import engine_policy
+from pileus.monitor.scan.types import OVER
 from pileus.monitor.state.types import StateAssigned, StateObserved
 from pileus.monitor.watcher.types import LEASE_S, WatcherObserved
 from pileus.node.monitor.engine import Work
@@ -50,8 +51,13 @@ POLLS_MAX = 16
 """Hosts asked at the same time."""
 SILENT_EVERY_S = 5.0
 PAGE = 1000
-KINDS = ("monitor.monitor", "monitor.policy", "monitor.state", "monitor.watcher", "compute.vm", "fleet.node")
+KINDS = (
+    "monitor.monitor", "monitor.policy", "monitor.state", "monitor.watcher", "monitor.scan", "compute.vm", "fleet.node",
+)  # fmt: skip
 SILENT = "HostSilent"
+FINDINGS = "findings"
+COUNTERS = ("disk_bytes", "disk_operations", "net_bytes")
+"""Known from polls only."""
 
 
 class Hosts(Links, Protocol):
@@ -123,6 +129,8 @@ class _Appliance(Struct, kw_only=True):
     row: Resource
     vm: Resource | None = None
     node: Resource | None = None
+    findings: dict[str, dict[str, Any]] = {}
+    """By signature: how its last scan ended, which the engine reads as ``other.findings``."""
 
 
 class Run:
@@ -210,9 +218,10 @@ class Run:
         changed = await self._changes()
         if is_new or await self._is_reconfigured(changed):
             await self._configure()
-        news = {self._vm_of[id] for id in changed if id in self._vm_of}
+        scanned = await self._read_scans([id for id, kind in changed.items() if kind == "monitor.scan"])
+        news = {self._vm_of[id] for id in changed if id in self._vm_of} | scanned
         for vm in news | (self._appliances.keys() - known):
-            await self._hear(self._appliances[vm], changed.keys())
+            await self._hear(self._appliances[vm], changed.keys(), vm in scanned)
 
     async def _changes(self) -> dict[str, str]:
         """Return what changed in the account since it was asked last: id -> kind."""
@@ -285,6 +294,25 @@ class Run:
             if node is not None:
                 self._vm_of[node.id] = row.assigned.vm
 
+        found = await self._store.list(
+            Filter(kind="monitor.scan", account_id=self._watcher.account_id), limit=APPLIANCES_MAX
+        )
+        self._note_scans(found)
+
+    async def _read_scans(self, ids: list[str]) -> set[str]:
+        """Return the appliances of which a scan ended."""
+        return self._note_scans(await self._all("monitor.scan", ids))
+
+    def _note_scans(self, scans: list[Resource]) -> set[str]:
+        ended = set()
+        for scan in scans:
+            known = self._appliances.get(scan.assigned.vm)
+            if known is not None and scan.observed is not None and scan.observed.state in OVER and not scan.deleting:
+                said = {"state": scan.observed.state, "at": scan.assigned.ended_at, "where": scan.observed.message}
+                known.findings[scan.assigned.signature_name] = said
+                ended.add(scan.assigned.vm)
+        return ended
+
     async def _all(self, kind: str, ids: list[str]) -> list[Resource]:
         found: list[Resource] = []
         for start in range(0, len(ids), PAGE):
@@ -292,13 +320,25 @@ class Run:
             found += await self._store.list(Filter(kind=kind, ids=part), limit=PAGE)
         return found
 
-    async def _hear(self, known: _Appliance, changed: Collection[str]) -> None:
-        """Let the engine hear what its host pushed of an appliance. ``changed``: ids."""
-        is_node_new = known.node is not None and known.node.id in changed
+    async def _hear(self, known: _Appliance, changed: Collection[str], has_answered: bool) -> None:
+        """Let the engine hear what its host pushed of an appliance. ``changed``: ids. ``has_answered``: a scan, just now."""
+        is_node_new = known.node is not None and (has_answered or known.node.id in changed)
         known.vm = await self._store.find_id(known.row.assigned.vm)
         known.node = await self._store.find_id(known.node.id) if known.node is not None else None
         if known.vm is not None:
-            self._heard.append(_said(known.vm, known.node, "push", is_node_new, self._store.clock()))
+            self._hear_of(known.vm.id, "push", _said(known.vm, known.node, is_node_new))
+
+    def _hear_of(self, vm: str, origin: str, vitals: Vitals) -> None:
+        """Tell the engine at the next step; what was found in the appliance is said with what it says itself."""
+        known = self._appliances.get(vm)
+        if known is None:
+            return
+        plain: dict[str, Any] = msgspec.to_builtins(vitals)
+        plain["status"] = {**vitals.status, FINDINGS: dict(known.findings)}
+        if origin != "poll":
+            for counter in COUNTERS:
+                del plain[counter]
+        self._heard.append({"vm": vm, "origin": origin, "at": self._store.clock(), "vitals": plain})
 
     # polls
 
@@ -324,13 +364,12 @@ class Run:
             if failed.code == "no-agent" and await self._speaks_elsewhere(host):
                 await self._take_the_rows(vms)
                 vms = set()
-        now = self._store.clock()
         for vm in vms:
             vitals = found.get(vm)
             if vitals is None or vitals.process == "unknown":
                 self._missed.append(vm)
             else:
-                self._heard.append({"vm": vm, "origin": "poll", "at": now, "vitals": msgspec.to_builtins(vitals)})
+                self._hear_of(vm, "poll", vitals)
         del self._polls[host]
         for waiting in list(self._unasked)[: POLLS_MAX - len(self._polls)]:
             if waiting not in self._polls:
@@ -346,7 +385,7 @@ class Run:
         for vm in vms:
             known = self._appliances.get(vm)
             if known is not None and known.vm is not None:
-                self._heard.append(_said(known.vm, known.node, "host", True, self._store.clock()))
+                self._hear_of(vm, "host", _said(known.vm, known.node, True))
 
     # what was decided
 
@@ -422,12 +461,12 @@ def _described(appliance: _Appliance) -> dict[str, Any]:
     }
 
 
-def _said(vm: Resource, node: Resource | None, origin: str, is_node_new: bool, now: float) -> dict[str, Any]:
-    """Return what the rows of an appliance say as a report; counters are not in them."""
+def _said(vm: Resource, node: Resource | None, is_node_new: bool) -> Vitals:
+    """Return what the rows of an appliance say; its counters are not known from there."""
     power: VmObserved | None = vm.observed
     said: NodeObserved | None = node.observed if node is not None else None
     process = power.power if power is not None else "unknown"
-    vitals = Vitals(
+    return Vitals(
         vm=vm.id,
         process="stopped" if process == "absent" else process,
         boots=power.boots if power is not None else 0,
@@ -438,7 +477,3 @@ def _said(vm: Resource, node: Resource | None, origin: str, is_node_new: bool, n
         version=said.version if said is not None else "",
         status=said.status if said is not None else {},
     )
-    plain: dict[str, Any] = msgspec.to_builtins(vitals)
-    for counter in ("disk_bytes", "disk_operations", "net_bytes"):
-        del plain[counter]
-    return {"vm": vm.id, "origin": origin, "at": now, "vitals": plain}

@@ -72,8 +72,12 @@ from pileus.monitor.entitlement.controller import EntitlementController
 from pileus.monitor.monitor.api import MonitorAdmission
 from pileus.monitor.monitor.controller import MonitorController
 from pileus.monitor.policy.api import PolicyAdmission
+from pileus.monitor.scan.api import ScanAdmission
+from pileus.monitor.scan.controller import ScanController
 from pileus.monitor.seat.api import SeatAdmission
 from pileus.monitor.seat.controller import SeatController
+from pileus.monitor.signature.api import SignatureAdmission
+from pileus.monitor.signature.controller import SignatureController
 from pileus.monitor.watcher.controller import WatcherController
 from pileus.network.network.controller import NetworkController
 from pileus.network.port.controller import PortController
@@ -133,6 +137,8 @@ def controllers(store: Store, images: Files, outbound: Outbound | None = None) -
         "monitor.monitor": MonitorController(),
         "monitor.watcher": WatcherController(),
         "monitor.action": ActionController(store.clock),
+        "monitor.signature": SignatureController(store.clock),
+        "monitor.scan": ScanController(store.clock),
         "monitor.entitlement": EntitlementController(store.clock),
         "monitor.seat": SeatController(store.clock),
         "mirror.session": SessionController(store.clock),
@@ -173,6 +179,8 @@ def admissions() -> dict[str, Admission]:
         "monitor.monitor": MonitorAdmission(),
         "monitor.policy": PolicyAdmission(),
         "monitor.action": ActionAdmission(),
+        "monitor.signature": SignatureAdmission(),
+        "monitor.scan": ScanAdmission(),
         "monitor.entitlement": EntitlementAdmission(),
         "monitor.seat": SeatAdmission(),
         "mirror.session": SessionAdmission(),

@@ -37,7 +37,7 @@ class ActionAdmission(Admission):
         cause = ActionCause(actor=change.principal.actor, key=new.id, cause=desired.reason, at=tx.now)
         steps = plan.first_steps(desired.do)
         assigned = ActionAssigned(zone=vm.zone, vdc=vm.vdc, vm=vm.id, cause=cause, steps=steps)
-        return replace(new, zone=vm.zone, vdc=vm.vdc, assigned=assigned)
+        return replace(new, zone=vm.zone, vdc=vm.vdc, assigned=assigned, observed=plan.observed(assigned))
 
     async def may_delete(self, tx: Transaction, resource: Resource, principal: object) -> None:
         """Raises: Conflict: the log stays as long as it is kept."""

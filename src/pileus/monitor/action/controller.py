@@ -14,7 +14,7 @@ from pileus.monitor.action import plan
 from pileus.monitor.action.steps import DOERS, StepFailed, Task
 from pileus.monitor.action.types import KEPT_S, STEP_S, ActionAssigned, ActionDesired, ActionStep
 
-LOOK_AGAIN_S = 0.5
+LOOK_AGAIN_S = 0.2
 ASK_AGAIN_S = 30.0
 FORGET_S = 600.0
 

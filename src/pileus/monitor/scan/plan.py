@@ -1,0 +1,57 @@
+"""What a node's answer says of a scan: pure decisions over untrusted words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from pileus.monitor.scan.types import FINDINGS_MAX, Finding, ScanObserved
+
+
+class Said(Struct, frozen=True):
+    """The answer to the request ``scan``."""
+
+    state: str
+    message: str = ""
+    findings: list[Finding] = []
+    files: int = 0
+    processes: int = 0
+
+
+def request(rules: str, paths: tuple[str, ...]) -> str:
+    """Return the payload that asks a node for a scan."""
+    return json.dumps({"do": "scan", "rules": rules, "paths": list(paths)})
+
+
+def observed(answer: bytes) -> ScanObserved:
+    """Return what the answer says; what cannot be read is unknown."""
+    try:
+        said = msgspec.json.decode(answer, type=Said)
+    except (msgspec.ValidationError, msgspec.DecodeError):
+        return ScanObserved(state="unknown", message="the appliance's answer cannot be read")
+    findings = tuple(_printable(each) for each in said.findings[:FINDINGS_MAX])
+    looked: dict[str, Any] = {"files": max(0, said.files), "processes": max(0, said.processes)}
+    if findings:
+        first = findings[0]
+        place = first.path or f"process {first.pid}"
+        return ScanObserved(state="found", message=f"{first.rule} in {place}", findings=findings, **looked)
+    words = _clean(said.message)[:500]
+    if said.state == "clean":
+        return ScanObserved(state="clean", message=words, **looked)
+    return ScanObserved(state="unknown", message=words or "the appliance could not say", **looked)
+
+
+def _printable(finding: Finding) -> Finding:
+    return Finding(
+        rule=_clean(finding.rule)[:128],
+        where=_clean(finding.where)[:16],
+        path=_clean(finding.path)[:500],
+        pid=finding.pid,
+    )
+
+
+def _clean(text: str) -> str:
+    return "".join(each if each.isprintable() else " " for each in text)

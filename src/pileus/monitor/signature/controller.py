@@ -1,0 +1,89 @@
+"""The server half of a signature: appliances whose last scan is too old are scanned anew, a few at the same time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from pileus.kernel.clock import Clock
+from pileus.kernel.kind import Resource
+from pileus.kernel.loop import Controller
+from pileus.kernel.outcome import Done, Outcome
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.store import Store
+from pileus.kernel.transaction import Transaction
+from pileus.monitor.monitor.types import APPLIANCES_MAX
+from pileus.monitor.scan.types import OVER, ScanAssigned
+from pileus.monitor.scanning import make_scan
+from pileus.monitor.signature.types import SignatureAssigned, SignatureDesired, SignatureObserved
+
+AT_ONCE = 8
+"""Scans of a signature that are under way at the same time: they cost the appliances' hosts something."""
+LOOK_AGAIN_S = 10.0
+
+
+class SignatureController(Controller):
+    """Makes scans when they are due."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    async def reconcile(self, resource: Resource, store: Store) -> Outcome:
+        """Scan whose last scan is too old, the longest ago first."""
+        if resource.deleting:
+            return Done()
+        desired: SignatureDesired = resource.desired
+        assigned: SignatureAssigned = resource.assigned or SignatureAssigned()
+        now = self._clock()
+        if desired.scan_serial > assigned.scan_serial:
+            assigned = SignatureAssigned(scan_serial=desired.scan_serial, asked_at=now)
+        vms = await _appliances(resource, store)
+        scans = await store.list(Filter(kind="monitor.scan", account_id=resource.account_id), limit=APPLIANCES_MAX)
+        newest = {
+            scan.assigned.vm: scan for scan in scans if scan.assigned.signature == resource.id and not scan.deleting
+        }
+        room = AT_ONCE - sum(1 for scan in newest.values() if not _is_over(scan))
+        due = [(at, id) for id in vms if (at := _due(newest.get(id), desired, assigned, now)) <= now]
+
+        async def apply(tx: Transaction) -> None:
+            current = await tx.get(resource.id)
+            await tx.update(current, assigned=assigned, observed=_observed(vms, newest))
+            for _, id in sorted(due)[: max(0, room)]:
+                await make_scan(tx, current, vms[id])
+
+        return Done(apply, after_s=LOOK_AGAIN_S)
+
+
+async def _appliances(signature: Resource, store: Store) -> dict[str, Resource]:
+    """Return the VMs that are scanned: those of the monitor that have all the labels."""
+    desired: SignatureDesired = signature.desired
+    links = await store.links(signature.id)
+    rows = await store.list(Filter(kind="monitor.state", owner=links["monitor"]), limit=APPLIANCES_MAX)
+    wanted = desired.labels.items()
+    found = {}
+    for row in rows:
+        vm = await store.find_id(row.assigned.vm)
+        if vm is not None and not vm.deleting and wanted <= dict(vm.labels).items():
+            found[vm.id] = vm
+    return found
+
+
+def _is_over(scan: Resource) -> bool:
+    return scan.observed is not None and scan.observed.state in OVER
+
+
+def _due(scan: Resource | None, desired: SignatureDesired, assigned: SignatureAssigned, now: float) -> float:
+    """Return when the appliance is to be scanned again; in the future: not now."""
+    if scan is None:
+        return 0.0 if desired.every_s or assigned.asked_at else now + 1.0
+    before: ScanAssigned = scan.assigned
+    if not _is_over(scan):
+        return now + 1.0
+    if before.began_at < assigned.asked_at and before.ended_at < assigned.asked_at:
+        return assigned.asked_at
+    return before.ended_at + desired.every_s if desired.every_s else now + 1.0
+
+
+def _observed(vms: Mapping[str, Resource], newest: Mapping[str, Resource]) -> SignatureObserved:
+    states = Counter(newest[id].observed.state if id in newest else "waiting" for id in vms)
+    return SignatureObserved(appliances=len(vms), states=dict(sorted(states.items())))
