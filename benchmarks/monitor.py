@@ -1,4 +1,4 @@
-"""The monitor's engine alone: appliances polled per second of CPU time, what 10,000 idle ones cost, and how long it takes
+"""The monitor's engine alone, by CPU time: appliances polled per second, what 10,000 idle ones cost, and how long it takes
 from a report to the action that follows. The reference is a bare loop over json.loads of the same reports."""
 
 from __future__ import annotations
@@ -96,13 +96,13 @@ def _latency(report: Report, world: _World, count: int) -> None:
         world.now += 0.05
         world.engine.work(world.now)
         body = world.answer(vm, is_busy=False, state="failed", exits=number + 1)
-        began = time.perf_counter()
+        began = time.process_time()
         json.loads(body)
-        between = time.perf_counter()
+        between = time.process_time()
         world.engine.hear(json.loads(body), world.now)
         actions = world.engine.work(world.now).actions
         if actions:
-            times_s.append(time.perf_counter() - between)
+            times_s.append(time.process_time() - between)
             reference_s.append(between - began)
     if len(times_s) < count:
         raise RuntimeError(f"{len(times_s)} of {count} failures were acted on")
