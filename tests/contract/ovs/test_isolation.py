@@ -232,6 +232,8 @@ async def test_counters_are_the_guests_view(lan: Lan) -> None:
     assert (counters[RED_A.id].tx_packets, counters[RED_A.id].rx_packets) == (8, 0)
     assert (counters[RED_B.id].tx_packets, counters[RED_B.id].rx_packets) == (0, 7)
     assert counters[RED_B.id].rx_bytes == sum(len(frame) for frame in frames)
+    sent = await lan.switch.sent_bytes([RED_A.id, RED_B.id])
+    assert sent == {RED_A.id: counters[RED_A.id].tx_bytes, RED_B.id: 0}
 
 
 async def test_counts_by_vlan_show_own_frames_only_and_would_show_others(lan: Lan) -> None:

@@ -252,6 +252,7 @@ async def test_a_port_without_traffic_counts_nothing(rig: Rig) -> None:
     counters = (await switch.counters())[WEB.id]
     assert (counters.rx_packets, counters.tx_packets, counters.dropped_packets) == (0, 0, 0)
     assert await switch.vlan_counts() == {WEB.id: {WEB.vlan: 0}}
+    assert await switch.sent_bytes([WEB.id, "port-never-seen"]) == {WEB.id: 0}
 
 
 async def test_a_joined_segment_is_in_force_until_it_is_left(rig: Rig) -> None:
