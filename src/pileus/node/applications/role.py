@@ -29,6 +29,7 @@ from pileus.node.applications.model import (
 from pileus.node.applications.supervisor import Setback, Supervisor
 from pileus.node.document import Document
 from pileus.node.role import RoleRefused
+from pileus.node.scanning import ScanRefused, scan_inside
 
 FOLDER = "var/lib/pileus/applications"
 UPDATED = ("version", "command", "environment", "files", "user", "restart", "stop_s", "settle_s")
@@ -60,6 +61,7 @@ class Applications:
             "log": self._log,
             "user": self._user,
             "registration": self._registration,
+            "scan": self._scan,
         }
 
     def wake_fd(self) -> int:
@@ -144,6 +146,7 @@ class Applications:
     def _drive(self, id: str, asked: Fields) -> Fields:
         application, change = self._named(asked)
         name, deed = application.name, asked["do"]
+        self._supervisor.see_ends()
         if deed in ("suspend", "resume") and self._kept.notes[name].state not in ("running", "suspended"):
             raise RoleRefused(f"the application {name} does not run; it is {self._kept.notes[name].state}")
         if deed == "restart" and change.asked != id:
@@ -212,6 +215,14 @@ class Applications:
         else:
             self._change_entry("registrations", name, {**entry, "until": asked.get("renew")})
         return {"state": self._leases.states(self._config.registrations)[name]}
+
+    def _scan(self, id: str, asked: Fields) -> Fields:
+        """Look for signatures in this machine; what ends meanwhile is started again as ever."""
+        options = {key: asked[key] for key in ("paths", "memory", "time_s") if key in asked}
+        try:
+            return scan_inside(asked.get("rules", ""), idle=self.tick, **options)
+        except ScanRefused as refused:
+            raise RoleRefused(refused.message) from refused
 
     def _change_entry(self, section: str, name: str, fields: Fields | None) -> None:
         """Let the entry be these fields, or not be at all. Raises RoleRefused, and nothing changed."""
