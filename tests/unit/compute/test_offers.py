@@ -314,6 +314,10 @@ REASONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"quantity": {"memory_mib": 4096, "vcpus": 4, "rate_kbps": 9}}, {"rate_kbps": 10}, "NoRate"),
     ({"pool": "slow"}, {"disk_gib": 1, "iops": 10}, "NoIops"),
     ({"pool": "gone"}, {"disk_gib": 1}, "NoPool"),
+    ({"quantity": {"vcpus": 9}}, {}, "NoMemory"),
+    ({"quantity": {"memory_mib": 4096}}, {}, "NoVcpus"),
+    ({"quantity": {"memory_mib": 4096, "vcpus": 4}}, {"disk_gib": 1}, "NoDisk"),
+    ({}, {"networks": ("empty",)}, "NoAddress"),
     ({"start": 10}, {}, "NotInTime"),
     ({"until": 10}, {}, "NotInTime"),
     ({}, {"networks": ("gone",)}, "NoNetwork"),
@@ -331,10 +335,17 @@ def test_a_host_does_not_take_a_machine_for_the_reason_that_it_has(
         host("h", **offer),
         Offer(server="slow", kind="pool", name="slow", quantity={"disk_gib": 9, "iops": 9}),
         Offer(server="n", kind="network", name="n", quantity={"addresses": 1}),
+        Offer(server="empty", kind="network", name="empty", quantity={}),
         Offer(server="i", kind="images", name="i", zone="y", quantity={"tiny": 1}),
     ]
     choice = choose([machine(**{"start_by": 5, **wish})], offers, "all-or-nothing", 0)
     assert [(each.reason, each.count, each.first) for each in choice.refused[0].refusals] == [(reason, 1, ("h",))]
+
+
+def test_a_quantity_of_speed_that_is_not_named_has_no_limit_and_a_host_with_a_pool_needs_no_disk() -> None:
+    pool = Offer(server="p", kind="pool", name="p", quantity={"disk_gib": 500})
+    wish = machine(disk_gib=400, iops=10**6, rate_kbps=10**9)
+    assert choose([wish], [host("a", pool="p"), pool], "all-or-nothing", 0).chosen[0].pool == "p"
 
 
 def test_thousands_of_refusals_are_few_lines() -> None:
