@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 
 from pileus.node.applications import logs, processes
+from pileus.node.applications.model import APPLICATIONS_MAX, REGISTRATIONS_MAX, USERS_MAX
 from pileus.node.applications.role import FOLDER, Applications
+from pileus.node.applications.supervisor import UPDATE_MAX
 from pileus.node.role import RoleRefused
+from pileus.node.serve import STATUS_BYTES_MAX
 
 LIMIT_S = 20.0
 FOREVER = ["/bin/sh", "-c", "echo began; exec sleep 1000"]
@@ -169,6 +172,56 @@ def test_who_does_not_want_to_end_is_killed_with_all_that_it_started(made: Made,
     until(role, note.exists)
     assert ask(role, do="terminate", application="web") == {"state": "stopped"}
     until(role, lambda: not is_alive(int(note.read_text())))
+
+
+def test_what_left_its_session_is_ended_all_the_same(made: Made, tmp_path: Path) -> None:
+    role = made()
+    note = tmp_path / "child"
+    script = f"setsid sh -c 'echo $$ > {note}.new; mv {note}.new {note}; exec sleep 1000' & exec sleep 1000"
+    role.apply(document(web=entry(["sh", "-c", script])))
+    until(role, note.exists)
+    ask(role, do="terminate", application="web")
+    until(role, lambda: not is_alive(int(note.read_text())))
+    note.unlink()
+    ask(role, do="start", application="web")
+    until(role, note.exists)
+    first = int(note.read_text())
+    kill(role)
+    assert state(role) == "failed"
+    ask(role, do="start", application="web")
+    until(role, lambda: not is_alive(first))
+
+
+def test_who_is_told_to_start_runs_although_nobody_saw_its_end(made: Made) -> None:
+    role = made()
+    role.apply(document(web=entry()))
+    kill(role)
+    assert ask(role, do="start", application="web") == {"state": "running"}
+    assert (told(role)["state"], told(role)["exits"]) == ("running", 1)
+
+
+def test_what_is_updated_while_it_is_suspended_starts_when_it_is_resumed(made: Made) -> None:
+    role = made()
+    role.apply(document(web=entry()))
+    ask(role, do="suspend", application="web")
+    assert ask(role, do="update", application="web", version="2") == {"state": "suspended", "version": "2"}
+    role.close()
+    again = made()
+    again.apply(document(web=entry()))
+    assert (state(again), told(again)["exits"]) == ("suspended", 0)
+    assert ask(again, do="resume", application="web") == {"state": "running"}
+    assert told(again)["version"] == "2"
+
+
+def test_the_longest_status_is_short_enough(made: Made) -> None:
+    role = made()
+    program = "/no/\u00e4" + "x" * 4000
+    role.apply({
+        "applications": {f"{n:a>63}": entry([program], version="v" * 64) for n in range(APPLICATIONS_MAX)},
+        "registrations": {f"{n:a>63}": {"until": "2026-01-01T00:00:00Z"} for n in range(REGISTRATIONS_MAX)},
+    })  # fmt: skip
+    spare = APPLICATIONS_MAX * UPDATE_MAX + 34 * USERS_MAX
+    assert len(json.dumps(role.status())) + spare < STATUS_BYTES_MAX
 
 
 def test_a_wish_of_a_request_outlives_a_boot_and_ends_with_the_entry_it_was_made_over(made: Made) -> None:

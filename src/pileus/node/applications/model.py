@@ -17,8 +17,8 @@ from pileus.node.role import RoleRefused
 from pileus.node.router.words import Entry
 
 APPLICATIONS_MAX = 64
-USERS_MAX = 256
-REGISTRATIONS_MAX = 256
+USERS_MAX = 128
+REGISTRATIONS_MAX = 128
 FILES_MAX = 64
 STOP_S_MAX = 30
 SETTLE_S_MAX = 30

@@ -27,6 +27,10 @@ STEADY_S = 10.0
 
 PAUSE_S_MIN, PAUSE_S_MAX = 1.0, 30.0
 
+CODE_MAX = 120
+UPDATE_MAX = 200
+"""Characters of what is said of an application: of 64 it must go into a status."""
+
 MARK = "PILEUS_LAUNCH"
 _PATH = "/usr/local/bin:/bin:/sbin:/usr/bin:/usr/sbin"
 
@@ -60,7 +64,7 @@ class Supervisor:
 
     def look(self, wanted: Mapping[str, Application]) -> None:
         """See what ended, start again what shall run always, keep logs short. Raises: OSError."""
-        self._see_ends()
+        self.see_ends()
         now = time.monotonic()
         for name, application in wanted.items():
             note = self._note(name)
@@ -76,7 +80,7 @@ class Supervisor:
         What failed or ended stays so until it is told to start, or to be something else. ``updated``: one that is watched
         as an update although it may not run now. Raises: OSError.
         """
-        self._see_ends()
+        self.see_ends()
         gone = [name for name in self._kept.notes if name not in wanted]
         before = {
             name: self._kept.notes[name].fields
@@ -95,7 +99,7 @@ class Supervisor:
                 self._become(application)
         failed |= self._settle([wanted[name] for name in replaced if wanted[name].wanted == "running"])
         self._save()
-        return {name: Setback(words, before[name]) for name, words in failed.items()}
+        return {name: Setback(words[:UPDATE_MAX], before[name]) for name, words in failed.items()}
 
     def end(self, names: Iterable[str]) -> None:
         """End applications, each given its time."""
@@ -105,6 +109,7 @@ class Supervisor:
         for name, note in notes.items():
             if name in ending:
                 self._bury(name)
+                self._sweep(note)
             if name in ending or note.state != "stopped":
                 self._say(name, "stopped", "" if name in ending else note.code)
 
@@ -181,6 +186,7 @@ class Supervisor:
     def _start(self, application: Application) -> None:
         """Start a process; why that cannot be is said as its code."""
         name, note = application.name, self._note(application.name)
+        self._sweep(note)
         note.mark, note.pid, note.start = secrets.token_hex(8), 0, ""
         note.launch, note.version, note.fields = application.launch, application.version, application.fields
         self._say(name, "running", "")
@@ -188,7 +194,8 @@ class Supervisor:
         try:
             process = processes.start(self._prepare(application, note.mark))
         except (OSError, ValueError) as failure:
-            self._failed(name, f"cannot be started: {failure}"[:300])
+            words = failure.strerror if isinstance(failure, OSError) else None
+            self._failed(name, f"cannot be started: {words or failure}"[:CODE_MAX])
             return
         note.pid, note.start = process.pid, process.start
         self._watch(name, process)
@@ -201,16 +208,20 @@ class Supervisor:
         own = self._folder / application.name
         files = own / f"files-{digest(application.files)}"
         data = own / "data"
-        own.mkdir(mode=0o711, exist_ok=True)
+        own.mkdir(exist_ok=True)
+        own.chmod(0o711)
         for old in own.glob("files-*"):
             if old != files:
                 shutil.rmtree(old)
         if not files.exists():
             draft = own / "files.new"
             shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(mode=0o755)
+            draft.mkdir()
+            draft.chmod(0o755)
             for path, text in application.files:
-                (draft / path).parent.mkdir(parents=True, exist_ok=True)
+                for folder in reversed((draft / path).relative_to(draft).parents[:-1]):
+                    (draft / folder).mkdir(exist_ok=True)
+                    (draft / folder).chmod(0o755)
                 put(draft / path, text.encode(), 0o755 if text.startswith("#!") else 0o644)
             draft.rename(files)
         data.mkdir(mode=0o700, exist_ok=True)
@@ -231,7 +242,8 @@ class Supervisor:
             found = not program.startswith("/") or os.access(program, os.X_OK)
         return "" if found else f"{_version(application)}: there is no program {program}"
 
-    def _see_ends(self) -> None:
+    def see_ends(self) -> None:
+        """See which ended by themselves."""
         for name, process in list(self._running.items()):
             if process.has_ended():
                 code = self._bury(name)
@@ -258,6 +270,13 @@ class Supervisor:
         process = self._running.pop(name)
         self.wake.unregister(process.fd)
         return process.bury()
+
+    @staticmethod
+    def _sweep(note: Note) -> None:
+        """End what left the process group of one that ended; from now on the note is of no process."""
+        if note.mark:
+            processes.end_all(f"{MARK}={note.mark}")
+        note.mark, note.pid, note.start = "", 0, ""
 
     def _note(self, name: str) -> Note:
         return self._kept.notes.setdefault(name, Note(since=int(time.time())))
