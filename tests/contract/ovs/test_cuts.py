@@ -104,6 +104,23 @@ async def test_a_change_cut_anywhere_is_put_right_by_the_next(switch: CutSwitch,
     assert 5 < step < STEPS_MAX
 
 
+@pytest.mark.parametrize("wish", [True, False], ids=["isolated", "let go"])
+async def test_an_isolation_cut_anywhere_is_put_right_by_the_next(switch: CutSwitch, wish: bool) -> None:
+    before, after = (msgspec.structs.replace(WEB, isolated=each) for each in (not wish, wish))
+    await switch.plug(SQL)
+    await switch.plug(after)
+    wanted, facts = await flows_of(switch), await switch.observe()
+    for step in count(1):
+        await switch.plug(before)
+        was_cut = await cut_at(switch, step, after)
+        await switch.plug(after)
+        assert await flows_of(switch) == wanted, f"cut at step {step}"
+        assert await switch.observe() == facts
+        if not was_cut:
+            break
+    assert 3 < step < STEPS_MAX
+
+
 async def test_unplugging_cut_anywhere_is_finished_by_the_next(switch: CutSwitch) -> None:
     await switch.plug(SQL)
     wanted, facts = await flows_of(switch), await switch.observe()
