@@ -17,7 +17,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from pileus.compute.vm.types import VmObserved
+from pileus.compute.vm.types import VmObserved, is_hung
 from pileus.fleet.asking import node_of
 from pileus.fleet.node.types import NodeAssigned, NodeObserved, answers
 from pileus.fleet.vitals import Vitals
@@ -468,7 +468,7 @@ def _said(vm: Resource, node: Resource | None, is_node_new: bool) -> Vitals:
     process = power.power if power is not None else "unknown"
     return Vitals(
         vm=vm.id,
-        process="stopped" if process == "absent" else process,
+        process="hung" if is_hung(vm) else "stopped" if process == "absent" else process,
         boots=power.boots if power is not None else 0,
         node=said.state if said is not None else "absent",
         heard_s=0.0 if is_node_new and said is not None and said.state == "ready" else -1.0,

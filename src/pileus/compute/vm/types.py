@@ -178,6 +178,12 @@ def channel_of(vm: Resource) -> str:
     return desired.appliance.channel if desired.appliance is not None else str(vm.assigned.channel)
 
 
+def is_hung(vm: Resource) -> bool:
+    """Tell whether the VM's process is on its host and does not answer, as its host said last."""
+    observed: VmObserved | None = vm.observed
+    return observed is not None and observed.problem is not None and observed.problem.reason == "Hung"
+
+
 def _ready(resource: Resource) -> Condition:
     desired: VmDesired = resource.desired
     observed: VmObserved | None = resource.observed
