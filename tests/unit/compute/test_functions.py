@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 from pileus.compute.functions import FUNCTIONS, MEMORY_STEP_MIB, Resources, resources_of
 from pileus.compute.offering.types import OfferingDesired
 from pileus.kernel.errors import Invalid
+
+PAGE = Path(__file__).parents[3] / "docs/concepts/functions.md"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,26 @@ def test_a_vm_may_have_what_the_largest_load_needs(function: str) -> None:
     size = {"vcpus": most.vcpus, "memory_mib": most.memory_mib, "disk_gib": most.disk_gib}
     assert msgspec.convert(size, OfferingDesired) == OfferingDesired(**size)
     assert 1 <= FUNCTIONS[function].usual <= FUNCTIONS[function].most
+
+
+def test_the_page_says_the_constants_of_the_model() -> None:
+    lines = PAGE.read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| `")]
+    units = ("vCPU", "MiB", "GiB")
+    assert rows == [
+        [
+            f"`{name}`",
+            each.unit,
+            str(each.usual),
+            str(each.most),
+            *(
+                ", ".join(f"{x} {unit}" for x, unit in zip(part, units, strict=True) if x)
+                for part in (each.base, each.each)
+            ),
+            each.reckoning,
+        ]
+        for name, each in FUNCTIONS.items()
+    ]
 
 
 def test_what_is_no_function_is_answered_with_those_that_are() -> None:
