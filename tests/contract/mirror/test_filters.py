@@ -12,8 +12,10 @@ import pytest
 from tests.contract.mirror.conftest import skip_without_kernel
 
 from pileus.drivers.host.mirror import layout
+from pileus.drivers.host.mirror.base import SourceSpec
 from pileus.drivers.host.mirror.layout import SHAPES, Maps
 from pileus.drivers.host.mirror.select import Session, select
+from pileus.mirror.leg.host import isolated
 from pileus.node.ebpf import kernel
 from pileus.node.mirror.rules import PORT_MAX, RULES_MAX, Direction, Rule, decide, samples_flow
 
@@ -107,6 +109,21 @@ def numbers(maps: Maps, slot: int) -> tuple[int, int, int]:
 def load(sessions: tuple[Session, ...], direction: Direction, maps: Maps) -> int:
     attach = kernel.ATTACH_TCX_INGRESS if direction == "egress" else kernel.ATTACH_TCX_EGRESS
     return kernel.load(kernel.SCHED_CLS, select(sessions, direction, NOWHERE, maps), "select", attach)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_source_at_an_isolated_port_takes_no_frame(maps: Maps, direction: Direction) -> None:
+    spec = isolated(SourceSpec(id="leg", port="port", key=1, target="", rules=(Rule(protocol=6),)))
+    assert isinstance(spec, SourceSpec)
+    session = Session(slot=0, ticket=0, longest=65_535, rules=spec.rules, sample_one_in=1, sample_by="packet")
+    program = load((session,), direction, maps)
+    try:
+        dice = random.Random(7)
+        for number in range(200):
+            assert kernel.run_test(program, a_frame(dice))[0] == layout.TCX_NEXT & 0xFFFFFFFF
+            assert numbers(maps, 0) == (number + 1, 0, 0)
+    finally:
+        os.close(program)
 
 
 def test_compiled_filters_take_what_rules_mean(maps: Maps) -> None:
