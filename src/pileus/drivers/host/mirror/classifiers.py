@@ -13,11 +13,13 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from pileus.drivers.host import netlink
+from pileus.drivers.host.netlink import NLM_F_REQUEST, NLMSG_ERROR
 from pileus.node.ebpf import kernel
 
 RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 36, 37, 44, 45, 46
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_CREATE = 0x1, 0x4, 0x300, 0x200, 0x100, 0x400
-NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_CREATE = 0x300, 0x200, 0x100, 0x400
+NLMSG_DONE = 3
 TC_H_CLSACT, TC_H_CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 PARENTS = {kernel.ATTACH_TCX_INGRESS: 0xFFFFFFF2, kernel.ATTACH_TCX_EGRESS: 0xFFFFFFF3}
 TCA_KIND, TCA_OPTIONS, TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS = 1, 2, 6, 7, 8
@@ -83,20 +85,18 @@ def _attributes(content: bytes) -> dict[int, bytes]:
 
 
 def _ask(kind: int, flags: int, body: bytes, *accepted: int) -> None:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        netlink.send(struct.pack("=IHHII", 16 + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, 1, 0) + body)
-        answer, code = struct.unpack_from("=4xH10xi", netlink.recv(65_536))
-    if answer != NLMSG_ERROR or (code and -code not in accepted):
-        raise OSError(-code, f"a classifier cannot be changed: {os.strerror(-code)}")
+    code = netlink.change(kind, flags, body)
+    if code and code not in accepted:
+        raise OSError(code, f"a classifier cannot be changed: {os.strerror(code)}")
 
 
 def _found(device: int, attach: int) -> Iterator[tuple[int, str]]:
     """Yield preference and digest of each classifier on the device; those of others have none."""
     body = _TCMSG.pack(0, 0, device, 0, PARENTS[attach], 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        netlink.send(struct.pack("=IHHII", 16 + len(body), RTM_GETTFILTER, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as asked:
+        asked.send(struct.pack("=IHHII", 16 + len(body), RTM_GETTFILTER, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body)
         while True:
-            answer, at = netlink.recv(65_536), 0
+            answer, at = asked.recv(65_536), 0
             while at + 16 <= len(answer):
                 length, kind = struct.unpack_from("=IH", answer, at)
                 if kind in (NLMSG_ERROR, NLMSG_DONE):

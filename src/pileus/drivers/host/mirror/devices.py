@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 
+from pileus.drivers.host import netlink
 from pileus.drivers.host.errors import DriverError
 
 PAIR_MTU = 65_535
@@ -21,7 +22,7 @@ QUEUE_FRAMES, QUEUE_FRAMES_USUAL = 4096, 1000
 """Of a tap that copies go to; and what a tap has by itself."""
 
 RTM_NEWQDISC, RTM_DELQDISC = 36, 37
-NLM_F_REQUEST_ACK, NLM_F_CREATE_REPLACE, NLMSG_ERROR = 0x5, 0x500, 2
+NLM_F_CREATE_REPLACE = 0x500
 TC_H_ROOT, TCA_KIND = 0xFFFFFFFF, 1
 
 
@@ -72,8 +73,6 @@ def _set_queue(tap: str, frames: int) -> None:
 
 def _change_queue(tap: str, number: int, kind: int, flags: int, attributes: bytes) -> None:
     body = struct.pack("=BxHiIII", socket.AF_UNSPEC, 0, number, 0, TC_H_ROOT, 0) + attributes
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        netlink.send(struct.pack("=IHHII", 16 + len(body), kind, NLM_F_REQUEST_ACK | flags, 1, 0) + body)
-        answer, code = struct.unpack_from("=4xH10xi", netlink.recv(4096))
-    if answer != NLMSG_ERROR or code not in (0, -errno.ENODEV, -errno.ENOENT, -errno.EINVAL if not flags else 0):
-        raise DriverError("NoPort", f"tap {tap}: its queue cannot be set: {os.strerror(-code)}")
+    code = netlink.change(kind, flags, body)
+    if code not in (0, errno.ENODEV, errno.ENOENT, errno.EINVAL if not flags else 0):
+        raise DriverError("NoPort", f"tap {tap}: its queue cannot be set: {os.strerror(code)}")

@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from msgspec import Struct
 
+from pileus.drivers.host import netlink
 from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.ovs.command import run
 
@@ -33,7 +34,7 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 SIOCGIFMTU, SIOCETHTOOL, ETHTOOL_SGRO = 0x8921, 0x8946, 0x2C
 TUNSETIFF, TUNSETPERSIST, TUNSETOFFLOAD = 0x400454CA, 0x400454CB, 0x400454D0
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
-RTM_DELLINK, NLM_F_REQUEST_ACK, NLMSG_ERROR = 17, 0x5, 2
+RTM_DELLINK = 17
 
 TAP = re.compile(r"p[0-9a-f]{12}")
 
@@ -231,17 +232,14 @@ def _set_up(link: str) -> None:
 
 
 def _delete_link(link: str) -> None:
-    """Send RTM_DELLINK and read the acknowledgement (rtnetlink(7)); a tap goes even while a program holds it open."""
+    """Delete a device (rtnetlink(7)); a tap goes even while a program holds it open."""
     try:
         index = socket.if_nametoindex(link)
     except OSError:
         return
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        body = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0)
-        netlink.send(struct.pack("=IHHII", 16 + len(body), RTM_DELLINK, NLM_F_REQUEST_ACK, 1, 0) + body)
-        kind, code = struct.unpack_from("=4xH10xi", netlink.recv(4096))
-    if kind != NLMSG_ERROR or code not in (0, -errno.ENODEV):
-        raise DriverError("TapRefused", f"{link} cannot be deleted: {os.strerror(-code)}")
+    code = netlink.change(RTM_DELLINK, 0, struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0))
+    if code not in (0, errno.ENODEV):
+        raise DriverError("TapRefused", f"{link} cannot be deleted: {os.strerror(code)}")
 
 
 def _counters() -> dict[str, LinkCounters]:
