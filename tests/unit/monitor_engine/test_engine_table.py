@@ -95,6 +95,33 @@ def test_a_row_is_told_when_it_changed_and_counters_now_and_then() -> None:
     assert (changed["configuration"]["hash"], changed["io"]["disk_bytes"]) == ("other", 0)
 
 
+def test_a_change_right_after_another_is_told_a_second_later() -> None:
+    made = engine()
+    made.work(START)
+    assert len(hear(made, START + 0.1, hash="a").states) == 1
+    work = hear(made, START + 0.2, hash="b")
+    assert (work.states, work.next_at) == ([], START + 1.1)
+    [told] = made.work(START + 1.1).states
+    assert told["configuration"]["hash"] == "b"
+    assert made.work(START + 3).states == []
+
+
+@pytest.mark.parametrize(
+    ("field", "said"), [("io.idle_s", {"disk_bytes": 7}), ("execution.misses", {}), ("io.net_bytes", {"net_bytes": 70})]
+)
+def test_conditions_see_what_is_not_told(field: str, said: dict[str, Any]) -> None:
+    made = engine({"p": policy({"field": field, "operator": "above", "value": 60})}, misses=1000)
+    assert hear(made, START, disk_bytes=7).actions == []
+    acted = []
+    for second in range(1, 70):
+        if field == "execution.misses":
+            made.miss("a", START + second)
+            acted += keys(made.work(START + second))
+        else:
+            acted += keys(hear(made, START + second, **said))
+    assert acted == ["p/a//1"]
+
+
 def watch(made: Engine, world: dict[str, Any], until: float, start: float = START) -> list[tuple[float, str]]:
     """Poll as the engine wants; ``world`` answers. Return when what was asked for."""
     now, acted = start, []
