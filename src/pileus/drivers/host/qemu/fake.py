@@ -136,9 +136,8 @@ class FakeHost:
             self.end(found, reason, message)
 
     def hang(self, machine: str) -> None:
-        """Stop the machine's process, as SIGSTOP does: it is there, does nothing and answers nothing."""
+        """Stop the machine's process, as SIGSTOP does: it is there, answers nothing, and nobody is told."""
         self.machines[machine].hung = True
-        self.hint(machine)
 
     def unhang(self, machine: str) -> None:
         """Let the machine's process go on, as SIGCONT does."""
