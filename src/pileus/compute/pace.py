@@ -19,11 +19,12 @@ class Pace:
     def left_s(self, resource: Resource) -> float:
         """Return in how many seconds the resource is to be looked at; 0: now, which is noted.
 
-        A new wish is looked at at once.
+        A new wish, but to be deleted, is looked at at once.
         """
         now = self._clock()
         left = self._looked.get(resource.id, 0.0) + APART_S - now
-        if 0 < left <= APART_S and resource.observed_generation == resource.generation and not resource.deleting:
+        is_known = resource.deleting or resource.observed_generation == resource.generation
+        if is_known and 0 < left <= APART_S:
             return left
         if len(self._looked) >= KNOWN_MAX:
             self._looked.clear()

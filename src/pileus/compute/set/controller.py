@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pileus.compute.pace import Pace
+from pileus.compute.pace import APART_S, Pace
 from pileus.compute.placement.types import MEMBER
 from pileus.compute.set.members import make_member
 from pileus.compute.set.plan import Plan, member_of, observe, plan
@@ -25,6 +25,8 @@ SOON_S = 0.05
 READ_MAX = 2 * MEMBERS_MAX
 """Members, and those that are going."""
 
+GOING = Wait("Deleting", "its members are being removed", APART_S)
+
 
 class SetController(Controller):
     """Keeps as many VMs as are wished, all as they are wished."""
@@ -34,9 +36,10 @@ class SetController(Controller):
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Do the next page of what is due, and say what there is."""
+        left_s = self._pace.left_s(resource)
         if resource.deleting:
-            return await _let_go(resource, store)
-        if left_s := self._pace.left_s(resource):
+            return GOING if left_s else await _let_go(resource, store)
+        if left_s:
             return Done(after_s=left_s)
         desired: SetDesired = resource.desired
         assigned: SetAssigned = resource.assigned
@@ -70,7 +73,7 @@ async def _let_go(resource: Resource, store: Store) -> Outcome:
             if not vm.deleting:
                 await tx.mark_deleting(await tx.get(vm.id))
 
-    return Wait("Deleting", "its members are being removed", 10.0, apply)
+    return replace(GOING, apply=apply)
 
 
 def _is_long(due: Plan) -> bool:
