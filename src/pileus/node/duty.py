@@ -6,13 +6,15 @@ import asyncio
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pileus.node.document import Difference, Document, document_hash, merged
 from pileus.node.hostclock import HostClock, Moment
 from pileus.node.ledger import ANSWER_BYTES_MAX, End, Ledger, Request
-from pileus.node.role import Role, RoleRefused, Wakeful
+from pileus.node.role import Role, RoleRefused, Talkative, Wakeful
 from pileus.node.turns import Mishap, Turns
 
 WORDS_MAX = 2000
@@ -47,6 +49,10 @@ class Duty:
         self._turns = Turns("role")
         self._waiting: list[list[Request]] = []
         self._looked_at = 0.0
+        self.on_news: Callable[[], None] = _nobody
+        """Called when the role said how it is of its own accord."""
+        if isinstance(role, Talkative):
+            role.on_news(partial(_soon, asyncio.get_running_loop(), self._take_news))
 
     async def resume(self) -> None:
         """Run what was kept, if anything was."""
@@ -127,6 +133,10 @@ class Duty:
             # Nobody knows what it runs now; so the host sends all of it next time.
             self.hash = ""
 
+    def _take_news(self, status: dict[str, Any]) -> None:
+        self.status = status
+        self.on_news()
+
     async def _asked(self) -> dict[str, Any]:
         """Return how the role says it is."""
         status = await self._call(self._role.status)
@@ -203,3 +213,13 @@ def _wake(loop: asyncio.AbstractEventLoop, fd: int, woken: asyncio.Future[None])
     loop.remove_reader(fd)
     if not woken.done():
         woken.set_result(None)
+
+
+def _soon(loop: asyncio.AbstractEventLoop, work: Callable[[dict[str, Any]], None], status: dict[str, Any]) -> None:
+    # The loop may have ended meanwhile: then there is nobody to tell.
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(work, status)
+
+
+def _nobody() -> None:
+    """Nobody wants to know."""

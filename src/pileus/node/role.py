@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from pileus.node.document import Document
@@ -46,3 +47,11 @@ class Wakeful(Protocol):
 
     def wake_fd(self) -> int:
         """Return a descriptor, always the same, that is readable as long as the role wants ``tick`` to be called now."""
+
+
+@runtime_checkable
+class Talkative(Protocol):
+    """A role that can say how it is in the middle of something that takes long."""
+
+    def on_news(self, tell: Callable[[dict[str, Any]], None]) -> None:
+        """Take what to call, on the thread of the role, with a status that shall be told before the call is over."""

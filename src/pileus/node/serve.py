@@ -49,6 +49,7 @@ class Server:
     def __init__(self, key: bytes, duty: Duty) -> None:
         self.conversation = Conversation(Session("node", key), self)
         self._duty = duty
+        duty.on_news = self._tell
         self._boot = _boot_id()
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import statistics
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pileus.drivers.host.guest.base import Guest, NodeFact
+from pileus.drivers.host.guest.base import Guest, GuestRequest, NodeFact
 from pileus.drivers.host.guest.flood import Limits
 from pileus.node.applications.role import Applications
 from pileus.node.document import Document
@@ -52,6 +53,23 @@ class Restless(TestRole):
     def close(self) -> None:
         os.close(self._readable)
         os.close(self._writable)
+
+
+class Busy(TestRole):
+    """A role that says how it is in the middle of a request, which ends when it is ``free``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = threading.Event()
+        self._tell: Callable[[dict[str, Any]], None] = lambda status: None
+
+    def on_news(self, tell: Callable[[dict[str, Any]], None]) -> None:
+        self._tell = tell
+
+    def request(self, id: str, payload: bytes, again: bool) -> bytes:
+        self._tell({"doing": id})
+        assert self.free.wait(LIMIT_S)
+        return b"done"
 
 
 @pytest.fixture(params=["serial", "nic"])
@@ -110,6 +128,20 @@ async def test_the_end_of_an_application_is_told_before_the_next_tick(rig: RealR
     await guest.configure(MACHINE, {})
     await guest.detach(MACHINE)
     role.close()
+
+
+async def test_what_a_role_says_in_the_middle_of_a_request_is_told_then(rig: RealRig) -> None:
+    role = Busy()
+    guest = await ready_with(rig, role)
+    ears = Ears(guest)
+    request = GuestRequest(id="r-1", sequence=1, deadline=time.time() + 60)
+    asked = asyncio.create_task(guest.request(MACHINE, request))
+    await ears.until(lambda fact: fact.status == {"doing": "r-1"})
+    assert not asked.done()
+    role.free.set()
+    assert (await asked).answer == b"done"
+    await ears.until(lambda fact: fact.status == {})
+    await guest.detach(MACHINE)
 
 
 async def test_a_role_that_always_has_news_is_no_flood(request: pytest.FixtureRequest) -> None:

@@ -54,6 +54,7 @@ class Applications:
         self._supervisor = Supervisor(folder, self._kept, self._accounts)
         self._leases = leases or Leases()
         self._document: Document = {}
+        self._tell: Callable[[Fields], None] = _nobody
         self._config = _NONE
         self._deeds: dict[str, Callable[[str, Fields], Fields]] = {
             **dict.fromkeys(("start", "restart", "suspend", "resume", "terminate"), self._drive),
@@ -67,6 +68,10 @@ class Applications:
     def wake_fd(self) -> int:
         """Return a descriptor that is readable when an application ended."""
         return self._supervisor.wake.fileno()
+
+    def on_news(self, tell: Callable[[Fields], None]) -> None:
+        """Tell of ends also while a scan goes on."""
+        self._tell = tell
 
     def apply(self, document: Document) -> None:
         """Run what the document says. Raises RoleRefused."""
@@ -220,9 +225,14 @@ class Applications:
         """Look for signatures in this machine; what ends meanwhile is started again as ever."""
         options = {key: asked[key] for key in ("paths", "memory", "time_s") if key in asked}
         try:
-            return scan_inside(asked.get("rules", ""), idle=self.tick, **options)
+            return scan_inside(asked.get("rules", ""), idle=self._go_on, **options)
         except ScanRefused as refused:
             raise RoleRefused(refused.message) from refused
+
+    def _go_on(self) -> None:
+        """Look after the applications in the middle of something else."""
+        self.tick()
+        self._tell(self.status())
 
     def _change_entry(self, section: str, name: str, fields: Fields | None) -> None:
         """Let the entry be these fields, or not be at all. Raises RoleRefused, and nothing changed."""
@@ -255,3 +265,7 @@ class Applications:
 
     def _answer(self, name: str) -> Fields:
         return {"state": self._kept.notes[name].state}
+
+
+def _nobody(status: Fields) -> None:
+    """Nobody wants to know."""
