@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator
@@ -250,5 +251,27 @@ def test_many_at_once_take_turns_and_let_everything_else_go_on() -> None:
             await world.until(lambda: world.is_ready("compute.vm", "v1", "acme"), 2.0)
             for name in names:
                 await world.until(functools.partial(world.is_ready, KIND, name, "acme"), 600.0)
+
+    run(main)
+
+
+def test_an_agent_that_dies_while_it_copies_leaves_nothing_and_the_next_one_says_its_own_moment() -> None:
+    async def main() -> None:
+        async with tenancy() as world:
+            ((id, machine),) = world.hosts.items()
+            machine.machines.latency = msgspec.structs.replace(machine.machines.latency, copy_s=20.0)
+            await world.create(KIND, "data", "acme", volume="data")
+            asked = clock()
+            await world.until(lambda: said_copying(world), 5.0)
+            await asyncio.sleep(10.0)  # virtual seconds: it is in the middle
+            await world.stop_agent(id)
+            assert machine.pool.snapshots == {}
+            await world.start_agent(id)
+            await world.until(lambda: world.is_ready(KIND, "data", "acme"), 120.0)
+            (fact,) = machine.pool.snapshots.values()
+            assert fact.taken_at >= asked + 10.0
+
+    async def said_copying(world: Cloud) -> bool:
+        return bool((await world.get(KIND, "data", "acme"))["conditions"][0]["reason"] == "Copying")
 
     run(main)
