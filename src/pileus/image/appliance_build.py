@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -17,9 +18,10 @@ import msgspec
 import pileus
 from pileus.image.build import COMMON_FILES, Recipe
 from pileus.image.closed import closed_root
+from pileus.image.elf import loaded_part, needed_libraries
 from pileus.image.ext4 import Ext4
 from pileus.image.kernel import Kernel
-from pileus.image.programs import LIBRARIES, add_binaries, find
+from pileus.image.programs import LIBRARIES, add_binaries, add_libraries, find
 from pileus.image.tools import run
 from pileus.image.tree import Tree
 from pileus.image.types import BuildError
@@ -54,6 +56,10 @@ _FILES = Path(__file__).parent / "appliance"
 _NODE = Path(pileus.__file__).parent / "node"
 _PYTHON = "usr/lib/python3.11"
 
+_SCANNER = Path(find_spec("yara_x").origin or "").parent  # type: ignore[union-attr]
+_SCANNER_RECORDS = tuple(_SCANNER.parent.glob("yara_x-*.dist-info"))
+"""YARA-X as it is installed here; its records hold the digests of its files, which are large."""
+
 _NO_MODULES = {
     *("test", "unittest", "idlelib", "tkinter", "turtledemo", "turtle.py", "ensurepip", "venv", "lib2to3", "distutils"),
     *("pydoc_data", "pydoc.py", "sqlite3", "curses", "dbm", "wsgiref", "xmlrpc", "__phello__", "__hello__.py"),
@@ -79,7 +85,7 @@ def root_tree(unpacked: Path, kernel: Kernel, modules: tuple[str, ...] = ()) -> 
 
 
 def _add_python(tree: Tree, unpacked: Path) -> None:
-    """Add Python's library and ``pileus.node`` as bytecode that names no time and looks for no source."""
+    """Add Python's library, ``pileus.node`` and the scanner as bytecode that names no time and looks for no source."""
     library = unpacked / _PYTHON
     for name in _NO_MODULES:
         path = library / name
@@ -89,6 +95,8 @@ def _add_python(tree: Tree, unpacked: Path) -> None:
             path.unlink(missing_ok=True)
     shutil.copytree(_NODE, library / "pileus/node", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(Path(pileus.__file__), library / "pileus/__init__.py")
+    (library / "yara_x").mkdir()
+    shutil.copy(_SCANNER / "__init__.py", library / "yara_x")
     # The package's own Python compiles: bytecode of another version would not be taken.
     linker = find(unpacked, f"{LIBRARIES}/ld-linux-x86-64.so.2")
     python = unpacked / "usr/bin/python3.11"
@@ -110,6 +118,10 @@ def _add_python(tree: Tree, unpacked: Path) -> None:
     for file in sorted(library.rglob("*.pyc")):
         if "__pycache__" not in file.parts:
             tree.file(str(file.relative_to(unpacked)), file.read_bytes())
+    for file in sorted(_SCANNER.glob("*.so")):
+        content = file.read_bytes()
+        tree.file(f"{_PYTHON}/yara_x/{file.name}", loaded_part(content), 0o755)
+        add_libraries(tree, unpacked, needed_libraries(content))
     if f"{_PYTHON}/pileus/node/__main__.pyc" not in tree:
         raise BuildError("BadPackage", "the appliance's own program was not compiled")
 
@@ -148,5 +160,5 @@ APPLIANCE = Recipe(
     programs=_PACKAGES,
     root=Ext4(size_bytes=ROOT_BYTES, label="root", uuid="70696c65-7573-4074-a96e-790000000002"),
     root_tree=root_tree,
-    sources=(_NODE,),
+    sources=(_NODE, *_SCANNER_RECORDS),
 )

@@ -34,6 +34,20 @@ def needed_libraries(binary: bytes) -> list[str]:
     return [_text(binary, start + name) for name in names]
 
 
+def loaded_part(binary: bytes) -> bytes:
+    """Return a program or library without what the dynamic linker never reads: symbols for debuggers, its sections.
+
+    Source: elf(5): the program headers say all that is loaded; e_shoff, e_shnum and e_shstrndx may be 0.
+    """
+    (table,) = struct.unpack_from("<Q", binary, 32)
+    size, count = struct.unpack_from("<HH", binary, 54)
+    segments = [struct.unpack_from("<IIQQQQ", binary, table + n * size) for n in range(count)]
+    kept = bytearray(binary[: max(offset + length for _, _, offset, _, _, length in segments)])
+    struct.pack_into("<Q", kept, 40, 0)
+    struct.pack_into("<HH", kept, 60, 0, 0)
+    return bytes(kept)
+
+
 def module_facts(module: bytes, key: str) -> list[str]:
     """Return the values of ``key`` (``depends``, ``alias``) in the .modinfo section of a kernel module."""
     found = re.findall(rb"\0" + key.encode() + rb"=([^\0]*)(?=\0)", module)
