@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.contract.mirror.conftest import skip_without_kernel
 from tests.contract.mirror.test_mirror import KEY
-from tests.contract.ovs.conftest import assert_nothing_left, skip_without_switch
+from tests.contract.ovs.conftest import built
 from tests.contract.ovs.frames import good as good_frame
 from tests.contract.ovs.lan import LIMIT_S, Guest
 from tests.contract.ovs.site import RED, Site, everybody, machine, tunnel_of
@@ -28,16 +27,8 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     """Three hosts with real switches."""
-    skip_without_kernel()
-    skip_without_switch()
-    site = Site(tmp_path)
-    try:
-        await site.build()
+    async with built(tmp_path) as site:
         yield site
-    finally:
-        await site.remove()
-    for lan in site.hosts.values():
-        assert_nothing_left(lan.paths)
 
 
 @pytest.fixture

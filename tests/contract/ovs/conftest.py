@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -62,9 +63,16 @@ def processes_of(paths: HostPaths) -> list[int]:
 
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    """Three hosts with real switches; whatever the test leaves is taken down."""
+    """Three hosts with real switches."""
+    async with built(tmp_path) as site:
+        yield site
+
+
+@contextlib.asynccontextmanager
+async def built(folder: Path) -> AsyncIterator[Site]:
+    """Give three hosts with real switches; whatever the test leaves is taken down."""
     skip_without_switch()
-    site = Site(tmp_path)
+    site = Site(folder)
     try:
         await site.build()
         yield site
