@@ -192,6 +192,22 @@ def test_what_left_its_session_is_ended_all_the_same(made: Made, tmp_path: Path)
     until(role, lambda: not is_alive(first))
 
 
+def test_the_end_of_another_is_told_while_one_takes_its_time_to_end(made: Made, tmp_path: Path) -> None:
+    role = made()
+    said: list[dict[str, Any]] = []
+    role.on_news(said.append)
+    armed = tmp_path / "armed"
+    slow = entry(["sh", "-c", f"trap 'kill -9 $OTHER' TERM; > {armed}; while :; do sleep 0.1; done"], stop_s=1)
+    role.apply(document(db=entry()))
+    slow["environment"] = {"OTHER": str(pid_of(role, "db"))}
+    role.apply(document(db=entry(), slow=slow))
+    until(role, armed.exists)
+    assert ask(role, do="terminate", application="slow") == {"state": "stopped"}
+    found = [one["applications"] for one in said]
+    assert any(one["db"]["state"] == "failed" and one["slow"]["state"] == "running" for one in found)
+    assert (told(role, "db")["exits"], told(role, "slow")["exits"]) == (1, 0)
+
+
 def test_who_is_told_to_start_runs_although_nobody_saw_its_end(made: Made) -> None:
     role = made()
     role.apply(document(web=entry()))
@@ -230,7 +246,7 @@ def test_a_wish_of_a_request_outlives_a_boot_and_ends_with_the_entry_it_was_made
     ask(first, do="terminate", application="web")
     ask(first, do="suspend", application="db")
     first.tick()
-    processes.end([(process, 0.0) for process in first._supervisor._running.values()])
+    processes.end([(process, 0.0) for process in first._supervisor._running.values()], lambda: None)
     first.close()
     second = made("boot-2")
     second.apply(document(web=entry(), db=entry()))

@@ -12,7 +12,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ OOM_ADJUSTMENT = 500
 
 KILL_S = 10.0
 """A process in the middle of a read of a disk that does not answer ends later than that; it is not waited for."""
+
+IDLE_S = 0.1
 
 _PROC = Path("/proc")
 
@@ -49,6 +51,14 @@ class Leader:
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
         return bool(poll.poll(within_s * 1000))
+
+    def ends_until(self, until: float, idle: Callable[[], None]) -> bool:
+        """Return whether it ended by then, a time of ``time.monotonic``; ``idle`` is called now and then."""
+        while not self.has_ended(min(IDLE_S, max(0.0, until - time.monotonic()))):
+            if time.monotonic() >= until:
+                return False
+            idle()
+        return True
 
     def tell(self, number: signal.Signals) -> None:
         """Send its group a signal, unless it ended."""
@@ -126,8 +136,8 @@ def end_all(variable: str) -> None:
         _kill(pid, fields[19])
 
 
-def end(processes: Iterable[tuple[Leader, float]]) -> None:
-    """End processes, each given its seconds to end by itself; they may be suspended.
+def end(processes: Iterable[tuple[Leader, float]], idle: Callable[[], None]) -> None:
+    """End processes, each given its seconds to end by itself; they may be suspended. ``idle``: called meanwhile.
 
     Who is killed then has not ended yet when this returns: ``bury`` waits for that.
     """
@@ -137,7 +147,7 @@ def end(processes: Iterable[tuple[Leader, float]]) -> None:
         process.tell(signal.SIGTERM)
         process.tell(signal.SIGCONT)
     for process, patience_s in sorted(left, key=lambda one: one[1]):
-        if not process.has_ended(max(0.0, began + patience_s - time.monotonic())):
+        if not process.ends_until(began + patience_s, idle):
             process.tell(signal.SIGKILL)
 
 

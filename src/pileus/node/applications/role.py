@@ -70,8 +70,9 @@ class Applications:
         return self._supervisor.wake.fileno()
 
     def on_news(self, tell: Callable[[Fields], None]) -> None:
-        """Tell of ends also while a scan goes on."""
+        """Tell of ends also while a scan, or the end of another application, takes long."""
         self._tell = tell
+        self._supervisor.idle = lambda: tell(self.status())
 
     def apply(self, document: Document) -> None:
         """Run what the document says. Raises RoleRefused."""

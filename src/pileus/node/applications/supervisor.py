@@ -12,7 +12,7 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +47,8 @@ class Supervisor:
 
     def __init__(self, folder: Path, kept: Kept, accounts: Accounts) -> None:
         self.wake = select.epoll()
+        self.idle: Callable[[], None] = _nothing
+        """Called now and then while something takes long."""
         self._folder = folder
         self._kept = kept
         self._accounts = accounts
@@ -105,10 +107,11 @@ class Supervisor:
         """End applications, each given its time."""
         notes = {name: self._kept.notes[name] for name in names if name in self._kept.notes}
         ending = [name for name in notes if name in self._running]
-        processes.end([(self._running[name], notes[name].fields.get("stop_s", 5)) for name in ending])
+        taken = {name: self._take(name) for name in ending}
+        processes.end([(taken[name], notes[name].fields.get("stop_s", 5)) for name in ending], self._go_on)
         for name, note in notes.items():
             if name in ending:
-                self._bury(name)
+                taken[name].bury()
                 self._sweep(note)
             if name in ending or note.state != "stopped":
                 self._say(name, "stopped", "" if name in ending else note.code)
@@ -174,13 +177,16 @@ class Supervisor:
         began = time.monotonic()
         for application in sorted(updated, key=lambda one: one.settle_s):
             name = application.name
-            process = self._running.get(name)
-            if process is not None and process.has_ended(max(0.0, began + application.settle_s - time.monotonic())):
-                code = self._bury(name)
+            if name not in self._running:
+                failed[name] = f"{_version(application)}: {self._kept.notes[name].code}"
+                continue
+            process = self._take(name)
+            if process.ends_until(began + application.settle_s, self._go_on):
+                code = process.bury()
                 self._say(name, "failed", code)
                 failed[name] = f"{_version(application)}: {code} within {application.settle_s:g} s"
-            elif process is None:
-                failed[name] = f"{_version(application)}: {self._kept.notes[name].code}"
+            else:
+                self._watch(name, process)
         return failed
 
     def _start(self, application: Application) -> None:
@@ -246,7 +252,7 @@ class Supervisor:
         """See which ended by themselves."""
         for name, process in list(self._running.items()):
             if process.has_ended():
-                code = self._bury(name)
+                code = self._take(name).bury()
                 self._kept.notes[name].exits += 1
                 self._failed(name, code)
 
@@ -266,10 +272,15 @@ class Supervisor:
         self._running[name] = process
         self.wake.register(process.fd, select.EPOLLIN)
 
-    def _bury(self, name: str) -> str:
+    def _take(self, name: str) -> Leader:
+        """Return the process of an application, from now on the caller's to look after."""
         process = self._running.pop(name)
         self.wake.unregister(process.fd)
-        return process.bury()
+        return process
+
+    def _go_on(self) -> None:
+        self.see_ends()
+        self.idle()
 
     @staticmethod
     def _sweep(note: Note) -> None:
@@ -301,6 +312,10 @@ class Supervisor:
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)
+
+
+def _nothing() -> None:
+    """Nothing to do meanwhile."""
 
 
 def _version(application: Application) -> str:
