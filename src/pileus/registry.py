@@ -32,6 +32,7 @@ from pileus.mirror.session import types as session
 from pileus.mirror.sniffer import types as sniffer
 from pileus.monitor.action import types as action
 from pileus.monitor.entitlement import types as entitlement
+from pileus.monitor.history import types as history
 from pileus.monitor.monitor import types as monitor
 from pileus.monitor.policy import types as policy
 from pileus.monitor.scan import types as scan
@@ -93,6 +94,7 @@ KINDS = Registry(
         watcher.KIND,
         state.KIND,
         action.KIND,
+        history.KIND,
         signature.KIND,
         scan.KIND,
         entitlement.KIND,

@@ -34,6 +34,7 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.surface import Surface
 from pileus.kernel.transaction import Transaction
 from pileus.lab.simulated import IMAGE, SimulatedHost
+from pileus.monitor.receiver import Receiver
 from pileus.registry import KINDS
 from pileus.server.agents import Agents
 from pileus.server.watching import Watching
@@ -116,6 +117,8 @@ class Cloud:
         """Carries mirrored packets between hosts that have an address on it."""
         self.outbound: Outbound = Internet()
         """Where servers that start from now on send notices."""
+        self.receiver: Receiver | None = None
+        """Where they deliver histories; None: to customers' databases."""
         self.running: dict[str, Agent] = {}
         self.links: dict[str, Pipe] = {}
         """The agents' ends of their newest connections."""
@@ -130,7 +133,7 @@ class Cloud:
         await hub.open()
         if isinstance(engine, PostgresEngine):
             engine.on_notify = hub.notify
-        loop = Loop(store, hub, controllers(store, NoFiles(), self.outbound), seed=self.seed)
+        loop = Loop(store, hub, controllers(store, NoFiles(), self.outbound, self.receiver), seed=self.seed)
         await loop.open()
         agents = Agents(store, hub)
         await agents.open()
@@ -361,10 +364,13 @@ class Cloud:
 
 
 @contextlib.asynccontextmanager
-async def cloud(hosts: int = 1, *, seed: int = 0, **zone: Any) -> AsyncIterator[Cloud]:
+async def cloud(
+    hosts: int = 1, *, seed: int = 0, receiver: Receiver | None = None, **zone: Any
+) -> AsyncIterator[Cloud]:
     """Give a furnished cloud on SQLite until the block ends."""
     with tempfile.TemporaryDirectory(prefix="pileus-", dir="/dev/shm") as folder:
         made = Cloud(lambda: SqliteEngine(Path(folder) / "db", commit_inline=True), seed=seed)
+        made.receiver = receiver
         await made.start_server()
         try:
             await made.furnish(hosts, **zone)

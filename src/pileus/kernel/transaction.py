@@ -212,6 +212,7 @@ class Transaction:
         await self._session.run(sql.CONTENT_DELETE, id=resource.id)
         await self._session.run(sql.PRESENCE_DELETE, host=resource.id)
         await self._session.run(sql.LEASE_DELETE, id=resource.id)
+        await self._session.run(sql.JOURNAL_END, stream=resource.id)
         await self._session.run(sql.WORK_DELETE, id=resource.id)
         await self._note_gone(resource)
         await self.event(resource, "Deleted", "Deleted", f"{resource} is gone")
@@ -354,6 +355,12 @@ class Transaction:
             message=message,
             manager=resource.manager,
         )
+
+    async def note(self, stream: str, kind: str, body: str) -> None:
+        """Append to a journal that is delivered elsewhere: one order for all that is committed."""
+        about = {"seq": self._next_revision(), "stream": stream, "at": iso(self.now), "kind": kind, "body": body}
+        await self._session.run(self._insert.journal, **about)
+        await self.enqueue(stream)
 
     async def audit(self, entry: Mapping[str, Any]) -> None:
         """Append to the audit log of this server; its numbers have no gap."""

@@ -15,6 +15,7 @@ from pileus.monitor.action import plan
 from pileus.monitor.action.types import ActionAssigned, ActionCause, ActionDesired, key_space
 from pileus.monitor.monitor.plan import recent
 from pileus.monitor.monitor.types import MonitorAssigned, MonitorDesired
+from pileus.monitor.notes import note_action
 from pileus.monitor.policy.types import PolicyAct, PolicyDesired
 from pileus.monitor.state.types import StateAssigned
 
@@ -96,7 +97,9 @@ async def write_action(tx: Transaction, told: Told, proposed: Proposed) -> Resou
     )
     if word == "do":
         await _count(tx, monitor, row, desired.do)
-    return await tx.create(made)
+    made = await tx.create(made)
+    await note_action(tx, made)
+    return made
 
 
 def _verdict(

@@ -31,6 +31,7 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.acting import Proposed, Told, write_action
 from pileus.monitor.monitor.types import APPLIANCES_MAX, MonitorDesired
+from pileus.monitor.notes import note_state
 from pileus.monitor.policy.plan import engine_policy
 from pileus.monitor.scan.types import OVER
 from pileus.monitor.state.types import StateAssigned, StateObserved
@@ -424,7 +425,8 @@ class Run:
             return
         with contextlib.suppress(msgspec.ValidationError):
             observed = msgspec.convert(row, StateObserved)
-            await tx.update(current, observed=observed, observed_generation=current.generation)
+            written = await tx.update(current, observed=observed, observed_generation=current.generation)
+            await note_state(tx, written, current.observed)
 
     async def _look_at_hosts(self) -> None:
         now = self._store.clock()

@@ -69,9 +69,12 @@ from pileus.monitor.action.api import ActionAdmission
 from pileus.monitor.action.controller import ActionController
 from pileus.monitor.entitlement.api import EntitlementAdmission
 from pileus.monitor.entitlement.controller import EntitlementController
+from pileus.monitor.history.api import HistoryAdmission
+from pileus.monitor.history.controller import HistoryController
 from pileus.monitor.monitor.api import MonitorAdmission
 from pileus.monitor.monitor.controller import MonitorController
 from pileus.monitor.policy.api import PolicyAdmission
+from pileus.monitor.receiver import Postgres, Receiver
 from pileus.monitor.scan.api import ScanAdmission
 from pileus.monitor.scan.controller import ScanController
 from pileus.monitor.seat.api import SeatAdmission
@@ -103,8 +106,12 @@ SILENCE_EVERY_S = 5.0
 FORGET_EVERY_S = 600.0
 
 
-def controllers(store: Store, images: Files, outbound: Outbound | None = None) -> dict[str, Controller]:
-    """Return the controllers, by kind. ``outbound``: where notices go out; left out: the internet."""
+def controllers(
+    store: Store, images: Files, outbound: Outbound | None = None, receiver: Receiver | None = None
+) -> dict[str, Controller]:
+    """Return the controllers, by kind. ``outbound``: where notices go out; left out: the internet. ``receiver``: of
+    histories; left out: customers' PostgreSQL.
+    """
     return {
         "tenancy.account": AccountController(),
         "tenancy.vdc": VdcController(),
@@ -137,6 +144,7 @@ def controllers(store: Store, images: Files, outbound: Outbound | None = None) -
         "monitor.monitor": MonitorController(),
         "monitor.watcher": WatcherController(),
         "monitor.action": ActionController(store.clock),
+        "monitor.history": HistoryController(receiver or Postgres(), store.clock),
         "monitor.signature": SignatureController(store.clock),
         "monitor.scan": ScanController(store.clock),
         "monitor.entitlement": EntitlementController(store.clock),
@@ -179,6 +187,7 @@ def admissions() -> dict[str, Admission]:
         "monitor.monitor": MonitorAdmission(),
         "monitor.policy": PolicyAdmission(),
         "monitor.action": ActionAdmission(),
+        "monitor.history": HistoryAdmission(),
         "monitor.signature": SignatureAdmission(),
         "monitor.scan": ScanAdmission(),
         "monitor.entitlement": EntitlementAdmission(),

@@ -18,6 +18,7 @@ from pileus.kernel.store.tables import (
     event,
     gone,
     idempotency,
+    journal,
     label,
     lease,
     link,
@@ -241,6 +242,16 @@ SILENT = (
     .select_from(presence.join(resource, presence.c.host == resource.c.id))
     .where(presence.c.seen_at < _p("before"), resource.c.reason != "HostSilent")
 )
+_stream = journal.c.stream == _p("stream")
+JOURNAL_NEXT = (
+    sa.select(journal.c.seq, journal.c.at, journal.c.kind, journal.c.body)
+    .where(_stream)
+    .order_by(journal.c.seq)
+    .limit(_p("n"))
+)
+JOURNAL_WAITING = sa.select(sa.func.count(), sa.func.min(journal.c.at)).where(_stream)
+JOURNAL_DELETE = sa.delete(journal).where(_stream, journal.c.seq <= _p("until"))
+JOURNAL_END = sa.delete(journal).where(_stream)
 LEASE = sa.select(lease.c.holder, lease.c.token, lease.c.until).where(lease.c.id == _p("id"))
 LEASE_RENEW = (
     sa.update(lease)
@@ -326,6 +337,7 @@ class Statements:
         self.idempotency = of(idempotency)
         self.credential = of(credential)
         self.presence = upsert(presence)
+        self.journal = of(journal)
         self.lease = upsert(lease)
         self.sample = upsert(sample)
         self.content = upsert(content)

@@ -251,6 +251,17 @@ notice = sa.Table(
 )
 sa.Index("notice_subject", notice.c.manager, notice.c.subject, notice.c.seq)
 
+journal = sa.Table(
+    "journal",
+    metadata,
+    _number("seq", primary_key=True),
+    _text("stream"),
+    _text("at"),
+    _text("kind"),
+    _text("body"),
+)
+sa.Index("journal_stream", journal.c.stream, journal.c.seq)
+
 counter = sa.Table("counter", metadata, _text("name", primary_key=True), _number("value"))
 
 setting = sa.Table("setting", metadata, _text("name", primary_key=True), _text("value"))

@@ -13,6 +13,7 @@ from pileus.kernel.transaction import Transaction
 from pileus.monitor.action import plan
 from pileus.monitor.action.steps import DOERS, StepFailed, Task
 from pileus.monitor.action.types import KEPT_S, STEP_S, ActionAssigned, ActionDesired, ActionStep
+from pileus.monitor.notes import note_action
 
 LOOK_AGAIN_S = 0.2
 ASK_AGAIN_S = 30.0
@@ -97,7 +98,7 @@ async def _write(tx: Transaction, task: Task, step: ActionStep) -> None:
     is_over = plan.current(steps) == len(steps)
     decided = replace(assigned, steps=steps, ended_at=tx.now if is_over else 0.0)
     found = plan.observed(decided)
-    await tx.update(current, assigned=decided, observed=found)
+    await note_action(tx, await tx.update(current, assigned=decided, observed=found))
     if is_over:
         await tx.audit(audit_entry(current, found.state))
 

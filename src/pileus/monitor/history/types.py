@@ -1,0 +1,88 @@
+"""A history: where a monitor's state table and its log of actions go, in order and once, whatever breaks in between."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from pileus.kernel.condition import Condition, ready, unready
+from pileus.kernel.fields import MonitorRef
+from pileus.kernel.kind import Column, Kind, Resource
+
+
+class HistoryDesired(Struct, frozen=True, kw_only=True):
+    """A PostgreSQL database of the customer's. Tables and views are made there; see the concept page for them."""
+
+    monitor: Annotated[MonitorRef, Meta(description="Whose history.")]
+    host: Annotated[str, Meta(min_length=1, max_length=253, description="Name or address of the database's server.")]
+    port: Annotated[int, Meta(ge=1, le=65_535, description="Its port.")] = 5432
+    database: Annotated[str, Meta(min_length=1, max_length=63, description="The database.")]
+    user: Annotated[str, Meta(min_length=1, max_length=63, description="Who writes there.")]
+    password: Annotated[str, Meta(max_length=1000, description="With which password.", extra={"file": True})] = ""
+    tls: Annotated[
+        Literal["verify", "off"], Meta(description="off: unencrypted, which only an operator may choose.")
+    ] = "verify"
+    ca: Annotated[
+        str,
+        Meta(
+            max_length=65_536,
+            description="PEM of an authority that its certificate may come from, too.",
+            extra={"file": True},
+        ),
+    ] = ""
+    waiting_max: Annotated[
+        int, Meta(ge=1000, le=10_000_000, description="Entries kept while it does not answer; of more the oldest go.")
+    ] = 1_000_000
+
+
+class HistoryAssigned(Struct, frozen=True, kw_only=True):
+    """``reach``: an operator's word may lead into the cloud's own networks, a tenant's to public addresses only."""
+
+    reach: Literal["public", "any"] = "public"
+    dropped: int = 0
+
+
+class HistoryObserved(Struct, frozen=True, kw_only=True):
+    """How far it is. ``since``: RFC 3339, of the oldest entry that waits; empty: none does."""
+
+    waiting: int = 0
+    since: str = ""
+    failures: int = 0
+    message: str = ""
+    """What the last try failed with."""
+
+
+def history_space() -> str:
+    """Return the claim space of monitors that have a history: value the monitor's id, owner the history."""
+    return "monitor/history"
+
+
+def _ready(resource: Resource) -> Condition:
+    observed: HistoryObserved | None = resource.observed
+    if observed is None:
+        return unready("Starting", "nothing was delivered yet")
+    if observed.failures:
+        return unready("Failing", f"{observed.waiting} entries wait since {observed.since}: {observed.message}")
+    dropped = resource.assigned.dropped
+    words = f"{dropped} entries were dropped: more than waiting_max waited" if dropped else ""
+    return ready("Delivering", words)
+
+
+KIND = Kind(
+    name="monitor.history",
+    summary="Where a monitor's states and actions go: a PostgreSQL database outside the cloud.",
+    desired=HistoryDesired,
+    assigned=HistoryAssigned,
+    observed=HistoryObserved,
+    ready=_ready,
+    aliases=("histories",),
+    private=frozenset({"desired.password"}),
+    immutable=frozenset({"monitor"}),
+    columns=(
+        Column("MONITOR", "desired.monitor"),
+        Column("HOST", "desired.host"),
+        Column("WAITING", "observed.waiting"),
+        Column("SINCE", "observed.since"),
+    ),
+)

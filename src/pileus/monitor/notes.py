@@ -1,0 +1,46 @@
+"""What a monitor's history gets, noted in the transactions that write states and actions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from pileus.kernel.kind import Resource
+from pileus.kernel.transaction import Transaction
+from pileus.monitor.action.types import ActionAssigned
+from pileus.monitor.history.types import history_space
+from pileus.monitor.state.types import StateIo, StateObserved
+
+
+async def note_state(tx: Transaction, row: Resource, before: StateObserved | None) -> None:
+    """Note an appliance's row, if more than counters and times changed in it."""
+    if _words(row.observed) == _words(before):
+        return
+    stream = await tx.holder(history_space(), row.assigned.monitor)
+    if stream is not None:
+        await tx.note(stream, "state", _text({"vm": row.assigned.vm, "name": row.name, "row": row.observed}))
+
+
+async def note_action(tx: Transaction, action: Resource) -> None:
+    """Note how an action is now: when it is written, and at each of its steps."""
+    assigned: ActionAssigned = action.assigned
+    stream = await tx.holder(history_space(), assigned.cause.monitor) if assigned.cause.monitor else None
+    if stream is None:
+        return
+    about = {"id": action.id, "vm": assigned.vm, "do": action.desired.do, "verdict": assigned.verdict}
+    state = action.observed.state if action.observed is not None else "waiting"
+    told = {**about, "why": assigned.why, "cause": assigned.cause, "steps": assigned.steps, "state": state}
+    await tx.note(stream, "action", _text(told))
+
+
+def _words(observed: StateObserved | None) -> StateObserved | None:
+    if observed is None:
+        return None
+    execution = replace(observed.execution, heard_at=0.0, misses=0)
+    return replace(observed, at=0.0, origin="", io=StateIo(), execution=execution)
+
+
+def _text(body: dict[str, Any]) -> str:
+    return msgspec.json.encode(body).decode()

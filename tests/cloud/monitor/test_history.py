@@ -1,0 +1,122 @@
+"""Histories: over an outage of the receiver and deaths of servers everything arrives once, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Sequence
+
+import pytest
+from tests.cloud.monitor.monitor_world import ACCOUNT, FAILED, MONITOR, RESTART, Apps
+from tests.cloud.world import cloud
+from tests.virtual_time import run
+
+from pileus.kernel.errors import Conflict, Transient
+from pileus.monitor.history.types import HistoryAssigned, HistoryDesired
+from pileus.monitor.receiver import Entry
+
+MEND = {"when": [FAILED], "do": [RESTART], "mode": "enforce", "cooldown_s": 0}
+CUSTOMER = {"monitor": MONITOR, "host": "db.example.com", "database": "d", "user": "u", "password": "p"}
+
+
+class Receiver:
+    """A database that is down, or loses the answer to what it kept."""
+
+    def __init__(self, seed: int) -> None:
+        self.rows: dict[tuple[str, int], Entry] = {}
+        self.order: list[int] = []
+        self.is_down = False
+        self.repeated = 0
+        self._random = random.Random(seed)
+
+    async def take(
+        self, desired: HistoryDesired, assigned: HistoryAssigned, stream: str, entries: Sequence[Entry]
+    ) -> None:
+        await asyncio.sleep(0.01)
+        if self.is_down or self._random.random() < 0.1:
+            raise Transient("the database is down")
+        for entry in entries:
+            if (stream, entry.seq) in self.rows:
+                self.repeated += 1
+                continue
+            self.rows[stream, entry.seq] = entry
+            self.order.append(entry.seq)
+        if self._random.random() < 0.2:
+            raise Transient("the connection broke before the answer")
+
+    def actions(self) -> list[tuple[str, str]]:
+        told = [json.loads(entry.body) for _, entry in sorted(self.rows.items()) if entry.kind == "action"]
+        return [(each["cause"]["key"], each["state"]) for each in told]
+
+
+@pytest.mark.parametrize("rounds", [8, pytest.param(500, marks=pytest.mark.long)])
+def test_after_an_outage_everything_is_there_once_and_in_order(rounds: int) -> None:
+    receiver = Receiver(seed=7)
+
+    async def main() -> None:
+        async with cloud(1, receiver=receiver) as world:
+            apps = Apps(world)
+            await apps.furnish(2)
+            await apps.watch(MEND, actions_per_hour=1000)
+            await world.create("monitor.history", "outside", ACCOUNT, **CUSTOMER)
+            node = await apps.node("n0")
+            receiver.is_down = True
+            for number in range(1, rounds + 1):
+                apps.say(node, "web", "failed", number)
+
+                async def is_done(number: int = number) -> bool:
+                    states = await apps.states()
+                    return len(states) == number and states[-1] == "done"
+
+                await world.until(is_done, limit_s=3000.0)
+                if number % 10 == 5:
+                    await world.start_server(f"server{number}")
+                    await world.stop_server()
+            assert not receiver.rows
+            await asyncio.sleep(3600.0)
+            history = await world.resource("monitor.history", "outside", ACCOUNT)
+            assert history.ready is not None
+            assert history.ready.reason == "Failing"
+            assert history.observed.waiting >= 3 * rounds
+            receiver.is_down = False
+            for number in range(3):
+                await world.start_server(f"late{number}")
+                await asyncio.sleep(0.3)
+                await world.stop_server()
+
+            async def is_empty() -> bool:
+                found = await world.resource("monitor.history", "outside", ACCOUNT)
+                return bool(found.observed.waiting == 0 and not found.observed.failures)
+
+            await world.until(is_empty, limit_s=600.0)
+            keys = [action.assigned.cause.key for action in await apps.actions()]
+            assert receiver.order == sorted(receiver.order)
+            told = receiver.actions()
+            assert [key for key, state in told if state == "done"] == keys
+            assert told.index((keys[0], "waiting")) < told.index((keys[0], "done"))
+            assert receiver.repeated > 0, "no answer was lost: this shows nothing"
+
+    run(main)
+
+
+def test_a_monitor_has_one_history_and_it_ends_with_it() -> None:
+    receiver = Receiver(seed=8)
+
+    async def main() -> None:
+        async with cloud(1, receiver=receiver) as world:
+            await Apps(world).furnish(1)
+            await world.create("monitor.monitor", MONITOR, ACCOUNT)
+            await world.create("monitor.history", "one", ACCOUNT, **CUSTOMER)
+            with pytest.raises(Conflict, match="has history one already"):
+                await world.create("monitor.history", "two", ACCOUNT, **CUSTOMER)
+            assert "password" not in (await world.get("monitor.history", "one", ACCOUNT))["desired"]
+            await world.delete("monitor.history", "one", ACCOUNT)
+
+            async def is_gone() -> bool:
+                return not await world.exists("monitor.history", "one", ACCOUNT)
+
+            await world.until(is_gone)
+            await world.create("monitor.history", "two", ACCOUNT, **CUSTOMER)
+
+    run(main)
