@@ -12,7 +12,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,15 +124,15 @@ def take_over(pid: int, start: str) -> Leader | None:
 
 def find(variable: str) -> Leader | None:
     """Return the leader of a session that has this in its environment, such as ``A=1``."""
-    for pid, fields in _processes_with(variable):
+    for pid, fields in _processes_with({variable}):
         if int(fields[3]) == pid and fields[0] != "Z":
             return take_over(pid, fields[19])
     return None
 
 
-def end_all(variable: str) -> None:
-    """End every process that has this in its environment."""
-    for pid, fields in _processes_with(variable):
+def end_all(variables: Collection[str]) -> None:
+    """End every process that has one of these in its environment."""
+    for pid, fields in _processes_with(variables) if variables else ():
         _kill(pid, fields[19])
 
 
@@ -185,10 +185,11 @@ def _kill(pid: int, start: str) -> None:
         process.forget()
 
 
-def _processes_with(variable: str) -> Iterable[tuple[int, list[str]]]:
+def _processes_with(variables: Collection[str]) -> Iterable[tuple[int, list[str]]]:
+    wanted = {variable.encode() for variable in variables}
     for pid, fields in _processes():
         with contextlib.suppress(OSError):
-            if variable.encode() in (_PROC / str(pid) / "environ").read_bytes().split(b"\0"):
+            if wanted.intersection((_PROC / str(pid) / "environ").read_bytes().split(b"\0")):
                 yield pid, fields
 
 

@@ -109,10 +109,10 @@ class Supervisor:
         ending = [name for name in notes if name in self._running]
         taken = {name: self._take(name) for name in ending}
         processes.end([(taken[name], notes[name].fields.get("stop_s", 5)) for name in ending], self._go_on)
+        for process in taken.values():
+            process.bury()
+        self._sweep([notes[name] for name in ending])
         for name, note in notes.items():
-            if name in ending:
-                taken[name].bury()
-                self._sweep(note)
             if name in ending or note.state != "stopped":
                 self._say(name, "stopped", "" if name in ending else note.code)
 
@@ -150,7 +150,7 @@ class Supervisor:
             note.pid, note.start = process.pid, process.start
             self._watch(name, process)
             return
-        processes.end_all(f"{MARK}={note.mark}")
+        processes.end_all([f"{MARK}={note.mark}"])
         if note.pid:
             note.exits += 1
             self._say(name, "failed", "unknown")
@@ -192,8 +192,8 @@ class Supervisor:
     def _start(self, application: Application) -> None:
         """Start a process; why that cannot be is said as its code."""
         name, note = application.name, self._note(application.name)
-        self._sweep(note)
-        note.mark, note.pid, note.start = secrets.token_hex(8), 0, ""
+        self._sweep([note])
+        note.mark = secrets.token_hex(8)
         note.launch, note.version, note.fields = application.launch, application.version, application.fields
         self._say(name, "running", "")
         self._save()
@@ -283,11 +283,11 @@ class Supervisor:
         self.idle()
 
     @staticmethod
-    def _sweep(note: Note) -> None:
-        """End what left the process group of one that ended; from now on the note is of no process."""
-        if note.mark:
-            processes.end_all(f"{MARK}={note.mark}")
-        note.mark, note.pid, note.start = "", 0, ""
+    def _sweep(notes: list[Note]) -> None:
+        """End what left the process groups of those that ended; from now on the notes are of no process."""
+        processes.end_all([f"{MARK}={note.mark}" for note in notes if note.mark])
+        for note in notes:
+            note.mark, note.pid, note.start = "", 0, ""
 
     def _note(self, name: str) -> Note:
         return self._kept.notes.setdefault(name, Note(since=int(time.time())))
