@@ -297,8 +297,8 @@ async def _is_settled(world: Cloud, name: str) -> bool:
 def test_a_server_killed_in_the_middle_leaves_its_work_to_another() -> None:
     async def main() -> None:
         async with site(hosts=4) as world:
-            await ask(world, count=120, duration_s=900, vcpus=1, memory_mib=64)
-            for number, count in enumerate((1, 60, 120)):
+            await ask(world, count=80, duration_s=900, vcpus=1, memory_mib=64)
+            for number, count in enumerate((1, 40, 80)):
 
                 async def some(count: int = count) -> bool:
                     return len(await vms(world)) >= count
@@ -307,7 +307,7 @@ def test_a_server_killed_in_the_middle_leaves_its_work_to_another() -> None:
                 await world.stop_server()
                 await world.start_server(f"server{number}")
             await comes_to(world, "running")
-            assert running(world) == 120
+            assert running(world) == 80
             await comes_to(world, "ending", limit_s=1000)
             await world.stop_server()
             await world.start_server("last")
@@ -420,5 +420,43 @@ def test_a_dry_run_says_what_would_be_chosen_and_why_the_rest_is_not_and_changes
             assert "host0" not in str(answer.body)
             assert await world.store.fetch(CHARGES) == before
             assert not await world.exists(KIND, "job", "acme")
+
+    run(main)
+
+
+def test_best_effort_machines_make_room_for_guaranteed_ones_and_come_back() -> None:
+    async def main() -> None:
+        async with site(hosts=2) as world:
+            free = (await world.get("infra.host", "host0"))["observed"]["memory_mib"] - 1024
+            size = {"vcpus": 1, "memory_mib": free // 4}
+            await ask(world, "cheap", count=8, service="best-effort", **size)
+            await comes_to(world, "running", "cheap")
+            await ask(world, "other", count=1, service="best-effort", **size)
+            await comes_to(world, "refused", "other")  # what is left is nothing, and best effort moves nobody
+            await ask(world, "dear", count=3, duration_s=600, **size)
+            await comes_to(world, "running", "dear")
+            assert running(world) == 8
+            found = await request(world, "cheap")
+            assert {each["reason"] for each in found["observed"]["missing"]} == {"Preempted"}
+            assert found["observed"]["missing_count"] == 3
+            assert found["conditions"][0]["status"] == "false"
+            gone = [row for row in await rows(world, "cheap") if row.assigned.state == "preempted"]
+            assert all("made room for request dear" in row.assigned.message for row in gone)
+            await comes_to(world, "ended", "dear", limit_s=700)
+            await world.until(lambda: world.is_ready(KIND, "cheap", "acme"))
+            assert running(world) == 8
+
+    run(main)
+
+
+def test_nobody_makes_room_in_vain() -> None:
+    async def main() -> None:
+        async with site(hosts=1) as world:
+            free = (await world.get("infra.host", "host0"))["observed"]["memory_mib"] - 1024
+            await ask(world, "cheap", count=2, service="best-effort", vcpus=1, memory_mib=free // 4)
+            await comes_to(world, "running", "cheap")
+            await ask(world, "dear", count=2, vcpus=1, memory_mib=free * 3 // 5)
+            await comes_to(world, "refused", "dear")
+            assert (await request(world, "cheap"))["observed"]["states"] == {"confirmed": 2}
 
     run(main)

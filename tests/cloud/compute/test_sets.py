@@ -124,7 +124,7 @@ def test_a_set_goes_on_where_a_server_was_killed() -> None:
         async with tenancy(hosts=2) as world:
             quota = {"vms": 1000, "vcpus": 1000, "memory_mib": 1_000_000, "volumes": 1000, "disk_gib": 1000}
             await world.patch("tenancy.vdc", "main", "acme", quota=quota)
-            await world.create("compute.set", "web", "acme", count=150, nics=[], vcpus=1, memory_mib=64)
+            await world.create("compute.set", "web", "acme", count=110, nics=[], vcpus=1, memory_mib=64)
 
             async def some() -> bool:
                 return len(await members(world)) >= 100
@@ -133,7 +133,7 @@ def test_a_set_goes_on_where_a_server_was_killed() -> None:
             await world.stop_server()
             await world.start_server("another")
             found = await settles(world)
-            assert found["observed"]["powers"] == {"running": 150}
+            assert found["observed"]["powers"] == {"running": 110}
             await world.patch("compute.set", "web", "acme", count=2)
             await settles(world)
 

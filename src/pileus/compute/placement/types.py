@@ -10,10 +10,10 @@ from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.kind import Column, Kind, Resource
 
 Service = Literal["guaranteed", "best-effort"]
-State = Literal["offered", "instructed", "confirmed", "refused", "released"]
-"""``offered``: room is held. ``instructed``: the host was told. ``confirmed``: the machine ran there. ``released``:
+State = Literal["offered", "instructed", "confirmed", "refused", "preempted", "released"]
+"""``offered``: room is held. ``instructed``: the host was told. ``confirmed``: the machine ran there.
 
-what was held is given back.
+``preempted``: a best-effort machine went to make room for a guaranteed one. ``released``: what was held is given back.
 """
 HELD: frozenset[State] = frozenset({"offered", "instructed", "confirmed", "refused"})
 """States in which the machine still has, or may have, something."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from pileus.compute.choosing import choose
-from pileus.compute.offers import Choice, summary
+from pileus.compute.offers import Choice, Machine, Mode, Offer, summary
 from pileus.compute.pace import Pace
 from pileus.compute.placement.types import PlacementAssigned
-from pileus.compute.request.moves import make_rows, make_set, move
+from pileus.compute.request.moves import give_place, make_rows, make_set
 from pileus.compute.request.plan import (
     RETRY_S,
     Changes,
@@ -23,6 +24,7 @@ from pileus.compute.request.plan import (
     see,
     stop_at,
 )
+from pileus.compute.request.preempt import best_effort, preempt, victims
 from pileus.compute.request.servers import OfferTable
 from pileus.compute.request.telling import observe
 from pileus.compute.request.types import OVER, RequestAssigned, RequestDesired
@@ -35,6 +37,9 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 
 NO_CAPACITY_RECHECK_S = 5.0
+ROOM_S = 120.0
+"""How long machines that make room may take to stop."""
+ROOM_RECHECK_S = 3.0
 RELEASING_S = 30.0
 """Its set wakes it when it is gone."""
 READ_MAX = 2 * MEMBERS_MAX
@@ -77,13 +82,11 @@ class RequestController(Controller):
         desired: RequestDesired = request.desired
         assigned: RequestAssigned = request.assigned
         now = store.clock()
-        choice = await self._choose(request, store, range(1, desired.count + 1), frozenset())
+        search = await self._search(request, store, range(1, desired.count + 1), desired.mode)
+        choice = search.choice
         if not choice.chosen:
             self._table.forget()  # for the next look
-            if now < assigned.start_by:
-                wait_s = min(NO_CAPACITY_RECHECK_S, assigned.start_by - now + 0.01)
-                return Wait("NoCapacity", summary(choice), wait_s)
-            return Done(lambda tx: _refuse(tx, request, summary(choice)))
+            return await self._wait_for_room(request, store, search)
         start = max(assigned.start_from, now)
         then = replace(assigned, start=start, chosen_at=now, phase="reserved", message=summary(choice))
         then = replace(then, end=end_of(desired, then))
@@ -96,59 +99,110 @@ class RequestController(Controller):
 
         return Done(apply, after_s=0.01)
 
+    async def _wait_for_room(self, request: Resource, store: Store, search: Search) -> Outcome:
+        """Let best-effort machines make room, else wait until the window is over, and refuse then."""
+        assigned: RequestAssigned = request.assigned
+        now = store.clock()
+        message = summary(search.choice)
+        in_the_way = await _in_the_way(request, store, search) if not assigned.room_by else []
+        if in_the_way:
+            then = replace(assigned, room_by=now + ROOM_S)
+
+            async def apply(tx: Transaction) -> None:
+                await preempt(tx, in_the_way, f"made room for {request}")
+                await tx.update(request, assigned=then)
+
+            return Wait("MakingRoom", f"{len(in_the_way)} best-effort machines make room", 1.0, apply)
+        if now < max(assigned.start_by, assigned.room_by):
+            left_s = max(assigned.start_by, assigned.room_by) - now + 0.01
+            return Wait("NoCapacity", message, min(1.0 if assigned.room_by > now else NO_CAPACITY_RECHECK_S, left_s))
+        return Done(lambda tx: _refuse(tx, request, message))
+
     async def _complete(self, request: Resource, rows: Sequence[Resource], store: Store) -> Outcome:
-        """Look for places for machines that have none, or whose host refused them; the others go on."""
+        """Look for places for machines that have none, or lost theirs; the others go on."""
         desired: RequestDesired = request.desired
         now = store.clock()
-        taken = {row.assigned.number: row for row in rows}
-        refused = {
-            row.assigned.number: row for row in rows if row.assigned.state == "refused" and not is_silent(row.assigned)
-        }
-        numbers = sorted({*refused, *(set(range(1, desired.count + 1)) - set(taken))})
-        avoided = frozenset(
-            host for row in refused.values() for host in (*row.assigned.refused_by, row.assigned.server)
-        )
-        choice = await self._choose(request, store, numbers, avoided)
-        then = replace(request.assigned, chosen_at=now, message=summary(choice))
+        without = {row.assigned.number: row for row in rows if _has_no_place(row)}
+        refused = [row for row in without.values() if row.assigned.state == "refused"]
+        placed = {row.assigned.number for row in rows}
+        numbers = sorted({*without, *(set(range(1, desired.count + 1)) - placed)})
+        avoided = frozenset(host for row in refused for host in (*row.assigned.refused_by, row.assigned.server))
+        search = await self._search(request, store, numbers, "best-effort", avoided)
+        choice = search.choice
+        in_the_way = await _in_the_way(request, store, search) if choice.refused else []
+        looked_at = now - RETRY_S + ROOM_RECHECK_S if in_the_way else now
+        then = replace(request.assigned, chosen_at=looked_at, message=summary(choice))
+        chosen = {each.number: each for each in choice.chosen}
 
         async def apply(tx: Transaction) -> None:
-            await make_rows(tx, request, then, [each for each in choice.chosen if each.number not in refused])
-            for each in choice.chosen:
-                if each.number in refused:
-                    await move(tx, refused[each.number], each, now)
+            await preempt(tx, in_the_way, f"made room for {request}")
+            await make_rows(tx, request, then, [each for each in choice.chosen if each.number not in without])
+            for number, row in without.items():
+                await give_place(tx, row, chosen.get(number), now)
             await _say(tx, request, then)
             await tx.enqueue(then.set)
 
         return Done(apply, after_s=0.01)
 
-    async def _choose(self, request: Resource, store: Store, numbers: Sequence[int], avoided: frozenset[str]) -> Choice:
-        """Return the places of these machines, on hosts that refused none of them."""
+    async def _search(
+        self,
+        request: Resource,
+        store: Store,
+        numbers: Sequence[int],
+        mode: Mode,
+        avoided: frozenset[str] = frozenset(),
+    ) -> Search:
+        """Look for places of these machines, on hosts that refused none of them."""
         links = await store.links(request.id)
         offers = [offer for offer in await self._table.offers(links) if offer.server not in avoided]
         now = store.clock()
         machines = needs(request.desired, request.assigned, links, numbers, now)
-        choice = choose(machines, offers, request.desired.mode, now)
+        choice = choose(machines, offers, mode, now)
         self._table.take(choice)
-        return choice
+        return Search(machines, offers, choice)
+
+
+class Search(NamedTuple):
+    """What was looked for, where, and what came of it."""
+
+    machines: list[Machine]
+    offers: list[Offer]
+    choice: Choice
+
+
+async def _in_the_way(request: Resource, store: Store, search: Search) -> list[Resource]:
+    """Return the best-effort machines that have to go for guaranteed ones without a place; empty: none would help."""
+    if request.desired.service != "guaranteed":
+        return []
+    rows = await best_effort(store)
+    now = store.clock()
+    return victims(rows, search.offers, lambda offers: choose(search.machines, offers, "all-or-nothing", now))
 
 
 def _is_lacking(request: Resource, rows: Sequence[Resource], now: float) -> bool:
     """Tell whether it is time to look for places again."""
     desired: RequestDesired = request.desired
     assigned: RequestAssigned = request.assigned
-    if desired.mode != "best-effort" or assigned.phase not in ("reserved", "starting", "running"):
-        return False
     stops = stop_at(desired, assigned)
-    if stops and now >= stops:
+    if assigned.phase not in ("reserved", "starting", "running") or (stops and now >= stops):
         return False
     is_again = now - assigned.chosen_at >= RETRY_S
-    fresh = any(_is_movable(row) and row.assigned.server not in row.assigned.refused_by for row in rows)
-    return fresh or (is_again and (len(rows) < desired.count or any(_is_movable(row) for row in rows)))
+    if desired.mode != "best-effort":
+        return is_again and any(row.assigned.state == "preempted" for row in rows)
+    fresh = any(_has_no_place(row) and row.assigned.state == "refused" and not _is_known(row) for row in rows)
+    return fresh or (is_again and (len(rows) < desired.count or any(_has_no_place(row) for row in rows)))
 
 
-def _is_movable(row: Resource) -> bool:
+def _has_no_place(row: Resource) -> bool:
+    """Tell whether the machine of a row is to be put somewhere else."""
     place: PlacementAssigned = row.assigned
-    return place.state == "refused" and not is_silent(place)
+    return place.state == "preempted" or (place.state == "refused" and not is_silent(place))
+
+
+def _is_known(row: Resource) -> bool:
+    """Tell whether another place was looked for since its host refused it."""
+    place: PlacementAssigned = row.assigned
+    return place.server in place.refused_by
 
 
 async def _apply(tx: Transaction, request: Resource, rows: Sequence[Resource], decided: Next) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from pileus.compute.offers import Chosen
-from pileus.compute.placement.types import Contribution, PlacementAssigned, PlacementDesired
+from pileus.compute.placement.types import Contribution, PlacementAssigned, PlacementDesired, State
+from pileus.compute.request.preempt import SERVICE_LABEL
 from pileus.compute.request.servers import IMAGES
 from pileus.compute.request.types import RequestAssigned, RequestDesired
 from pileus.compute.set.types import TEMPLATE, MemberSpec, SetAssigned, SetDesired
@@ -19,6 +20,7 @@ from pileus.storage.volume.types import attachment_space
 
 REFUSED_MAX = 20
 """Hosts that refused a machine and are remembered."""
+OF_HOST = ("host", "pool")
 RACE_S = 0.6
 """After somebody else was faster: longer than offers are kept in memory."""
 
@@ -68,8 +70,33 @@ async def make_rows(tx: Transaction, request: Resource, assigned: RequestAssigne
             name=f"{request.name[:51]}-{request.id[-6:]}-{each.number:04d}",
             desired=PlacementDesired(),
             assigned=place,
+            labels={SERVICE_LABEL: desired.service},
         )
         await _hold(tx, await tx.ensure_child(request, row))
+
+
+async def give_place(tx: Transaction, row: Resource, chosen: Chosen | None, now: float) -> None:
+    """Put a machine that was refused or preempted somewhere else; without a choice note that one was looked for."""
+    place: PlacementAssigned = row.assigned
+    if chosen is not None:
+        await (move(tx, row, chosen, now) if place.state == "refused" else bring_back(tx, row, chosen))
+    elif place.state == "refused" and place.server not in place.refused_by:
+        await tx.update(await tx.get(row.id), assigned=replace(place, refused_by=_remembered(place)))
+
+
+async def bring_back(tx: Transaction, row: Resource, chosen: Chosen) -> None:
+    """Hold room anew for a machine that was preempted: it is made again. Raises: Waiting when somebody was faster."""
+    before: PlacementAssigned = row.assigned
+    after = replace(
+        before,
+        server=chosen.host,
+        pool=chosen.pool,
+        state="offered",
+        reason="",
+        message=chosen.reason,
+        contributions=_renewed(before, chosen, "offered"),
+    )
+    await _hold(tx, await tx.update(await tx.get(row.id), assigned=after))
 
 
 async def move(tx: Transaction, row: Resource, chosen: Chosen, now: float) -> None:
@@ -87,20 +114,19 @@ async def move(tx: Transaction, row: Resource, chosen: Chosen, now: float) -> No
         message=chosen.reason,
         since=now,
         doubted_at=0.0,
-        refused_by=(*before.refused_by, before.server)[-REFUSED_MAX:],
+        refused_by=_remembered(before),
     )
-    kept = tuple(each for each in before.contributions if each.kind not in ("host", "pool"))
-    held = {each.server: each for each in chosen.held}
-    own = tuple(
-        Contribution(server=id, kind=kind, quantity=dict(held[id].quantity), service=before.service, state="instructed")
-        for id, kind in ((chosen.host, "host"), (chosen.pool, "pool"))
-        if id in held
-    )
-    moved = await tx.update(await tx.get(row.id), assigned=replace(after, contributions=(*own, *kept)))
+    after = replace(after, contributions=_renewed(before, chosen, "instructed"))
+    moved = await tx.update(await tx.get(row.id), assigned=after)
     await _hold(tx, moved)
     vm = await tx.find_id(after.vm)
     if vm is not None:
         await _bring(tx, vm, before, moved)
+
+
+def _remembered(place: PlacementAssigned) -> tuple[str, ...]:
+    """Return the hosts that refused it, with the one that it is at."""
+    return (*(host for host in place.refused_by if host != place.server), place.server)[-REFUSED_MAX:]
 
 
 async def _bring(tx: Transaction, vm: Resource, before: PlacementAssigned, row: Resource) -> None:
@@ -129,6 +155,18 @@ async def _charge(tx: Transaction, owner: str, place: PlacementAssigned) -> None
     await tx.charge(space(place.server, "vcpus"), owner, place.vcpus)
     if place.pool:
         await tx.charge(space(place.pool, "disk_gib"), owner, place.disk_gib)
+
+
+def _renewed(before: PlacementAssigned, chosen: Chosen, state: State) -> tuple[Contribution, ...]:
+    """Return the contributions with those of another host and pool; the others stay."""
+    kept = tuple(replace(each, state=state, reason="") for each in before.contributions if each.kind not in OF_HOST)
+    held = {each.server: each for each in chosen.held}
+    own = tuple(
+        Contribution(server=id, kind=kind, quantity=dict(held[id].quantity), service=before.service, state=state)
+        for id, kind in zip((chosen.host, chosen.pool), OF_HOST, strict=True)
+        if id in held
+    )
+    return own + kept
 
 
 def _contributions(chosen: Chosen, assigned: RequestAssigned, desired: RequestDesired) -> tuple[Contribution, ...]:

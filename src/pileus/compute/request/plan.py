@@ -174,7 +174,7 @@ def _blame(refused: Sequence[PlacementAssigned]) -> str:
 
 def _judge(desired: RequestDesired, row: PlacementAssigned, vm: VmSeen | None, now: float) -> Changes:
     """Return what changes of a row that is not yet confirmed, or whose machine has done its task."""
-    if row.state == "released":
+    if row.state in ("released", "preempted"):
         return {}
     if row.state == "offered":
         return {"state": "instructed", "since": now, "start": now}
@@ -206,7 +206,7 @@ def _next_look_s(desired: RequestDesired, assigned: RequestAssigned, stops: floa
     if assigned.phase == "starting":
         return LOOK_S
     times = [stops, assigned.end - desired.warn_s if assigned.end else 0.0]
-    if desired.mode == "best-effort":
+    if desired.mode == "best-effort" or desired.service == "best-effort":
         times.append(now + RETRY_S)
     ahead = [at - now for at in times if at > now]
     return max(min(ahead), 0.05) if ahead else 0.0

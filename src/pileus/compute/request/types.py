@@ -66,6 +66,8 @@ class RequestAssigned(MemberSpec, frozen=True, kw_only=True):
     message: str = ""
     chosen_at: float = 0.0
     """When hosts were looked for last."""
+    room_by: float = 0.0
+    """Until when it waits for best-effort machines that make room for it; 0: for none."""
 
 
 class Missing(Struct, frozen=True, kw_only=True):
@@ -116,7 +118,7 @@ def _running(resource: Resource, observed: RequestObserved) -> Condition:
     desired: RequestDesired = resource.desired
     confirmed = observed.states.get("confirmed", 0)
     done = confirmed + observed.states.get("released", 0)
-    if done < desired.count:
+    if done < desired.count or observed.missing_count:
         first = next(iter(observed.missing), None)
         why = f"; machine {first.number}: {first.message or first.reason}" if first is not None else ""
         reason = "Starting" if observed.phase == "starting" else "Missing"
