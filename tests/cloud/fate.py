@@ -104,6 +104,15 @@ class Fate:
         for host, id in self._running()[:1]:
             host.machines.machines[id].deaf = not host.machines.machines[id].deaf
 
+    async def hung_machine(self) -> None:
+        """A QEMU process is stopped, or goes on."""
+        running = self._running()
+        if running:
+            host, id = self.random.choice(running)
+            is_hung = host.machines.machines[id].hung
+            self.happened["machines hung"] += not is_hung
+            (host.machines.unhang if is_hung else host.machines.hang)(id)
+
     async def kill_agent(self) -> None:
         """kill -9 of an agent; half the time it comes back at once."""
         if self.world.agents:
@@ -194,8 +203,9 @@ class Fate:
             host.switch.faults.clear()
             host.pool.faults.clear()
             host.mirror.errors.clear()
-            for machine in host.machines.machines.values():
+            for machine_id, machine in host.machines.machines.items():
                 machine.deaf = False
+                host.machines.unhang(machine_id)
             self.world.heal_link(id)
             if id not in self.world.agents:
                 await self.world.start_agent(id)

@@ -91,7 +91,8 @@ class Walk:
             (self.people.people, 25), (self.people.operators_own, 15), (self.nonsense, 40), (self.peek, 40), (self.repeat, 10),
             (self.burst, 8), (self.rest, 25),
             (self.fate.driver_fault, 35), (self.fate.machine_ends, 30), (self.fate.guest_ends, 12),
-            (self.fate.deaf_guest, 5), (self.fate.kill_agent, 10), (self.fate.start_agents, 20), (self.fate.part, 7),
+            (self.fate.deaf_guest, 5), (self.fate.hung_machine, 12),
+            (self.fate.kill_agent, 10), (self.fate.start_agents, 20), (self.fate.part, 7),
             (self.fate.heal, 14), (self.fate.kill_server, 5), (self.fate.reboot_host, 2), (self.fate.switch_crashes, 4),
             (self.fate.switch_vanishes, 2), (self.hosts, 5), (self.fate.report_again, 8),
         ]  # fmt: skip
