@@ -41,48 +41,37 @@ class Told(Struct, frozen=True, kw_only=True):
     silent: float = 0.0
 
 
+class _Parties(Struct, frozen=True):
+    """Whom an action is about, as they are inside the transaction."""
+
+    monitor: Resource
+    policy: Resource
+    row: Resource
+    vm: Resource
+
+
 async def write_action(tx: Transaction, told: Told, proposed: Proposed) -> Resource | None:
     """Return the action, written with what becomes of it; None when it is written already, or is not the watcher's.
 
     Raises: LeaseLost when another server runs the watcher.
     """
     await check(tx, told.lease)
-    row = await tx.find_id(told.row)
-    policy = await tx.find_id(proposed.policy)
-    if row is None or policy is None or row.deleting or policy.deleting:
+    parties = await _parties(tx, told, proposed)
+    if parties is None:
         return None
-    assigned: StateAssigned = row.assigned
-    is_its = (assigned.watcher, assigned.epoch, assigned.vm) == (told.lease.id, proposed.epoch, proposed.vm)
-    monitor = await tx.find_id(assigned.monitor)
-    vm = await tx.find_id(assigned.vm)
-    if not is_its or monitor is None or vm is None or policy.account_id != monitor.account_id:
-        return None
-    if (await tx.links(policy.id)).get("monitor") != monitor.id:
-        return None
-    key = f"{policy.id}/{vm.id}/{proposed.subject[:63]}/{proposed.incident}"
+    monitor, vm = parties.monitor, parties.vm
+    cause = _cause(parties, proposed, tx.now)
     id = tx.new_id()
     try:
-        await tx.claim(key_space(monitor.id), key, id)
+        await tx.claim(key_space(monitor.id), cause.key, id)
     except AlreadyClaimed:
         return None
-    desired: PolicyDesired = policy.desired
-    word, why = _verdict(monitor, row, desired, told, tx.now)
-    cause = ActionCause(
-        actor=f"monitor {monitor.name}",
-        monitor=monitor.id,
-        policy=policy.id,
-        subject=proposed.subject[:63],
-        incident=proposed.incident,
-        epoch=proposed.epoch,
-        key=key,
-        cause=f"policy {policy.name}: {_words(proposed.cause)}"[:500],
-        clauses=tuple(_clauses(proposed.cause)),
-        at=tx.now,
-    )
+    desired: PolicyDesired = parties.policy.desired
+    word, why = _verdict(monitor, parties.row, desired, told, tx.now)
     decided = ActionAssigned(
         zone=vm.zone, vdc=vm.vdc, vm=vm.id, cause=cause, verdict=word, why=why, steps=plan.first_steps(desired.do)
     )
-    made = Resource(
+    action = Resource(
         id=id,
         kind="monitor.action",
         name=f"a-{id[-12:]}",
@@ -96,10 +85,39 @@ async def write_action(tx: Transaction, told: Told, proposed: Proposed) -> Resou
         observed=plan.observed(decided),
     )
     if word == "do":
-        await _count(tx, monitor, row, desired.do)
-    made = await tx.create(made)
+        await _count(tx, monitor, parties.row, desired.do)
+    made = await tx.create(action)
     await note_action(tx, made)
     return made
+
+
+async def _parties(tx: Transaction, told: Told, proposed: Proposed) -> _Parties | None:
+    """Return whom it is about; None when the appliance is not the watcher's, or the policy not its monitor's."""
+    row, policy = await tx.find_id(told.row), await tx.find_id(proposed.policy)
+    if row is None or policy is None or row.deleting or policy.deleting or policy.kind != "monitor.policy":
+        return None
+    assigned: StateAssigned = row.assigned
+    is_its = (assigned.watcher, assigned.epoch, assigned.vm) == (told.lease.id, proposed.epoch, proposed.vm)
+    monitor, vm = await tx.find_id(assigned.monitor), await tx.find_id(assigned.vm)
+    if not is_its or monitor is None or vm is None or (await tx.links(policy.id)).get("monitor") != monitor.id:
+        return None
+    return _Parties(monitor, policy, row, vm)
+
+
+def _cause(parties: _Parties, proposed: Proposed, now: float) -> ActionCause:
+    subject = _printable(proposed.subject)[:63]
+    return ActionCause(
+        actor=f"monitor {parties.monitor.name}",
+        monitor=parties.monitor.id,
+        policy=parties.policy.id,
+        subject=subject,
+        incident=proposed.incident,
+        epoch=proposed.epoch,
+        key=f"{parties.policy.id}/{parties.vm.id}/{subject}/{proposed.incident}",
+        cause=f"policy {parties.policy.name}: {_printable(str(proposed.cause.get('text', '')))[:400]}",
+        clauses=tuple(_clauses(proposed.cause)),
+        at=now,
+    )
 
 
 def _verdict(
@@ -134,9 +152,8 @@ async def _count(tx: Transaction, monitor: Resource, row: Resource, do: tuple[Po
         await tx.update(monitor, assigned=replace(decided, acted=acted))
 
 
-def _words(cause: dict[str, Any]) -> str:
-    """Return the engine's sentence, as far as it can be printed: it quotes what appliances say."""
-    text = str(cause.get("text", ""))[:400]
+def _printable(text: str) -> str:
+    """Return the engine's words, as far as they can be printed: they quote what appliances say."""
     return "".join(each if each.isprintable() else " " for each in text)
 
 

@@ -143,7 +143,7 @@ def controllers(
         "gateway.link": LinkController(),
         "monitor.monitor": MonitorController(),
         "monitor.watcher": WatcherController(),
-        "monitor.action": ActionController(store.clock),
+        "monitor.action": ActionController(outbound or Internet(), store.clock),
         "monitor.history": HistoryController(receiver or Postgres(), store.clock),
         "monitor.signature": SignatureController(store.clock),
         "monitor.scan": ScanController(store.clock),

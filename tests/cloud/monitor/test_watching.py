@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.cloud.monitor.monitor_world import ACCOUNT, FAILED, MONITOR, RESTART, Apps
 from tests.cloud.world import cloud
 from tests.virtual_time import clock, run
 
+from pileus.kernel.errors import Conflict
 from pileus.kernel.store.lists import Filter
 
 MEND = {"when": [FAILED], "do": [RESTART], "mode": "enforce"}
@@ -143,5 +145,60 @@ def test_what_a_monitor_watches_follows_names_and_labels_and_what_it_had_goes_wi
                 return not any([await world.store.list(Filter(kind=kind)) for kind in kinds])
 
             await world.until(is_gone)
+
+    run(main)
+
+
+def test_a_person_acts_is_asked_and_evidence_outlives_the_appliance() -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            apps = Apps(world)
+            await apps.furnish(1)
+            vm = await world.store.get((await apps.node("n0")).assigned.vm)
+            steps = [{"do": "snapshot"}, {"do": "ask"}, {"do": "terminate"}]
+            await world.create("monitor.action", "away", ACCOUNT, vm=vm.id, do=steps, reason="seized")
+
+            async def is_in(state: str) -> bool:
+                found = await world.resource("monitor.action", "away", ACCOUNT)
+                return bool(found.observed.state == state)
+
+            await world.until(lambda: is_in("asking"))
+            assert await world.store.find_id(vm.id) is not None
+            with pytest.raises(Conflict, match="log of actions"):
+                await world.delete("monitor.action", "away", ACCOUNT)
+            await world.patch("monitor.action", "away", ACCOUNT, approved="yes")
+            await world.until(lambda: is_in("done"))
+            assert await world.store.find_id(vm.id) is None
+            (snapshot,) = await world.store.list(Filter(kind="storage.snapshot"))
+            assert snapshot.observed.state == "present"
+            assert "seized" in snapshot.desired.reason
+            await world.delete("storage.snapshot", snapshot.name, ACCOUNT)
+
+            async def is_gone() -> bool:
+                return not await world.store.list(Filter(kind="storage.snapshot"))
+
+            await world.until(is_gone)
+
+    run(main)
+
+
+def test_a_step_that_fails_ends_the_action_and_says_why() -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            await world.create("tenancy.account", ACCOUNT)
+            await world.create("compute.vm", "plain", ACCOUNT)
+            await world.until(lambda: world.is_ready("compute.vm", "plain", ACCOUNT))
+            do = [{"do": "restart-application", "application": "web"}, {"do": "stop"}]
+            await world.create("monitor.action", "try", ACCOUNT, vm="plain", do=do)
+
+            async def is_over() -> bool:
+                found = await world.resource("monitor.action", "try", ACCOUNT)
+                return bool(found.observed.state == "failed")
+
+            await world.until(is_over)
+            action = await world.resource("monitor.action", "try", ACCOUNT)
+            assert [step.state for step in action.assigned.steps] == ["failed", "skipped"]
+            assert "no node of a manager" in action.observed.message
+            assert (await world.resource("compute.vm", "plain", ACCOUNT)).observed.power == "running"
 
     run(main)

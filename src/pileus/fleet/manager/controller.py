@@ -18,7 +18,6 @@ from msgspec.structs import replace
 
 from pileus.fleet.admission import consent_of
 from pileus.fleet.manager.plan import RETRY_FIRST_S, Delivery, report, retry_s
-from pileus.fleet.manager.signing import Signer, load_signer
 from pileus.fleet.manager.types import BUILTIN, ManagerAssigned, ManagerDesired, ManagerObserved
 from pileus.kernel.clock import iso
 from pileus.kernel.errors import Transient
@@ -27,6 +26,7 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outbound import Outbound, Poster
 from pileus.kernel.outcome import Apply, Done, Outcome
+from pileus.kernel.signing import Signer, load_signer
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.engine import Row
 from pileus.kernel.store.store import Store

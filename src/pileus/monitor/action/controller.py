@@ -7,23 +7,26 @@ from msgspec.structs import replace
 from pileus.kernel.clock import Clock
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
+from pileus.kernel.outbound import Outbound
 from pileus.kernel.outcome import Done, Outcome
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.action import plan
-from pileus.monitor.action.steps import DOERS, StepFailed, Task
+from pileus.monitor.action.steps import StepDelayed, StepFailed, Task, doers
 from pileus.monitor.action.types import KEPT_S, STEP_S, ActionAssigned, ActionDesired, ActionStep
 from pileus.monitor.notes import note_action
 
 LOOK_AGAIN_S = 0.2
 ASK_AGAIN_S = 30.0
+DELAYED_S = 5.0
 FORGET_S = 600.0
 
 
 class ActionController(Controller):
     """Brings each action to its end."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, outbound: Outbound, clock: Clock) -> None:
+        self._doers = doers(outbound)
         self._clock = clock
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
@@ -50,7 +53,7 @@ class ActionController(Controller):
         try:
             if vm is None:
                 raise StepFailed("the VM was deleted")
-            step = replace(step, made=await DOERS[task.act.do].begin(tx, task, vm))
+            step = replace(step, made=await self._doers[task.act.do].begin(tx, task, vm))
         except StepFailed as failed:
             step = replace(step, state="failed", message=str(failed), ended_at=tx.now)
         await _write(tx, task, step)
@@ -58,17 +61,24 @@ class ActionController(Controller):
     async def _look(self, store: Store, task: Task, step: ActionStep, vm: Resource | None) -> Outcome:
         now = self._clock()
         is_asking = task.act.do == "ask"
+        delayed = ""
         try:
-            said = await DOERS[task.act.do].look(store, task, step, vm)
+            said = await self._doers[task.act.do].look(store, task, step, vm)
         except StepFailed as failed:
             ended = replace(step, state="failed", message=str(failed), ended_at=now)
             return Done(lambda tx: _write(tx, task, ended))
+        except StepDelayed as failed:
+            said, delayed = None, str(failed)
         if said is not None:
             done = replace(step, state="done", message=said, ended_at=now)
             return Done(lambda tx: _write(tx, task, done), after_s=0.001)
         if not is_asking and now >= step.began_at + STEP_S:
-            late = replace(step, state="failed", message=f"it was not done within {STEP_S:.0f} s", ended_at=now)
+            late = replace(
+                step, state="failed", message=f"it was not done within {STEP_S:.0f} s {delayed}".rstrip(), ended_at=now
+            )
             return Done(lambda tx: _write(tx, task, late))
+        if delayed:
+            return Done(after_s=DELAYED_S)
         return Done(after_s=ASK_AGAIN_S if is_asking else LOOK_AGAIN_S)
 
     def _kept(self, action: Resource) -> Outcome:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Protocol
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -15,17 +16,25 @@ from pileus.compute.vm.types import VmDesired, VmObserved, is_of_cloud
 from pileus.fleet.asking import ask, node_of
 from pileus.fleet.node.types import NodeDesired, in_force
 from pileus.fleet.request.types import RequestObserved, is_settled
-from pileus.kernel.errors import Rejected
+from pileus.kernel.errors import Rejected, Transient
 from pileus.kernel.kind import Resource
 from pileus.kernel.merge import merge_patch
+from pileus.kernel.outbound import Outbound
+from pileus.kernel.signing import Signer, load_signer
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.action.types import STEP_S, ActionDesired, ActionStep
 from pileus.monitor.policy.types import PolicyAct
+from pileus.storage.evidence import take_snapshot
+from pileus.storage.snapshot.types import SnapshotObserved
 
 
 class StepFailed(Exception):
     """A step cannot be done; the message is for people."""
+
+
+class StepDelayed(Exception):
+    """A step was not done, and is tried again; the message says why."""
 
 
 class Task(Struct, frozen=True, kw_only=True):
@@ -38,7 +47,7 @@ class Task(Struct, frozen=True, kw_only=True):
 
 
 class Doer(Protocol):
-    """How a verb is done."""
+    """How a verb is done. ``begin`` is in the transaction that notes it; ``look`` may raise StepDelayed."""
 
     async def begin(self, tx: Transaction, task: Task, vm: Resource) -> str:
         """Ask for it, and return what tells whether it is done (the step's ``made``). Raises: StepFailed."""
@@ -126,6 +135,31 @@ class Isolate:
         return "nothing passes its NICs" if observed is not None and observed.isolated == "yes" else None
 
 
+class Snapshot:
+    """Keeps the root volume as it is now: evidence, which outlives the appliance."""
+
+    async def begin(self, tx: Transaction, task: Task, vm: Resource) -> str:
+        if not vm.assigned.volumes:
+            raise StepFailed("the VM has no disk yet")
+        account = await tx.get(vm.account_id)
+        cause = task.action.assigned.cause
+        name, reason = f"{task.action.name[:58]}-{task.position}", f"{task.action.name}: {cause.cause}"[:1000]
+        try:
+            made = await take_snapshot(tx, vm.assigned.volumes[0], name, account, reason, cause.actor)
+        except Rejected as refused:
+            raise StepFailed(refused.message) from refused
+        return made.id
+
+    async def look(self, store: Store, task: Task, step: ActionStep, vm: Resource | None) -> str | None:
+        snapshot = await store.find_id(step.made)
+        if snapshot is None:
+            raise StepFailed("the snapshot was deleted")
+        observed: SnapshotObserved | None = snapshot.observed
+        if observed is not None and observed.problem is not None:
+            raise StepFailed(observed.problem.message)
+        return f"kept as {snapshot}" if observed is not None and observed.state == "present" else None
+
+
 class Terminate:
     """Deletes the appliance: its node with its VM, or the VM."""
 
@@ -176,6 +210,31 @@ class Ask:
         return "a person said yes" if desired.approved == "yes" else None
 
 
+class Webhook:
+    """Posts the cause to a URL, signed as managers' notices are; tried again until it is taken, so it may come twice."""
+
+    def __init__(self, outbound: Outbound) -> None:
+        self._outbound = outbound
+        self._signer: Signer | None = None
+
+    async def begin(self, tx: Transaction, task: Task, vm: Resource) -> str:
+        return f"{task.action.id}-{task.position}"
+
+    async def look(self, store: Store, task: Task, step: ActionStep, vm: Resource | None) -> str | None:
+        self._signer = self._signer or await load_signer(store)
+        cause = task.action.assigned.cause
+        told = {"action": task.action.id, "account": task.action.account, "vm": task.action.assigned.vm, "cause": cause}
+        body = msgspec.json.encode(told)
+        try:
+            async with self._outbound.open("public", "") as poster:
+                status = await poster.post(task.act.url, body, self._signer.headers(step.made, store.clock(), body))
+        except Transient as failed:
+            raise StepDelayed(failed.message) from failed
+        if not 200 <= status < 300:
+            raise StepDelayed(f"it answered with status {status}")
+        return f"taken with status {status}"
+
+
 def _there(vm: Resource | None) -> Resource:
     if vm is None:
         raise StepFailed("the VM was deleted")
@@ -192,17 +251,20 @@ async def set_power(tx: Transaction, vm: Resource, power: str) -> None:
     await tx.update(await tx.get(vm.id), desired=replace(vm.desired, power=power))
 
 
-DOERS: dict[str, Doer] = {
-    "restart-application": OfApplication("restart"),
-    "suspend-application": OfApplication("suspend"),
-    "resume-application": OfApplication("resume"),
-    "terminate-application": OfApplication("terminate"),
-    "restart": Restart(),
-    "suspend": Power("paused"),
-    "stop": Power("stopped"),
-    "isolate": Isolate(),
-    "terminate": Terminate(),
-    "configure": Configure(),
-    "ask": Ask(),
-}
-"""By verb of an act."""
+def doers(outbound: Outbound) -> dict[str, Doer]:
+    """Return how each verb of an act is done."""
+    return {
+        "restart-application": OfApplication("restart"),
+        "suspend-application": OfApplication("suspend"),
+        "resume-application": OfApplication("resume"),
+        "terminate-application": OfApplication("terminate"),
+        "restart": Restart(),
+        "suspend": Power("paused"),
+        "stop": Power("stopped"),
+        "isolate": Isolate(),
+        "snapshot": Snapshot(),
+        "terminate": Terminate(),
+        "configure": Configure(),
+        "ask": Ask(),
+        "webhook": Webhook(outbound),
+    }
