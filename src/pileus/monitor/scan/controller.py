@@ -15,6 +15,7 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.scan import plan
 from pileus.monitor.scan.types import OVER, SCAN_S, ScanAssigned, ScanObserved
+from pileus.scan.rules import eicar
 
 LOOK_AGAIN_S = 1.0
 
@@ -57,7 +58,7 @@ class ScanController(Controller):
             words = "the VM is no node of a manager: it cannot be looked at from inside"
             return _ended(scan, ScanObserved(state="unknown", message=words))
         signature = (await store.get(assigned.signature)).desired
-        payload = plan.request(signature.rules, signature.paths)
+        payload = plan.request(signature.rules or eicar(), signature.paths)
 
         async def apply(tx: Transaction) -> None:
             current = await tx.get(scan.id)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from msgspec.structs import replace
+
 from pileus.kernel.clock import Clock
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
@@ -16,6 +18,8 @@ from pileus.monitor.monitor.types import APPLIANCES_MAX
 from pileus.monitor.scan.types import OVER, ScanAssigned
 from pileus.monitor.scanning import make_scan
 from pileus.monitor.signature.types import SignatureAssigned, SignatureDesired, SignatureObserved
+from pileus.scan.checking import check
+from pileus.scan.rules import RulesRefused
 
 AT_ONCE = 8
 """Scans of a signature that are under way at the same time: they cost the appliances' hosts something."""
@@ -27,14 +31,18 @@ class SignatureController(Controller):
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._compiled: dict[str, tuple[int, str]] = {}
+        """By signature: the generation whose rules were compiled, and why they are refused."""
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Scan whose last scan is too old, the longest ago first."""
         if resource.deleting:
+            self._compiled.pop(resource.id, None)
             return Done()
         desired: SignatureDesired = resource.desired
         assigned: SignatureAssigned = resource.assigned or SignatureAssigned()
         now = self._clock()
+        refused = await self._refused(resource)
         if desired.scan_serial > assigned.scan_serial:
             assigned = SignatureAssigned(scan_serial=desired.scan_serial, asked_at=now)
         vms = await _appliances(resource, store)
@@ -47,11 +55,24 @@ class SignatureController(Controller):
 
         async def apply(tx: Transaction) -> None:
             current = await tx.get(resource.id)
-            await tx.update(current, assigned=assigned, observed=_observed(vms, newest))
-            for _, id in sorted(due)[: max(0, room)]:
+            await tx.update(current, assigned=assigned, observed=replace(_observed(vms, newest), refused=refused))
+            for _, id in sorted(due)[: max(0, room)] if not refused else ():
                 await make_scan(tx, current, vms[id])
 
         return Done(apply, after_s=LOOK_AGAIN_S)
+
+    async def _refused(self, signature: Resource) -> str:
+        """Return why the rules cannot be used; compiled once, by a process of its own."""
+        known = self._compiled.get(signature.id)
+        if known is None or known[0] != signature.generation:
+            refused = ""
+            if signature.desired.rules:
+                try:
+                    await check(signature.desired.rules)
+                except RulesRefused as wrong:
+                    refused = f"line {wrong.line}: {wrong.message}" if wrong.line else wrong.message
+            known = self._compiled[signature.id] = (signature.generation, refused)
+        return known[1]
 
 
 async def _appliances(signature: Resource, store: Store) -> dict[str, Resource]:

@@ -50,12 +50,16 @@ class SignatureObserved(Struct, frozen=True, kw_only=True):
 
     appliances: int = 0
     states: dict[str, int] = {}
+    refused: str = ""
+    """Why its rules cannot be used, with the line."""
 
 
 def _ready(resource: Resource) -> Condition:
     observed: SignatureObserved | None = resource.observed
     if observed is None:
         return unready("Starting", "nothing is scanned yet")
+    if observed.refused:
+        return unready("BadRules", observed.refused)
     found = observed.states.get("found", 0)
     if found:
         return ready("Found", f"found in {found} of {observed.appliances} appliances; `pileus get scan` says where")
