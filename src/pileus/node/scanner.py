@@ -54,7 +54,9 @@ class Look:
         self._timed_out = timed_out
         self._until = time.monotonic() + time_s
         self._counts: dict[str, int] = {}
-        self._seen: set[tuple[int, int]] = set()
+        self._seen: dict[tuple[int, int], list[tuple[str, int]]] = {}
+        """Files that were looked at, and what was found in each: rule and offset."""
+        self._found: list[tuple[str, int]] = []
         self.problem = ""
         self.ended = {"files": 0, "processes": 0, "scanned_bytes": 0, "unread": 0, "left_out": 0}
 
@@ -98,26 +100,29 @@ class Look:
         try:
             state = os.fstat(file)
             name = (state.st_dev, state.st_ino)
-            if not stat.S_ISREG(state.st_mode) or (where == "file" and name in self._seen):
-                return
-            if state.st_nlink > 1 or where == "process":
-                self._seen.add(name)
             about = {"where": where, "path": _shown(shown), **more}
-            self.ended["files"] += 1
-            if state.st_size <= WHOLE_BYTES_MAX:
-                self.at(os.pread(file, WHOLE_BYTES_MAX, 0), 0, 0, {**about, "whole": True})
+            if not stat.S_ISREG(state.st_mode):
                 return
-            for start, end in _written(file, state.st_size):
-                self.pieces(file, start, end, about)
+            if name in self._seen:
+                # Each process that runs a program counts, a file has one name.
+                for rule, offset in tuple(self._seen[name]) if where == "process" else ():
+                    self._tell(rule, {**about, "offset": offset})
+                return
+            self.ended["files"] += 1
+            self._content(file, state.st_size, about)
+            if state.st_nlink > 1 or where == "process":
+                self._seen[name] = self._found
         finally:
             os.close(file)
+            self._found = []
 
-    def was_seen(self, path: str) -> bool:
-        """Tell whether what runs from that file was looked at."""
-        with contextlib.suppress(OSError):
-            state = os.stat(path)
-            return (state.st_dev, state.st_ino) in self._seen
-        return False
+    def _content(self, file: int, size: int, about: dict[str, Any]) -> None:
+        """Look at what a file holds. Raises: Stop, OSError."""
+        if size <= WHOLE_BYTES_MAX:
+            self.at(os.pread(file, WHOLE_BYTES_MAX, 0), 0, 0, {**about, "whole": True})
+            return
+        for start, end in _written(file, size):
+            self.pieces(file, start, end, about)
 
     def unread(self, what: str, exc: OSError) -> None:
         """Note that something could not be read."""
@@ -125,6 +130,7 @@ class Look:
         self.problem = self.problem or f"{_shown(what)}: {exc.strerror}"
 
     def _tell(self, rule: str, about: dict[str, Any]) -> None:
+        self._found.append((rule, about["offset"]))
         count = self._counts[rule] = self._counts.get(rule, 0) + 1
         if (count > 1 and sum(self._counts.values()) > FINDINGS_MAX // 2) or count > FINDINGS_PER_RULE_MAX:
             self.ended["left_out"] += 1
@@ -155,8 +161,7 @@ def _one(look: Look, pid: int, memory: bool) -> None:
     except FileNotFoundError:
         return  # a thread of the kernel
     look.ended["processes"] += 1
-    if not look.was_seen(f"{folder}/exe"):
-        look.file(f"{folder}/exe", program, "process", **about)
+    look.file(f"{folder}/exe", program, "process", **about)
     command = Path(f"{folder}/cmdline").read_bytes()
     look.at(command, 0, 0, {"where": "process", "path": _shown(program), **about})
     if memory:
@@ -188,8 +193,8 @@ def _regions(maps: str) -> Iterator[tuple[int, int]]:
         is_anonymous = inode == "0"
         if rights[0] != "r" or (name and name[0].startswith(("[vvar", "[vsyscall"))):
             continue
-        # What was only mapped from a file and cannot be written is that file, which is looked at as one.
-        if is_anonymous or "w" in rights:
+        # What was only mapped from a file and cannot be written is that file, which is looked at as one, if it has a name.
+        if is_anonymous or "w" in rights or (name and name[0].endswith("(deleted)")):
             low, _, high = place.partition("-")
             yield int(low, 16), int(high, 16)
 

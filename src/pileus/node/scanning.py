@@ -119,19 +119,21 @@ def _result(said: bytes, reason: str, code: int) -> Fields:
     """Return the answer; ``reason`` is for a process that did not say how it ended."""
     findings: list[Fields] = []
     ended: Fields | None = None
-    room = ANSWER_BYTES_MAX
+    room, left_out = ANSWER_BYTES_MAX, 0
     for line in said.split(b"\n"):
         try:
             one = json.loads(line) if line else {}
         except ValueError:
             continue  # a line that was cut
-        if "finding" in one and len(line) <= room:
+        if "finding" in one:
             room -= len(line)
-            findings.append(one["finding"])
+            if room >= 0:
+                findings.append(one["finding"])
+            left_out += room < 0
         ended = one.get("ended", ended)
     if ended is None:
         how = f"signal {-code}" if code < 0 else f"exit {code}"
         words = "it took longer than it may" if reason == "TimedOut" else f"it ended before its end ({how})"
         ended = {"reason": reason, "message": f"the scan is not complete: {words}"}
     state = "found" if findings else "unknown" if ended["reason"] else "clean"
-    return {"state": state, **ended, "findings": findings}
+    return {"state": state, **ended, "left_out": ended.get("left_out", 0) + left_out, "findings": findings}

@@ -123,6 +123,40 @@ def test_a_program_that_was_deleted_while_it_runs_is_found(machine: Path) -> Non
     ]
 
 
+def test_every_process_that_runs_what_is_found_is_named(machine: Path) -> None:
+    (machine / "files").mkdir()
+    program = machine / "files" / "program"
+    shutil.copy(Path(shutil.which("cat") or "/bin/cat").resolve(), program)
+    with program.open("ab") as file:
+        file.write(TEST_FILE)
+    script = textwrap.dedent(f"""
+        import os, subprocess
+        children = [subprocess.Popen([{str(program)!r}], stdin=subprocess.PIPE) for _ in range(3)]
+        os.write(1, b"x")
+        os.read(0, 1)
+    """)
+    found = scanned(machine, victim=(sys.executable, "-c", script))
+    assert [one["where"] for one in found["findings"]] == ["process"] * 3
+    assert len({one["pid"] for one in found["findings"]}) == 3
+    assert {(one["path"], one["offset"]) for one in found["findings"]} == {(str(program), program.stat().st_size - 68)}
+
+
+def test_a_library_that_was_deleted_while_it_is_used_is_found(machine: Path) -> None:
+    (machine / "files").mkdir()
+    (machine / "files" / "library").write_bytes(TEST_FILE.ljust(8192, b"x"))
+    script = textwrap.dedent(f"""
+        import mmap, os
+        with open({str(machine / "files" / "library")!r}, "rb") as file:
+            kept = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE)
+        kept[0], kept[5000]
+        os.unlink({str(machine / "files" / "library")!r})
+        os.write(1, b"x")
+        os.read(0, 1)
+    """)
+    found = scanned(machine, victim=(sys.executable, "-c", script))
+    assert [(one["where"], one["pid"]) for one in found["findings"]] == [("memory", found["pid"])]
+
+
 def test_a_command_line_is_looked_at(machine: Path) -> None:
     (machine / "files").mkdir()
     script = "import os; os.write(1, b'x'); os.read(0, 1)"
@@ -176,8 +210,16 @@ def test_without_a_scanner_nothing_is_known(machine: Path) -> None:
 )
 def test_only_a_scan_that_came_to_its_end_is_clean(said: bytes, reason: str, state: str) -> None:
     found = _result(said, reason, -9)
+    assert found["left_out"] == 0
     assert found["state"] == state
     assert bool(found["reason"]) == (state != "clean")
+
+
+def test_an_answer_has_an_end() -> None:
+    line = json.dumps({"finding": {"rule": "a", "path": "x" * 1000}}).encode() + b"\n"
+    found = _result(line * 1000 + b'{"ended": {"reason": "", "message": "", "left_out": 5}}\n', "Crashed", 0)
+    assert len(json.dumps(found)) < 256 << 10
+    assert len(found["findings"]) + found["left_out"] == 1005
 
 
 @pytest.mark.parametrize(
