@@ -359,6 +359,8 @@ def test_its_end_can_be_put_off_and_is_announced() -> None:
                 return not await soon()
 
             await world.until(later)
+            (row,) = await rows(world)
+            assert iso(row.assigned.end) == (await request(world))["observed"]["ends_at"]
             await asyncio.sleep(1300)
             assert running(world) == 1
             with pytest.raises(Invalid):
@@ -458,5 +460,28 @@ def test_nobody_makes_room_in_vain() -> None:
             await ask(world, "dear", count=2, vcpus=1, memory_mib=free * 3 // 5)
             await comes_to(world, "refused", "dear")
             assert (await request(world, "cheap"))["observed"]["states"] == {"confirmed": 2}
+
+    run(main)
+
+
+def test_a_host_that_goes_before_the_start_is_no_host_at_the_start() -> None:
+    async def main() -> None:
+        async with site(hosts=2) as world:
+            await ask(world, count=4, start_at=iso(clock() + 300), mode="best-effort")
+            await comes_to(world, "reserved")
+            going = (await world.get("infra.host", "host1"))["id"]
+            assert {row.assigned.server for row in await rows(world)} == set(world.hosts)
+            await world.delete("infra.host", "host1")
+            await asyncio.sleep(60)
+            assert (await world.get("infra.host", "host1"))["conditions"][0]["reason"] == "InUse"
+            await world.until(lambda: world.is_ready(KIND, "job", "acme"), 400.0)
+            assert going not in {vm.host for vm in await vms(world)}
+
+            async def gone() -> bool:
+                return not await world.exists("infra.host", "host1")
+
+            await world.until(gone)
+            await world.stop_agent(going)
+            del world.hosts[going]
 
     run(main)

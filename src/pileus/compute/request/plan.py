@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.compute.offers import Machine
-from pileus.compute.placement.types import Contribution, PlacementAssigned, State
+from pileus.compute.placement.types import HELD, Contribution, PlacementAssigned, State
 from pileus.compute.request.types import RequestAssigned, RequestDesired
 from pileus.compute.vm.types import VmObserved
 from pileus.kernel.kind import Resource
@@ -130,7 +130,7 @@ def follow(
         return _end(assigned, rows, vms, now)
     if assigned.phase == "reserved" and now < assigned.start:
         return Next(assigned=assigned, after_s=assigned.start - now)
-    changes = {id: change for id, row in rows.items() if (change := _judge(desired, row, vms.get(row.vm), now))}
+    changes = {id: change for id, row in rows.items() if (change := _change(desired, assigned, row, vms, now))}
     after = {id: replace(row, **changes.get(id, {})) for id, row in rows.items()}
     refused = [row for row in after.values() if row.state == "refused"]
     if refused and desired.mode == "all-or-nothing" and assigned.phase != "running":
@@ -170,6 +170,14 @@ def _blame(refused: Sequence[PlacementAssigned]) -> str:
     more = f", and {len(refused) - 1} more were refused" if len(refused) > 1 else ""
     why = f"{first.reason}: {first.message}" if first.message else first.reason
     return f"host {first.server} refused machine {first.number} ({why}){more}; all of it was released"
+
+
+def _change(
+    desired: RequestDesired, assigned: RequestAssigned, row: PlacementAssigned, vms: Mapping[str, VmSeen], now: float
+) -> Changes:
+    """Return what changes of a row: its state, and its end when that was put off."""
+    later: Changes = {"end": assigned.end} if row.state in HELD and row.end != assigned.end else {}
+    return {**later, **_judge(desired, row, vms.get(row.vm), now)}
 
 
 def _judge(desired: RequestDesired, row: PlacementAssigned, vm: VmSeen | None, now: float) -> Changes:

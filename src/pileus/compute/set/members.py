@@ -18,11 +18,13 @@ from pileus.kernel.transaction import Exhausted, Transaction
 
 async def make_member(
     tx: Transaction, owner: Resource, number: int, place: Resource | None, links: Mapping[str, str]
-) -> Resource:
+) -> Resource | None:
     """Make one member and return it; one that was placed goes there, and is charged what was held there for it.
 
-    Raises: Waiting when the host was made smaller meanwhile.
+    None: the host is gone, and the placement says so. Raises: Waiting when the host was made smaller meanwhile.
     """
+    if place is not None and await _is_lost(tx, place.id):
+        return None
     desired: SetDesired = owner.desired
     networks = [await tx.get(links[f"nics.{position}.network"]) for position in range(len(desired.nics))]
     vm = Resource(
@@ -45,6 +47,18 @@ async def make_member(
         await tx.update(row, assigned=replace(row.assigned, vm=made.id))
     await _wake_routers(tx, networks)
     return await tx.update(made, assigned=assigned)
+
+
+async def _is_lost(tx: Transaction, row_id: str) -> bool:
+    """Tell whether the host of a placement is gone or going; its request puts the machine elsewhere, if it may."""
+    row = await tx.get(row_id)
+    host = await tx.find_id(row.assigned.server)
+    if host is not None and not host.deleting:
+        return False
+    await tx.uncharge(row.id)
+    await tx.update(row, assigned=replace(row.assigned, state="refused", reason="HostGone", message="its host is gone"))
+    await tx.enqueue(row.owner)
+    return True
 
 
 async def take_over(tx: Transaction, vm: Resource, row: Resource) -> None:

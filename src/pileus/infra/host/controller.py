@@ -10,7 +10,7 @@ from pileus.kernel.clock import iso
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
-from pileus.kernel.quota import remove_limits, set_limits
+from pileus.kernel.quota import remove_limits, set_limits, space
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
@@ -77,6 +77,9 @@ async def _wait_until_empty(tx: Transaction, host: Resource) -> None:
     """Something may have been placed on it in the moment it was deleted."""
     for kind, name in await tx.statement(sql.TENANTS_ON_HOST, host=host.id):
         raise Waiting("InUse", f"still has {kind.partition('.')[2]} {name}", 5.0)
+    _, held_mib = await tx.budget(space(host.id, "memory_mib"))
+    if held_mib:
+        raise Waiting("InUse", f"{held_mib} MiB are held for machines of a request that has not started yet", 5.0)
 
 
 async def wake_silent(store: Store) -> None:
