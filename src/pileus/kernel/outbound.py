@@ -53,7 +53,7 @@ class Internet:
     """The real one."""
 
     def __init__(self, resolver: AbstractResolver | None = None) -> None:
-        self._resolver = resolver or _Names()
+        self._resolver = resolver or Names()
 
     @contextlib.asynccontextmanager
     async def open(self, reach: Reach, ca: str) -> AsyncIterator[Poster]:
@@ -111,7 +111,7 @@ class _Lent(AbstractResolver):
         await asyncio.sleep(0)
 
 
-class _Names(AbstractResolver):
+class Names(AbstractResolver):
     """Asks the system, in threads of its own: a name that is never answered takes none that others need, nor delays the end."""
 
     def __init__(self) -> None:
@@ -158,14 +158,19 @@ def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[Resol
     ]
 
 
-def _socket(reach: Reach, about: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
-    """Return a socket for the address that is connected to next. Raises: PermissionError for one out of reach."""
-    family, kind, protocol, _, target = about
-    address = ip_address(str(target[0]).partition("%")[0])
+def check_reach(reach: Reach, target: str) -> None:
+    """Raises: PermissionError for an address that nobody may lead the server to, or not with this reach."""
+    address = ip_address(target.partition("%")[0])
     if reach == "public" and not is_public(address):
         raise PermissionError(f"{address} is of a private network or of the cloud's own machines")
     if address.is_multicast or address.is_unspecified:
         raise PermissionError(f"{address} is not the address of a machine")
+
+
+def _socket(reach: Reach, about: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
+    """Return a socket for the address that is connected to next. Raises: PermissionError for one out of reach."""
+    family, kind, protocol, _, target = about
+    check_reach(reach, str(target[0]))
     return socket.socket(family, kind, protocol)
 
 

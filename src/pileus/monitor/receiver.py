@@ -6,23 +6,41 @@ Its address is looked up once for each connection, and what is connected to is t
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
-import ssl
+import struct
 from collections.abc import Sequence
 from datetime import datetime
-from ipaddress import ip_address
 from typing import Protocol
 
 import asyncpg
+from aiohttp.abc import AbstractResolver
 from msgspec import Struct
 
-from pileus.kernel.addresses import is_public
 from pileus.kernel.errors import Transient
+from pileus.kernel.outbound import Names, check_reach
+from pileus.monitor.guarded import Guarded
 from pileus.monitor.history.types import HistoryAssigned, HistoryDesired
 
-TIMEOUT_S = 10.0
-"""For the connection, and for each batch."""
+TIMEOUT_S = 15.0
+"""For all of one batch: name, connection, TLS, rows."""
+WORDS_MAX = 300
+"""Of what a database says about a failure."""
 
+BEGIN = """
+BEGIN;
+SET LOCAL client_min_messages = warning;
+SET LOCAL statement_timeout = 10000;
+SET LOCAL idle_in_transaction_session_timeout = 60000;
+"""
+"""The bounds end what nobody waits for any more: a session behind a lock does not see that its client is gone."""
+
+IS_THERE = """
+SELECT to_regclass('pileus_history') IS NOT NULL
+    AND to_regclass('pileus_state') IS NOT NULL AND to_regclass('pileus_action') IS NOT NULL
+"""
+LOCK = "SELECT pg_advisory_xact_lock(8101814590)"
+"""Two histories that begin in one database at the same moment make the tables one after the other."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS pileus_history (
     stream text NOT NULL,
@@ -44,13 +62,23 @@ CREATE OR REPLACE VIEW pileus_action AS
 """
 INSERT = "INSERT INTO pileus_history (stream, seq, at, kind, body) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING"
 
+NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+"""In JSON: a character that no text of PostgreSQL has. What an appliance says may contain it."""
+
 _FAILED = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     OSError,
-    TimeoutError,
     ValueError,
+    # What the driver comes to when a server says what no PostgreSQL says:
+    AssertionError,
+    AttributeError,
+    BufferError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    struct.error,
 )
 
 
@@ -75,80 +103,66 @@ class Receiver(Protocol):
 class Postgres:
     """The real one: a connection for each call, so that nothing of a customer's stays open here."""
 
+    def __init__(self, names: AbstractResolver | None = None) -> None:
+        self._names = names or Names()
+
     async def take(
         self, desired: HistoryDesired, assigned: HistoryAssigned, stream: str, entries: Sequence[Entry]
     ) -> None:
         """Write the entries in one transaction. Raises: Transient."""
         try:
-            async with asyncio.timeout(2 * TIMEOUT_S):
-                await _deliver(desired, assigned, stream, entries)
+            async with asyncio.timeout(TIMEOUT_S):
+                addresses = await self._addresses(desired, assigned)
+                await _deliver(addresses, desired, stream, entries)
         except TimeoutError:
-            raise Transient(f"the database did not answer within {2 * TIMEOUT_S:.0f} s") from None
+            raise Transient(f"the database did not answer within {TIMEOUT_S:.0f} s") from None
         except _FAILED as failed:
-            words = "".join(each if each.isprintable() else " " for each in str(failed))[:300]
+            words = "".join(each if each.isprintable() else " " for each in str(failed))[:WORDS_MAX]
             raise Transient(f"the database cannot be written: {words or type(failed).__name__}") from failed
 
+    async def _addresses(self, desired: HistoryDesired, assigned: HistoryAssigned) -> list[str]:
+        """Return where to connect to. Raises: OSError, also when one of the addresses is out of reach."""
+        found = await self._names.resolve(desired.host, desired.port, socket.AF_UNSPEC)
+        addresses = list(dict.fromkeys(str(each["host"]) for each in found))
+        for each in addresses:
+            check_reach(assigned.reach, each)
+        return addresses
 
-async def _deliver(desired: HistoryDesired, assigned: HistoryAssigned, stream: str, entries: Sequence[Entry]) -> None:
-    address = await _checked(desired, assigned)
+
+async def _deliver(addresses: list[str], desired: HistoryDesired, stream: str, entries: Sequence[Entry]) -> None:
+    guarded = Guarded.of(desired.host, desired.ca) if desired.tls == "verify" else None
     connection = await asyncpg.connect(
-        host=address,
-        port=desired.port,
+        host=addresses,
+        port=[desired.port] * len(addresses),
         user=desired.user,
         password=desired.password,
         database=desired.database,
         passfile="/dev/null",
-        ssl=_Named.of(desired) if desired.tls == "verify" else False,
+        ssl=guarded or False,
         timeout=TIMEOUT_S,
-        command_timeout=TIMEOUT_S,
         statement_cache_size=0,
     )
     try:
-        async with connection.transaction():
-            await connection.execute("SET LOCAL client_min_messages = warning")
-            await connection.execute(SCHEMA)
-            rows = [(stream, each.seq, datetime.fromisoformat(each.at), each.kind, each.body) for each in entries]
-            await connection.executemany(INSERT, rows)
+        if guarded is not None:
+            guarded.is_in = True
+        await _write(connection, stream, entries)
     finally:
-        connection.terminate()
+        connection.terminate()  # not close, nor roll back: who hangs is not waited for
 
 
-async def _checked(desired: HistoryDesired, assigned: HistoryAssigned) -> str:
-    """Return the address to connect to. Raises: OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(desired.host, desired.port, type=socket.SOCK_STREAM)
-    address = ip_address(str(found[0][4][0]).partition("%")[0])
-    if assigned.reach == "public" and not is_public(address):
-        raise PermissionError(f"{address} is of a private network or of the cloud's own machines")
-    if address.is_multicast or address.is_unspecified:
-        raise PermissionError(f"{address} is not the address of a machine")
-    return str(address)
+async def _write(connection: asyncpg.Connection[asyncpg.Record], stream: str, entries: Sequence[Entry]) -> None:
+    encoding = connection.get_settings().server_encoding
+    if encoding != "UTF8":
+        raise ValueError(f"its encoding is {encoding}, and has to be UTF8")
+    await connection.execute(BEGIN)
+    if not await connection.fetchval(IS_THERE):
+        await connection.execute(LOCK)
+        await connection.execute(SCHEMA)
+    rows = [(stream, each.seq, datetime.fromisoformat(each.at), each.kind, storable(each.body)) for each in entries]
+    await connection.executemany(INSERT, rows)
+    await connection.execute("COMMIT")
 
 
-class _Named(ssl.SSLContext):
-    """Verifies the name that the customer wrote, although the connection is made to the address that was checked."""
-
-    name = ""
-
-    @classmethod
-    def of(cls, desired: HistoryDesired) -> _Named:
-        context = cls(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_default_certs()
-        context.name = desired.host
-        if desired.ca:
-            try:
-                context.load_verify_locations(cadata=desired.ca)
-            except ssl.SSLError as wrong:
-                raise ValueError(f"ca cannot be read: {wrong.reason}") from wrong
-        return context
-
-    def wrap_bio(
-        self,
-        incoming: ssl.MemoryBIO,
-        outgoing: ssl.MemoryBIO,
-        server_side: bool = False,
-        server_hostname: str | bytes | None = None,
-        session: ssl.SSLSession | None = None,
-    ) -> ssl.SSLObject:
-        """Return what asyncio speaks TLS with, for the name."""
-        return super().wrap_bio(incoming, outgoing, server_side, self.name, session)
+def storable(body: str) -> str:
+    """Return JSON that PostgreSQL takes: where a text has U+0000, U+FFFD."""
+    return NUL.sub(r"\1\\ufffd", body)

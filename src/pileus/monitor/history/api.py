@@ -24,7 +24,8 @@ class HistoryAdmission(Admission):
         desired: HistoryDesired = new.desired
         is_operator = change.principal.operator
         old: HistoryDesired | None = change.old.desired if change.old is not None else None
-        if desired.tls == "off" and not is_operator and (old is None or old.tls != "off"):
+        is_elsewhere = old is None or (old.host, old.port) != (desired.host, desired.port)
+        if desired.tls == "off" and not is_operator and (old is None or old.tls != "off" or is_elsewhere):
             raise Denied("only the cloud's operator may have a history written unencrypted; leave tls at verify")
         _check_host(desired.host, is_operator)
         if change.old is None:
@@ -36,7 +37,6 @@ class HistoryAdmission(Admission):
                     f"the monitor has {other} already; change or delete that", code="already-exists"
                 ) from None
             return replace(new, assigned=HistoryAssigned(reach="any" if is_operator else "public"))
-        is_elsewhere = old is not None and (old.host, old.port) != (desired.host, desired.port)
         reach = ("any" if is_operator else "public") if is_elsewhere else new.assigned.reach
         return replace(new, assigned=changed(new.assigned, reach=reach))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections import Counter
+from collections.abc import Iterator
 
 from msgspec.structs import replace
 
@@ -15,11 +18,18 @@ from pileus.kernel.outcome import Done, Outcome
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
-from pileus.monitor.history.types import HistoryObserved
+from pileus.monitor.history.types import HistoryDesired, HistoryObserved
 from pileus.monitor.receiver import Entry, Receiver
 
 BATCH = 500
-"""Entries of one turn: each is at most 64 KiB."""
+"""Entries of one turn; after each failure in a row half as many, so that a slow database takes some."""
+BATCH_CHARS = 1_000_000
+"""Of their bodies, as soon as there is more than one."""
+TURNS_MAX, TURNS_OF_ACCOUNT_MAX = 16, 2
+"""Databases that this server writes to at the same time, and those of one account: slow ones hold up no others."""
+TURNS_FAILING_MAX = 8
+"""Of them, those whose last try failed: however many do not answer, there is room for the others."""
+NO_TURN_S = 0.5
 RETRY_FIRST_S, RETRY_MAX_S = 1.0, 60.0
 AGAIN_S = 0.01
 LOOK_AGAIN_S = 300.0
@@ -31,38 +41,69 @@ class HistoryController(Controller):
     def __init__(self, receiver: Receiver, clock: Clock) -> None:
         self._receiver, self._clock = receiver, clock
         self._random = random.Random()
-        self._not_before: dict[str, float] = {}
+        self._not_before: dict[str, tuple[HistoryDesired, float]] = {}
+        """What was tried, and when to try that again."""
+        self._turns: Counter[str] = Counter()
+        self._failing = 0
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Deliver the oldest entries; after a failure wait, longer each time."""
         if resource.deleting:
             self._not_before.pop(resource.id, None)
             return Done()
-        left_s = self._not_before.get(resource.id, 0.0) - self._clock()
-        if 0 < left_s <= RETRY_MAX_S:
+        tried, not_before = self._not_before.get(resource.id, (None, 0.0))
+        left_s = not_before - self._clock()
+        if tried == resource.desired and 0 < left_s <= RETRY_MAX_S:
             return Done(after_s=left_s)
-        rows = await store.fetch(sql.JOURNAL_NEXT, stream=resource.id, n=BATCH)
-        entries = [Entry(*row) for row in rows]
         known: HistoryObserved = resource.observed or HistoryObserved()
+        with self._turn(resource.account_id, known.failures > 0) as has_turn:
+            if not has_turn:
+                return Done(after_s=NO_TURN_S)
+            return await self._deliver(resource, store, known)
+
+    @contextlib.contextmanager
+    def _turn(self, account_id: str, is_failing: bool) -> Iterator[bool]:
+        """Give whether there is room to write to one more database, and hold it for the block."""
+        if (
+            self._turns.total() >= TURNS_MAX
+            or (account_id and self._turns[account_id] >= TURNS_OF_ACCOUNT_MAX)
+            or (is_failing and self._failing >= TURNS_FAILING_MAX)
+        ):
+            yield False
+            return
+        self._turns[account_id] += 1
+        self._failing += is_failing
         try:
-            if entries or resource.observed is None or known.failures:
-                await self._receiver.take(resource.desired, resource.assigned, resource.id, entries)
+            yield True
+        finally:
+            self._failing -= is_failing
+            self._turns[account_id] -= 1
+            self._turns += Counter()  # forgets accounts that have none
+
+    async def _deliver(self, history: Resource, store: Store, known: HistoryObserved) -> Outcome:
+        most = max(BATCH >> known.failures, 1)
+        rows = await store.fetch(sql.JOURNAL_NEXT, stream=history.id, n=most)
+        entries = _fitting([Entry(*row) for row in rows])
+        try:
+            if entries or history.observed is None or known.failures:
+                await self._receiver.take(history.desired, history.assigned, history.id, entries)
         except Transient as failed:
-            return await self._failed(resource, store, known, failed.message)
+            return await self._failed(history, store, known, failed.message)
         failpoint("history.delivered")
-        self._not_before.pop(resource.id, None)
+        self._not_before.pop(history.id, None)
 
         async def forget(tx: Transaction) -> None:
             if entries:
-                await tx.change(sql.JOURNAL_DELETE, stream=resource.id, until=entries[-1].seq)
-            await tx.update(await tx.get(resource.id), observed=await _observed(tx, resource))
+                await tx.change(sql.JOURNAL_DELETE, stream=history.id, until=entries[-1].seq)
+            await tx.update(await tx.get(history.id), observed=await _observed(tx, history))
 
-        return Done(forget, after_s=AGAIN_S if len(entries) == BATCH else LOOK_AGAIN_S)
+        is_all = len(rows) < most and len(entries) == len(rows)
+        return Done(forget, after_s=LOOK_AGAIN_S if is_all else AGAIN_S)
 
     async def _failed(self, history: Resource, store: Store, known: HistoryObserved, message: str) -> Outcome:
         failures = known.failures + 1
         wait_s = min(RETRY_FIRST_S * 2 ** min(failures, 10), RETRY_MAX_S) * self._random.uniform(0.5, 1.0)
-        self._not_before[history.id] = self._clock() + wait_s
+        self._not_before[history.id] = (history.desired, self._clock() + wait_s)
 
         async def note(tx: Transaction) -> None:
             current = await tx.get(history.id)
@@ -72,6 +113,16 @@ class HistoryController(Controller):
             await tx.update(current, assigned=assigned, observed=said)
 
         return Done(note, after_s=wait_s)
+
+
+def _fitting(entries: list[Entry]) -> list[Entry]:
+    """Return as many of the first as one turn may carry, and at least one."""
+    left = BATCH_CHARS
+    for index, entry in enumerate(entries):
+        left -= len(entry.body)
+        if left < 0 and index:
+            return entries[:index]
+    return entries
 
 
 async def _observed(tx: Transaction, history: Resource) -> HistoryObserved:
