@@ -111,48 +111,52 @@ async def test_an_application_that_dies_is_told_at_once_restarted_updated_and_ou
     fact = await rack.guest.poll(MACHINE, LIMIT_S)
     assert (fact.status["users"], fact.status["registrations"]) == (["ann"], {"db": "valid"})
     assert (await node.ask(do="log", application="clerk"))[1]["log"] == "ann\n"
-
     began = time.monotonic()
     for _ in range(POLLS):
         await rack.guest.poll(MACHINE, LIMIT_S)
     print(f"measured: a poll takes {(time.monotonic() - began) / POLLS * 1000:.1f} ms")
-    for round in range(1, 4):
-        shot = asyncio.create_task(node.printed("BANG"))
-        asked = asyncio.create_task(node.ask(do="start", application="sniper"))
-        shot_at = await shot
-        told = await node.until("web", lambda told: told["state"] == "failed")
-        told_s = time.monotonic() - shot_at
-        print(f"measured: from SIGKILL in the guest to the host's knowing: {told_s * 1000:.0f} ms")
-        assert (told["code"], told["exits"]) == ("signal 9", round)
-        assert told_s < TOLD_S
-        await asked
-        assert await node.ask(do="restart", application="web") == ("applied", {"state": "running"})
-        assert (await node.until("web", lambda told: told["state"] == "running"))["exits"] == round
+    for exits in range(1, 4):
+        await is_told_and_restarted(node, exits)
+    web = await is_updated(node)
 
-    updated = await node.ask(do="update", application="web", version="2")
-    assert updated == ("applied", {"state": "running", "version": "2"})
-    state, said = await node.ask(do="update", application="web", version="3", command=["false"])
-    assert (state, said["words"]) == (
-        "refused", "the update of web failed, 2 runs on: version 3: exit 1 within 1 s",
-    )  # fmt: skip
-    web = await node.until("web", lambda told: "update" in told and told["state"] == "running")
-
-    boot_id = fact.boot_id
-    opens = asyncio.create_task(_until_silent(rack))
+    silent = asyncio.create_task(until_silent(rack))
     await node.ask(do="start", application="coup")
-    await opens
+    await silent
     await rack.until(MACHINE, ready)
-    fact = await rack.guest.poll(MACHINE, LIMIT_S)
-    assert fact.boot_id == boot_id
-    assert fact.status["applications"]["web"] == web, "it did not even notice"
-    shot = asyncio.create_task(node.printed("BANG"))
+    again = await rack.guest.poll(MACHINE, LIMIT_S)
+    assert again.boot_id == fact.boot_id
+    assert again.status["applications"]["web"] == web, "it did not even notice"
     await node.ask(do="restart", application="sniper")
-    await shot
     told = await node.until("web", lambda told: told["state"] == "failed")
     assert (told["code"], told["exits"]) == ("unknown", web["exits"] + 1)
 
 
-async def _until_silent(rack: Rack) -> None:
+async def is_told_and_restarted(node: Node, exits: int) -> None:
+    """Kill the application, and look that the host is told of it, and that a request mends it."""
+    shot = asyncio.create_task(node.printed("BANG"))
+    asked = asyncio.create_task(node.ask(do="start", application="sniper"))
+    shot_at = await shot
+    told = await node.until("web", lambda told: told["state"] == "failed")
+    told_s = time.monotonic() - shot_at
+    print(f"measured: from SIGKILL in the guest to the host's knowing: {told_s * 1000:.0f} ms")
+    assert (told["code"], told["exits"]) == ("signal 9", exits)
+    assert told_s < TOLD_S
+    await asked
+    assert await node.ask(do="restart", application="web") == ("applied", {"state": "running"})
+    assert (await node.until("web", lambda told: told["state"] == "running"))["exits"] == exits
+
+
+async def is_updated(node: Node) -> dict[str, Any]:
+    """Update the application once well and once not, and return what is known of it then."""
+    updated = await node.ask(do="update", application="web", version="2")
+    assert updated == ("applied", {"state": "running", "version": "2"})
+    state, said = await node.ask(do="update", application="web", version="3", command=["false"])
+    words = "the update of web failed, 2 runs on: version 3: exit 1 within 1 s"
+    assert (state, said["words"]) == ("refused", words)
+    return await node.until("web", lambda told: "update" in told and told["state"] == "running")
+
+
+async def until_silent(rack: Rack) -> None:
     """Return when the node's program has ended."""
     changed = asyncio.Event()
     rack.guest.on_change(lambda machine: changed.set())

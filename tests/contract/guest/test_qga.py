@@ -488,33 +488,3 @@ async def test_what_was_done_is_told_although_the_package_does_not_allow_it_any_
     later = await channel.request(request(2, run("say", what="hello")))
     assert later.state == "refused"
     assert b"allows no command 'say'" in later.answer
-
-
-async def test_a_poll_is_a_sign_of_life_and_a_slow_answer_is_no_reason_to_hang_up(host: Host, folder: Path) -> None:
-    answers = True
-    asked: list[str] = []
-
-    def answer(call: dict[str, Any]) -> bytes:
-        asked.append(call["execute"])
-        return qga_rigs.honest(call) if answers else b""
-
-    false = qga_rigs.FalseAgent(folder, answer)
-    await false.start()
-    try:
-        channel = host.attach()
-        assert channel.heard_at == 0.0
-        await host.until(ready)
-        before = channel.heard_at
-        assert before > 0.0
-        assert await channel.poll(qga_rigs.LIMIT_S) == channel.fact
-        assert channel.heard_at > before
-        answers = False
-        asked.clear()
-        for _ in range(3):
-            with pytest.raises(DriverError) as caught:
-                await channel.poll(0.1)
-            assert caught.value.reason == "NodeSilent"
-        assert asked == ["guest-ping"], "one at a time"
-        assert channel.fact.state == "ready"
-    finally:
-        await false.stop()

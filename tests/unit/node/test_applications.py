@@ -9,89 +9,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pileus.node.applications import logs, processes
-from pileus.node.applications.model import APPLICATIONS_MAX, REGISTRATIONS_MAX, USERS_MAX
-from pileus.node.applications.role import FOLDER, Applications
-from pileus.node.applications.supervisor import UPDATE_MAX
+from pileus.node.applications.role import FOLDER
 from pileus.node.role import RoleRefused
-from pileus.node.serve import STATUS_BYTES_MAX
 
-LIMIT_S = 20.0
-FOREVER = ["/bin/sh", "-c", "echo began; exec sleep 1000"]
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHxVJ0sXJ0v8 one@host"
-
-Made = Callable[..., Applications]
+if TYPE_CHECKING:
+    from tests.unit.node.applications_role import Make, ask, document, entry, is_alive, kill, pid_of, state, told, until
+else:
+    from applications_role import Make, ask, document, entry, is_alive, kill, pid_of, state, told, until
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> Iterator[Made]:
-    """Makes roles over one machine; what they started is ended."""
-    roles: list[Applications] = []
-
-    def make(boot_id: str = "boot-1") -> Applications:
-        roles.append(Applications(tmp_path, boot_id))
-        return roles[-1]
-
-    yield make
-    for role in roles:
-        if not role._supervisor.wake.closed:
-            role.apply({})
-            role.close()
-
-
-def entry(command: list[str] | None = None, **more: Any) -> dict[str, Any]:
-    return {"command": command or FOREVER, "version": "1", "stop_s": 2, "settle_s": 0, **more}
-
-
-def document(**applications: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {"applications": applications}
-
-
-def told(role: Applications, name: str = "web") -> dict[str, Any]:
-    role.tick()
-    return dict(role.status()["applications"][name])
-
-
-def state(role: Applications, name: str = "web") -> str:
-    return str(told(role, name)["state"])
-
-
-def ask(role: Applications, id: str = "r", again: bool = False, **asked: Any) -> dict[str, Any]:
-    return dict(json.loads(role.request(id, json.dumps(asked).encode(), again)))
-
-
-def pid_of(role: Applications, name: str = "web") -> int:
-    return role._kept.notes[name].pid
-
-
-def until(role: Applications, met: Callable[[], bool]) -> None:
-    """Look whenever the role wants it, or a tick's time is over."""
-    end = time.monotonic() + LIMIT_S
-    while not met():
-        assert time.monotonic() < end, role.status()
-        select.select([role.wake_fd()], [], [], 0.05)
-
-
-def kill(role: Applications, name: str = "web") -> None:
-    os.kill(pid_of(role, name), signal.SIGKILL)
-    assert select.select([role.wake_fd()], [], [], LIMIT_S)[0], "its end is told"
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def test_an_application_runs_and_its_end_is_told_at_once_and_stays(made: Made) -> None:
-    role = made()
+def test_an_application_runs_and_its_end_is_told_at_once_and_stays(make: Make) -> None:
+    role = make()
     role.apply(document(web=entry()))
     assert role.status()["role"] == "applications"
     first = told(role)
@@ -107,8 +41,8 @@ def test_an_application_runs_and_its_end_is_told_at_once_and_stays(made: Made) -
     assert told(role)["exits"] == 1
 
 
-def test_what_has_done_its_work_is_stopped_and_what_fails_says_how(made: Made) -> None:
-    role = made()
+def test_what_has_done_its_work_is_stopped_and_what_fails_says_how(make: Make) -> None:
+    role = make()
     role.apply(document(done=entry(["true"]), wrong=entry(["sh", "-c", "exit 3"]), missing=entry(["/no/such"])))
     until(role, lambda: state(role, "done") == "stopped" and state(role, "wrong") == "failed")
     assert told(role, "done")["code"] == "exit 0"
@@ -117,8 +51,8 @@ def test_what_has_done_its_work_is_stopped_and_what_fails_says_how(made: Made) -
     assert told(role, "missing")["state"] == "failed"
 
 
-def test_what_shall_always_run_is_started_again_later_each_time(made: Made) -> None:
-    role = made()
+def test_what_shall_always_run_is_started_again_later_each_time(make: Make) -> None:
+    role = make()
     role.apply(document(web=entry(["sh", "-c", "exit 1"], restart="always")))
     began = time.monotonic()
     until(role, lambda: told(role)["exits"] == 3)
@@ -128,8 +62,8 @@ def test_what_shall_always_run_is_started_again_later_each_time(made: Made) -> N
     assert told(role)["exits"] == 3
 
 
-def test_a_restart_starts_anew_and_the_same_request_does_so_once(made: Made) -> None:
-    role = made()
+def test_a_restart_starts_anew_and_the_same_request_does_so_once(make: Make) -> None:
+    role = make()
     role.apply(document(web=entry()))
     before = pid_of(role)
     assert ask(role, "r-1", do="restart", application="web") == {"state": "running"}
@@ -144,8 +78,8 @@ def test_a_restart_starts_anew_and_the_same_request_does_so_once(made: Made) -> 
     assert ask(role, "r-2", do="restart", application="web") == {"state": "running"}
 
 
-def test_a_suspended_application_stands_still_and_can_be_ended(made: Made) -> None:
-    role = made()
+def test_a_suspended_application_stands_still_and_can_be_ended(make: Make) -> None:
+    role = make()
     role.apply(document(web=entry(["sh", "-c", "sleep 1000 & wait"])))
     for _ in range(2):
         assert ask(role, do="suspend", application="web") == {"state": "suspended"}
@@ -164,8 +98,8 @@ def test_a_suspended_application_stands_still_and_can_be_ended(made: Made) -> No
     assert ask(role, do="start", application="web") == {"state": "running"}
 
 
-def test_who_does_not_want_to_end_is_killed_with_all_that_it_started(made: Made, tmp_path: Path) -> None:
-    role = made()
+def test_who_does_not_want_to_end_is_killed_with_all_that_it_started(make: Make, tmp_path: Path) -> None:
+    role = make()
     note = tmp_path / "child"
     script = f"trap '' TERM; sleep 1000 & echo $! > {note}.new; mv {note}.new {note}; while :; do wait; done"
     role.apply(document(web=entry(["sh", "-c", script], stop_s=1)))
@@ -174,8 +108,8 @@ def test_who_does_not_want_to_end_is_killed_with_all_that_it_started(made: Made,
     until(role, lambda: not is_alive(int(note.read_text())))
 
 
-def test_what_left_its_session_is_ended_all_the_same(made: Made, tmp_path: Path) -> None:
-    role = made()
+def test_what_left_its_session_is_ended_all_the_same(make: Make, tmp_path: Path) -> None:
+    role = make()
     note = tmp_path / "child"
     script = f"setsid sh -c 'echo $$ > {note}.new; mv {note}.new {note}; exec sleep 1000' & exec sleep 1000"
     role.apply(document(web=entry(["sh", "-c", script])))
@@ -192,8 +126,8 @@ def test_what_left_its_session_is_ended_all_the_same(made: Made, tmp_path: Path)
     until(role, lambda: not is_alive(first))
 
 
-def test_the_end_of_another_is_told_while_one_takes_its_time_to_end(made: Made, tmp_path: Path) -> None:
-    role = made()
+def test_the_end_of_another_is_told_while_one_takes_its_time_to_end(make: Make, tmp_path: Path) -> None:
+    role = make()
     said: list[dict[str, Any]] = []
     role.on_news(said.append)
     armed = tmp_path / "armed"
@@ -208,47 +142,36 @@ def test_the_end_of_another_is_told_while_one_takes_its_time_to_end(made: Made, 
     assert (told(role, "db")["exits"], told(role, "slow")["exits"]) == (1, 0)
 
 
-def test_who_is_told_to_start_runs_although_nobody_saw_its_end(made: Made) -> None:
-    role = made()
+def test_who_is_told_to_start_runs_although_nobody_saw_its_end(make: Make) -> None:
+    role = make()
     role.apply(document(web=entry()))
     kill(role)
     assert ask(role, do="start", application="web") == {"state": "running"}
     assert (told(role)["state"], told(role)["exits"]) == ("running", 1)
 
 
-def test_what_is_updated_while_it_is_suspended_starts_when_it_is_resumed(made: Made) -> None:
-    role = made()
+def test_what_is_updated_while_it_is_suspended_starts_when_it_is_resumed(make: Make) -> None:
+    role = make()
     role.apply(document(web=entry()))
     ask(role, do="suspend", application="web")
     assert ask(role, do="update", application="web", version="2") == {"state": "suspended", "version": "2"}
     role.close()
-    again = made()
+    again = make()
     again.apply(document(web=entry()))
     assert (state(again), told(again)["exits"]) == ("suspended", 0)
     assert ask(again, do="resume", application="web") == {"state": "running"}
     assert told(again)["version"] == "2"
 
 
-def test_the_longest_status_is_short_enough(made: Made) -> None:
-    role = made()
-    program = "/no/\u00e4" + "x" * 4000
-    role.apply({
-        "applications": {f"{n:a>63}": entry([program], version="v" * 64) for n in range(APPLICATIONS_MAX)},
-        "registrations": {f"{n:a>63}": {"until": "2026-01-01T00:00:00Z"} for n in range(REGISTRATIONS_MAX)},
-    })  # fmt: skip
-    spare = APPLICATIONS_MAX * UPDATE_MAX + 34 * USERS_MAX
-    assert len(json.dumps(role.status())) + spare < STATUS_BYTES_MAX
-
-
-def test_a_wish_of_a_request_outlives_a_boot_and_ends_with_the_entry_it_was_made_over(made: Made) -> None:
-    first = made()
+def test_a_wish_of_a_request_outlives_a_boot_and_ends_with_the_entry_it_was_made_over(make: Make) -> None:
+    first = make()
     first.apply(document(web=entry(), db=entry()))
     ask(first, do="terminate", application="web")
     ask(first, do="suspend", application="db")
     first.tick()
     processes.end([(process, 0.0) for process in first._supervisor._running.values()], lambda: None)
     first.close()
-    second = made("boot-2")
+    second = make("boot-2")
     second.apply(document(web=entry(), db=entry()))
     assert (state(second, "web"), state(second, "db")) == ("stopped", "suspended")
     assert ask(second, do="resume", application="db") == {"state": "running"}
@@ -256,8 +179,8 @@ def test_a_wish_of_a_request_outlives_a_boot_and_ends_with_the_entry_it_was_made
     assert (state(second, "web"), state(second, "db")) == ("running", "running")
 
 
-def test_an_update_takes_over_and_one_that_fails_leaves_the_old_version(made: Made) -> None:
-    role = made()
+def test_an_update_takes_over_and_one_that_fails_leaves_the_old_version(make: Make) -> None:
+    role = make()
     role.apply(document(web=entry(settle_s=1)))
     first = pid_of(role)
     answer = ask(role, do="update", application="web", version="2")
@@ -281,24 +204,47 @@ def test_an_update_takes_over_and_one_that_fails_leaves_the_old_version(made: Ma
     assert told(role)["version"] == "5"
 
 
-def test_a_document_whose_update_fails_is_in_force_and_says_so(made: Made) -> None:
-    role = made()
-    role.apply(document(web=entry(settle_s=1), db=entry()))
-    other = pid_of(role, "db")
-    role.apply(document(web=entry(["false"], version="2", settle_s=1), db=entry()))
-    found = told(role)
-    assert (found["state"], found["version"], found["update"]) == ("running", "1", "version 2: exit 1 within 1 s")
-    assert pid_of(role, "db") == other
+def test_a_document_whose_update_fails_is_refused_and_what_ran_before_runs_on(make: Make, tmp_path: Path) -> None:
+    role = make()
+    old = document(web=entry(settle_s=1), db=entry(), gone=entry())
+    role.apply(old)
+    ask(role, do="suspend", application="db")
+    other, before = pid_of(role, "db"), pid_of(role)
+    wrong = document(web=entry(["false"], version="2", settle_s=1), db=entry(), new=entry())
+    with pytest.raises(RoleRefused, match="web: version 2: exit 1 within 1 s"):
+        role.apply(wrong)
+    assert {name: one["state"] for name, one in role.status()["applications"].items()} == {
+        "web": "running", "db": "suspended", "gone": "running",
+    }  # fmt: skip
+    assert (told(role)["version"], told(role)["exits"]) == ("1", 0)
+    assert (pid_of(role, "db"), pid_of(role) != before) == (other, True)
     before = pid_of(role)
-    role.apply(document(web=entry(["false"], version="2", settle_s=1), db=entry()))
-    assert pid_of(role) == before, "the same document does not try it again"
-    role.apply(document(web=entry(version="3", settle_s=1), db=entry()))
-    assert "update" not in told(role)
+    for refused in (wrong, document(web=entry(["/no/such"], version="3")), wrong):
+        with pytest.raises(RoleRefused):
+            role.apply(refused)
+    assert pid_of(role, "gone") == role._kept.notes["gone"].pid
+    role.apply(old)
+    role.apply(document(web=entry(version="3", settle_s=1)))
     assert told(role)["version"] == "3"
+    assert list(role.status()["applications"]) == ["web"]
 
 
-def test_files_and_environment_are_as_the_entry_says(made: Made, tmp_path: Path) -> None:
-    role = made()
+def test_an_update_that_fails_while_nobody_knows_what_was_before_leaves_what_runs(make: Make, tmp_path: Path) -> None:
+    child = node_with(tmp_path, document(web=entry()))
+    child.kill()
+    child.communicate()
+    role = make()
+    role.apply(document(web=entry(["/no/such"], version="2")))
+    found = told(role)
+    assert (found["state"], found["version"], found["update"]) == (
+        "running",
+        "1",
+        "version 2: there is no program /no/such",
+    )
+
+
+def test_files_and_environment_are_as_the_entry_says(make: Make, tmp_path: Path) -> None:
+    role = make()
     files = {
         "run": "#!/bin/sh\ncat etc/settings; echo $COLOUR $PILEUS_APPLICATION; pwd > $HOME/here; exec sleep 1000\n"
     }
@@ -350,7 +296,7 @@ def node_with(folder: Path, wanted: dict[str, Any]) -> subprocess.Popen[bytes]:
     return child
 
 
-def test_applications_outlive_the_node_and_their_ends_meanwhile_are_seen(made: Made, tmp_path: Path) -> None:
+def test_applications_outlive_the_node_and_their_ends_meanwhile_are_seen(make: Make, tmp_path: Path) -> None:
     wanted = document(web=entry(), db=entry(), gone=entry())
     child = node_with(tmp_path, wanted)
     notes = json.loads((tmp_path / FOLDER / "state.json").read_text())["notes"]
@@ -358,7 +304,7 @@ def test_applications_outlive_the_node_and_their_ends_meanwhile_are_seen(made: M
     child.kill()
     child.communicate()
     os.kill(pids["gone"], signal.SIGKILL)
-    role = made()
+    role = make()
     assert all(is_alive(pids[name]) for name in ("web", "db"))
     role.apply(wanted)
     assert (pid_of(role), pid_of(role, "db")) == (pids["web"], pids["db"])
@@ -371,7 +317,7 @@ def test_applications_outlive_the_node_and_their_ends_meanwhile_are_seen(made: M
     assert not is_alive(pids["db"])
 
 
-def test_a_number_that_the_kernel_gave_again_is_not_taken_for_the_application(made: Made, tmp_path: Path) -> None:
+def test_a_number_that_the_kernel_gave_again_is_not_taken_for_the_application(make: Make, tmp_path: Path) -> None:
     wanted = document(web=entry())
     child = node_with(tmp_path, wanted)
     child.kill()
@@ -382,7 +328,7 @@ def test_a_number_that_the_kernel_gave_again_is_not_taken_for_the_application(ma
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as other:
         kept["notes"]["web"]["pid"] = other.pid
         file.write_text(json.dumps(kept))
-        role = made()
+        role = make()
         role.apply(wanted)
         assert (state(role), told(role)["exits"]) == ("failed", 1)
         ask(role, do="terminate", application="web")
@@ -391,7 +337,7 @@ def test_a_number_that_the_kernel_gave_again_is_not_taken_for_the_application(ma
     until(role, lambda: not is_alive(own))
 
 
-def test_a_node_that_ends_before_it_noted_whom_it_started_finds_it(made: Made, tmp_path: Path) -> None:
+def test_a_node_that_ends_before_it_noted_whom_it_started_finds_it(make: Make, tmp_path: Path) -> None:
     wanted = document(web=entry(), never=entry())
     child = node_with(tmp_path, wanted)
     child.kill()
@@ -403,87 +349,18 @@ def test_a_node_that_ends_before_it_noted_whom_it_started_finds_it(made: Made, t
     for note in kept["notes"].values():
         note.update(pid=0, start="")
     file.write_text(json.dumps(kept))
-    role = made()
+    role = make()
     role.apply(wanted)
     assert (state(role), pid_of(role)) == ("running", own)
     assert (state(role, "never"), told(role, "never")["exits"]) == ("running", 0)
 
 
-def test_a_state_that_is_damaged_is_none(made: Made, tmp_path: Path) -> None:
+def test_a_state_that_is_damaged_is_none(make: Make, tmp_path: Path) -> None:
     file = tmp_path / FOLDER / "state.json"
     for text in ("", "[]", '{"boot": "boot-1", "notes": {"web": {"no": 1}}}', "\0" * 4096):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-        role = made()
+        role = make()
         role.apply(document(web=entry()))
         assert state(role) == "running"
         role.apply({})
-
-
-@pytest.mark.parametrize(
-    ("section", "name", "fields"),
-    [
-        ("applications", "web", {"command": []}),
-        ("applications", "web", {"command": "sleep 1"}),
-        ("applications", "web", {"command": ["sleep\0"]}),
-        ("applications", "../web", {"command": ["sleep"]}),
-        ("applications", "web", {"command": ["sleep"], "files": {"../x": ""}}),
-        ("applications", "web", {"command": ["sleep"], "files": {"/x": ""}}),
-        ("applications", "web", {"command": ["sleep"], "environment": {"PILEUS_LAUNCH": "x"}}),
-        ("applications", "web", {"command": ["sleep"], "restart": "often"}),
-        ("applications", "web", {"command": ["sleep"], "user": "who"}),
-        ("applications", "web", {"command": ["sleep"], "stop_s": 1000}),
-        ("applications", "web", {"command": ["sleep"], "comand": []}),
-        ("users", "root", {"keys": []}),
-        ("users", "a b", {}),
-        ("users", "ann", {"keys": [f'command="x" {KEY}']}),
-        ("users", "ann", {"keys": [f"{KEY}\n{KEY}"]}),
-        ("users", "ann", {"rights": ["/bin/sh, ALL"]}),
-        ("users", "ann", {"rights": ["/bin/../bin/sh"]}),
-        ("users", "ann", {"shell": "/bin/sh:0"}),
-        ("registrations", "db", {"until": "soon"}),
-        ("registrations", "db", {"until": "2026-13-01T00:00:00Z"}),
-        ("rules", "x", {}),
-    ],
-)
-def test_what_cannot_be_is_refused_and_changes_nothing(
-    made: Made, tmp_path: Path, section: str, name: str, fields: dict[str, Any]
-) -> None:
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/false\n")
-    role = made()
-    role.apply(document(web=entry()))
-    before = (pid_of(role), role.status())
-    with pytest.raises(RoleRefused):
-        role.apply({section: {name: fields}})
-    assert (pid_of(role), role.status()) == before
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [b"", b"[]", b"{}", b'{"do": "fly"}', b'{"do": "start"}', b'{"do": "start", "application": "no"}', b"[" * 100_000,
-     b'{"do": "log", "application": "web", "lines": 0}', b'{"do": "registration", "name": "no", "revoke": true}'],
-)  # fmt: skip
-def test_a_request_that_makes_no_sense_is_refused(made: Made, payload: bytes) -> None:
-    role = made()
-    role.apply(document(web=entry()))
-    with pytest.raises(RoleRefused):
-        role.request("r", payload, again=False)
-
-
-def test_registrations_end_are_renewed_and_revoked(made: Made) -> None:
-    def at(seconds: float) -> str:
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
-
-    role = made()
-    role.apply({"registrations": {"db": {"until": at(-10), "token": "t"}, "web": {"until": at(1000)}}})
-    assert role.status()["registrations"] == {"db": "expired", "web": "valid"}
-    assert ask(role, do="registration", name="db", renew=at(1000)) == {"state": "valid"}
-    assert ask(role, do="registration", name="web", revoke=True) == {"state": "revoked"}
-    with pytest.raises(RoleRefused, match="was revoked"):
-        ask(role, do="registration", name="web", renew=at(1000))
-    again = made()
-    again.apply({"registrations": {"db": {"until": at(-10), "token": "t"}, "web": {"until": at(1000)}}})
-    assert again.status()["registrations"]["web"] == "revoked"
-    again.apply({"registrations": {"web": {"until": at(2000)}}})
-    assert again.status()["registrations"] == {"web": "valid"}

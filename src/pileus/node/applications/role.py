@@ -19,6 +19,7 @@ from pileus.node.applications.leases import Leases
 from pileus.node.applications.model import (
     Application,
     Change,
+    Changes,
     Config,
     Wanted,
     current,
@@ -54,6 +55,9 @@ class Applications:
         self._supervisor = Supervisor(folder, self._kept, self._accounts)
         self._leases = leases or Leases()
         self._document: Document = {}
+        self._is_new = True
+        """Whether no document came yet to whoever runs now: then nobody knows what ran before."""
+        self._refused: tuple[Document | None, str] = None, ""
         self._tell: Callable[[Fields], None] = _nobody
         self._config = _NONE
         self._deeds: dict[str, Callable[[str, Fields], Fields]] = {
@@ -75,15 +79,24 @@ class Applications:
         self._supervisor.idle = lambda: tell(self.status())
 
     def apply(self, document: Document) -> None:
-        """Run what the document says. Raises RoleRefused."""
+        """Run what the document says; when an update fails, run what ran before. Raises RoleRefused.
+
+        A document that was refused for that is not tried again before another one came.
+        """
+        if document == self._refused[0]:
+            raise RoleRefused(self._refused[1])
         changes = current(document, self._kept.changes)
-        config = read(document, changes)
-        self._accounts.check(config.users)
-        # Who goes does so after the applications that ran as them.
-        self._accounts.make({**self._config.users, **config.users})
-        self._config, self._document, self._kept.changes = config, document, changes
-        self._converge()
-        self._accounts.make(config.users)
+        before = self._document, self._kept.changes, self._config
+        failed = self._become(document, changes, read(document, changes))
+        if failed and not self._is_new:
+            self._become(*before)
+            words = "; ".join(f"{name}: {setback.words}" for name, setback in failed.items())
+            self._refused = document, f"updates failed, what ran before runs on: {words}"
+            raise RoleRefused(self._refused[1])
+        if failed:
+            self._take_back(failed)
+        self._is_new = False
+        self._refused = None, ""
 
     def request(self, id: str, payload: bytes, again: bool) -> bytes:
         """Do one deed. Raises RoleRefused."""
@@ -132,18 +145,27 @@ class Applications:
             said["update"] = change.failed
         return said
 
-    def _converge(self, updated: str = "") -> dict[str, Setback]:
-        """Make the applications be as they shall; what failed of an update is taken back."""
-        failed = self._supervisor.converge(self._config.applications, updated)
-        if failed:
-            changes = self._kept.changes["applications"]
-            for name, setback in failed.items():
-                fields = setback.before if self._can_be(name, setback.before) else {}
-                changes[name] = replace(self._change("applications", name), fields=fields, failed=setback.words)
-            self._config = read(self._document, self._kept.changes)
-            self._supervisor.converge(self._config.applications)
+    def _become(self, document: Document, changes: Changes, config: Config) -> dict[str, Setback]:
+        """Be as the document says; return which updates failed. Raises RoleRefused, and nothing changed."""
+        self._accounts.check(config.users)
+        # Who goes does so after the applications that ran as them.
+        self._accounts.make({**self._config.users, **config.users})
+        self._config, self._document, self._kept.changes = config, document, changes
+        failed = self._supervisor.converge(config.applications)
+        if not failed:
+            self._accounts.make(config.users)
         self._kept.save()
         return failed
+
+    def _take_back(self, failed: dict[str, Setback]) -> None:
+        """Let the applications whose update failed be as they were."""
+        changes = self._kept.changes["applications"]
+        for name, setback in failed.items():
+            fields = setback.before if self._can_be(name, setback.before) else {}
+            changes[name] = replace(self._change("applications", name), fields=fields, failed=setback.words)
+        self._config = read(self._document, self._kept.changes)
+        self._supervisor.converge(self._config.applications)
+        self._kept.save()
 
     def _can_be(self, name: str, fields: Fields) -> bool:
         """Tell whether the user that an application ran as is still there."""
@@ -180,10 +202,11 @@ class Applications:
         changed = {**before["applications"], name: replace(change, fields=fields, failed="")}
         config = read(self._document, {**before, "applications": changed})
         self._kept.changes, self._config = {**before, "applications": changed}, config
-        failed = self._converge(name).get(name)
-        if failed is not None:
+        failed = self._supervisor.converge(config.applications, name)
+        if failed:
+            self._take_back(failed)
             raise RoleRefused(
-                f"the update of {name} failed, {application.version or 'the old one'} runs on: {failed.words}"
+                f"the update of {name} failed, {application.version or 'the old one'} runs on: {failed[name].words}"
             )
         return {**self._answer(name), "version": self._told(config.applications[name])["version"]}
 

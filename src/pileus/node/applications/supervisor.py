@@ -77,7 +77,7 @@ class Supervisor:
             logs.cut(self.log(name))
 
     def converge(self, wanted: Mapping[str, Application], updated: str = "") -> dict[str, Setback]:
-        """Make the applications be as ``wanted``; return which updates failed, for the caller to take back.
+        """Make the applications be as ``wanted``; return which updates failed, for the caller to take all back.
 
         What failed or ended stays so until it is told to start, or to be something else. ``updated``: one that is watched
         as an update although it may not run now. Raises: OSError.
@@ -91,16 +91,17 @@ class Supervisor:
             and self._kept.notes[name].launch != application.launch
         }
         failed = {name: words for name in before if (words := self._missing(wanted[name]))}
-        replaced = [name for name in before if name not in failed]
-        ending = [name for name, one in wanted.items() if one.wanted == "stopped"]
-        self.end([*gone, *replaced, *ending])
-        for name in gone:
-            self._forget(name)
-        for name, application in wanted.items():
-            if name not in failed:
+        if not failed:
+            self.end([*gone, *before, *(name for name, one in wanted.items() if one.wanted == "stopped")])
+            for application in wanted.values():
                 self._become(application)
-        failed |= self._settle([wanted[name] for name in replaced if wanted[name].wanted == "running"])
-        self._save()
+            failed = self._settle([wanted[name] for name in before if wanted[name].wanted == "running"])
+            for name in gone:
+                if failed:
+                    self._say(name, "starting", "")
+                else:
+                    self._forget(name)
+            self._save()
         return {name: Setback(words[:UPDATE_MAX], before[name]) for name, words in failed.items()}
 
     def end(self, names: Iterable[str]) -> None:
