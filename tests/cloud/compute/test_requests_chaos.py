@@ -15,12 +15,12 @@ from tests.virtual_time import clock, run
 
 from pileus.drivers.host.qemu.base import ExitReason
 from pileus.kernel.clock import iso
-from pileus.kernel.errors import Conflict, Invalid, NotFound, QuotaExceeded, Transient
+from pileus.kernel.errors import Conflict, Denied, Invalid, NotFound, QuotaExceeded, Transient
 
 STEPS = 40
 HOSTS = 5
 QUOTA = {"vms": 200, "vcpus": 400, "memory_mib": 4_000_000, "volumes": 200, "disk_gib": 400}
-REFUSED = (Conflict, Invalid, NotFound, QuotaExceeded, Transient)
+REFUSED = (Conflict, Denied, Invalid, NotFound, QuotaExceeded, Transient)
 
 
 class Chaos:

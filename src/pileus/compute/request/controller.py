@@ -186,9 +186,9 @@ def _is_lacking(request: Resource, rows: Sequence[Resource], now: float) -> bool
     stops = stop_at(desired, assigned)
     if assigned.phase not in ("reserved", "starting", "running") or (stops and now >= stops):
         return False
+    if desired.mode != "best-effort" and assigned.phase != "running":
+        return False
     is_again = now - assigned.chosen_at >= RETRY_S
-    if desired.mode != "best-effort":
-        return is_again and any(row.assigned.state == "preempted" for row in rows)
     fresh = any(_has_no_place(row) and row.assigned.state == "refused" and not _is_known(row) for row in rows)
     return fresh or (is_again and (len(rows) < desired.count or any(_has_no_place(row) for row in rows)))
 

@@ -138,8 +138,9 @@ def follow(
     if after and all(row.state == "released" for row in after.values()):
         return _release(assigned, changes, "ended", "Done", "every machine has done its task")
     is_starting = any(row.state == "instructed" for row in after.values())
-    then = replace(assigned, phase="starting" if is_starting else "running")
-    return Next(assigned=then, rows=changes, after_s=_next_look_s(desired, then, stops, now))
+    then = replace(assigned, phase="starting" if is_starting and assigned.phase != "running" else "running")
+    after_s = LOOK_S if is_starting else _next_look_s(desired, then, stops, now)
+    return Next(assigned=then, rows=changes, after_s=after_s)
 
 
 def _end(
@@ -211,8 +212,6 @@ def _doubt(row: PlacementAssigned, vm: VmSeen, now: float) -> Changes:
 
 def _next_look_s(desired: RequestDesired, assigned: RequestAssigned, stops: float, now: float) -> float:
     """Return when something is due by the clock alone; 0: never."""
-    if assigned.phase == "starting":
-        return LOOK_S
     times = [stops, assigned.end - desired.warn_s if assigned.end else 0.0]
     if desired.mode == "best-effort" or desired.service == "best-effort":
         times.append(now + RETRY_S)
