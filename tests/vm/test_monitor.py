@@ -22,10 +22,16 @@ else:
 
 ACME = ("--account", "acme")
 WEB = "echo $$ > /run/web.pid; while :; do sleep 1000; done"
+DROPPER = (
+    "cd /var/tmp; [ -e armed ] || { touch armed; exit 0; }; "
+    "printf %s%s%s%s 'X5O!P%@AP[4\\PZX54(P^)7CC)7}$' EICAR-STANDARD- ANTIVIRUS-TEST '-FILE!$H+H*' > dropped"
+)
+"""Writes the test file of scanners when it is started the second time; in parts, so that no scanner finds it here."""
 SNIPER = "read pid < /run/web.pid && kill -9 $pid"
 DOCUMENT = {
     "applications": {
         "web": {"command": ["sh", "-c", WEB], "version": "1", "stop_s": 1},
+        "dropper": {"command": ["sh", "-c", DROPPER], "version": "1", "stop_s": 1},
         "sniper": {"command": ["sh", "-c", SNIPER], "version": "1", "stop_s": 1},
     }
 }
@@ -37,6 +43,11 @@ MEND = {
 REVIVE = {
     "when": [{"field": "execution.state", "value": "hung"}],
     "do": [{"do": "restart"}],
+    "mode": "enforce",
+}
+QUARANTINE = {
+    "when": [{"field": "other.findings.*.state", "value": "found"}],
+    "do": [{"do": "isolate"}, {"do": "snapshot"}, {"do": "suspend"}],
     "mode": "enforce",
 }
 MENDED_S = 5.0
@@ -115,7 +126,9 @@ def watched() -> Iterator[Watched]:
 
 
 def _working(watched: Watched) -> list[Json]:
-    return [each for each in watched.everything("monitor.watcher") if (each.get("observed") or {}).get("state") == "working"]
+    return [
+        each for each in watched.everything("monitor.watcher") if (each.get("observed") or {}).get("state") == "working"
+    ]
 
 
 def test_an_application_that_dies_in_an_appliance_is_restarted_at_once(watched: Watched) -> None:
@@ -165,3 +178,39 @@ def test_another_monitor_takes_over_for_one_that_is_killed(watched: Watched) -> 
     shot = watched.snipe(node)
     watched.mended(node, before + 1, shot)
     until("both watchers work", lambda: len(_working(watched)) == 2, 120.0)
+
+
+def test_malicious_software_in_an_appliance_is_isolated_kept_as_evidence_and_suspended(watched: Watched) -> None:
+    node, clean = watched.nodes
+    vm = node["assigned"]["vm"]
+    watched.make("monitor.policy", "quarantine", monitor="watch", **QUARANTINE)
+    watched.make("monitor.signature", "eicar", monitor="watch", every_s=0, scan_serial=1, paths=["/var/tmp"])
+
+    def scans() -> dict[str, Json] | None:
+        found = {each["assigned"]["vm"]: each for each in watched.everything("monitor.scan")}
+        is_over = all(
+            (each.get("observed") or {}).get("state") in ("clean", "found", "unknown") for each in found.values()
+        )
+        return found if len(found) == 2 and is_over else None
+
+    first = until("both are scanned", scans, 120.0)
+    assert [each["observed"]["state"] for each in first.values()] == ["clean", "clean"]
+    watched.manager.ask(node, json.dumps({"do": "start", "application": "dropper"}))
+    watched.cloud.pileus("patch", "signature", "eicar", *ACME, "--scan-serial", "2")
+    until("it is held", lambda: next(iter(watched.actions(vm, "isolate")), None), 120.0)
+    until("it is over", lambda: watched.actions(vm, "isolate")[0]["observed"]["state"] in ("done", "failed"), 60.0)
+    (action,) = watched.actions(vm, "isolate")
+    assert action["observed"]["state"] == "done", action
+    steps = action["assigned"]["steps"]
+    scan = until("the other is over, too", scans, 60.0)[vm]
+    ended = scan["assigned"]["ended_at"]
+    held_s = [step["ended_at"] - ended for step in steps]
+    print(f"measured: after the scan isolated {held_s[0]:.2f} s, kept {held_s[1]:.2f} s, suspended {held_s[2]:.2f} s")
+    assert scan["observed"]["findings"][0]["path"] == "/var/tmp/dropped"
+    assert steps[0]["ended_at"] - ended < 5.0
+    (snapshot,) = watched.everything("storage.snapshot")
+    assert "quarantine" in snapshot["desired"]["reason"]
+    held = watched.cloud.client().get(f"/v1/compute.vm/{vm}")
+    assert (held["observed"]["power"], held["observed"]["isolated"]) == ("paused", "yes")
+    other = watched.cloud.client().get(f"/v1/compute.vm/{clean['assigned']['vm']}")
+    assert (other["observed"]["power"], other["observed"].get("isolated", "no")) == ("running", "no")

@@ -11,7 +11,7 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.action import plan
 from pileus.monitor.action.types import ActionAssigned, ActionCause, ActionDesired
-from pileus.monitor.policy.plan import check_acts
+from pileus.monitor.policy.plan import check_acts, require_rights
 
 
 class ActionAdmission(Admission):
@@ -23,12 +23,12 @@ class ActionAdmission(Admission):
         vm_id = change.links.pop("vm", "")
         new = change.new
         desired: ActionDesired = new.desired
+        require_rights(change.principal, desired.do)
         if change.old is not None:
             _refuse_answer(change.old, desired)
             return new
         check_acts(desired.do)
         vm = await tx.get(vm_id)
-        change.principal.require("update", "compute.vm")
         if is_of_cloud(vm):
             raise Invalid(f"{vm} is one of the cloud's own appliances: it is not acted on by hand", field="desired.vm")
         for number, act in enumerate(desired.do):

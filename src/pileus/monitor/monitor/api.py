@@ -8,6 +8,7 @@ from pileus.kernel.admission import Admission, Change, only
 from pileus.kernel.kind import Resource
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.monitor.types import MonitorAssigned
+from pileus.monitor.policy.plan import require_rights
 
 
 class MonitorAdmission(Admission):
@@ -20,6 +21,10 @@ class MonitorAdmission(Admission):
             del change.links[path]
         new = change.new
         if change.old is not None:
+            # Whoever changes what is watched decides what its policies act on.
+            for policy in await tx.referrers(new.id):
+                if policy.kind == "monitor.policy":
+                    require_rights(change.principal, policy.desired.do)
             return new
         if not new.desired.vdc:
             if new.desired.form == "server":

@@ -6,7 +6,7 @@ from pileus.kernel.admission import Admission, Change
 from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 from pileus.kernel.transaction import Transaction
-from pileus.monitor.policy.plan import check_acts, engine_policy
+from pileus.monitor.policy.plan import check_acts, engine_policy, require_rights
 from pileus.monitor.policy.types import PolicyDesired
 from pileus.node.monitor.engine import Engine
 
@@ -18,6 +18,9 @@ class PolicyAdmission(Admission):
         """Return the policy. Raises: Invalid naming clause or act."""
         desired: PolicyDesired = change.new.desired
         check_acts(desired.do)
+        if change.old is not None:
+            require_rights(change.principal, change.old.desired.do)
+        require_rights(change.principal, desired.do)
         is_found = any("*" in clause.field.split(".") for clause in desired.when)
         for number, act in enumerate(desired.do):
             if act.do.endswith("-application") and not act.application and not is_found:

@@ -7,11 +7,29 @@ from typing import Any
 
 import msgspec
 
+from pileus.kernel.access import Principal
 from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 from pileus.monitor.policy.types import PolicyAct, PolicyDesired
 
 _LAST = frozenset({"terminate"})
+
+NEEDS: dict[str, tuple[tuple[str, str], ...]] = {
+    "restart-application": (("create", "fleet.request"),),
+    "suspend-application": (("create", "fleet.request"),),
+    "resume-application": (("create", "fleet.request"),),
+    "terminate-application": (("create", "fleet.request"),),
+    "restart": (("update", "compute.vm"),),
+    "suspend": (("update", "compute.vm"), ("update", "fleet.node")),
+    "isolate": (("update", "compute.vm"),),
+    "snapshot": (("create", "storage.snapshot"),),
+    "stop": (("update", "compute.vm"), ("update", "fleet.node")),
+    "terminate": (("delete", "compute.vm"), ("delete", "fleet.node")),
+    "configure": (("update", "fleet.node"),),
+    "ask": (),
+    "webhook": (),
+}
+"""By verb: (verb, kind) that whoever has it done must be allowed: nobody has done by a monitor what they may not do."""
 
 
 def engine_policy(policy: Resource) -> dict[str, Any]:
@@ -40,3 +58,10 @@ def check_acts(acts: Iterable[PolicyAct]) -> None:
         if act.application and not act.do.endswith("-application"):
             raise Invalid(f"{act.do} takes no application", field=f"{where}.application")
         ended = act.do if act.do in _LAST else ""
+
+
+def require_rights(principal: Principal, acts: Iterable[PolicyAct]) -> None:
+    """Raises: Denied unless the caller may do all of it by hand."""
+    for act in acts:
+        for verb, kind in NEEDS[act.do]:
+            principal.require(verb, kind)
