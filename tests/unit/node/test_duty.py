@@ -65,6 +65,12 @@ def test_the_status_is_of_the_document_whose_hash_is_reported(tmp_path: Path) ->
     )
 
 
+def test_what_is_kept_of_a_document_is_for_nobody_else(tmp_path: Path) -> None:
+    file = tmp_path / "document.json"
+    reported(Part(), file, lambda duty: duty.configure("", DOCUMENT, document_hash(DOCUMENT)))
+    assert file.stat().st_mode & 0o077 == 0
+
+
 def test_the_status_is_of_the_document_that_was_kept_over_a_boot(tmp_path: Path) -> None:
     file = tmp_path / "document.json"
     file.write_text(json.dumps(DOCUMENT))

@@ -20,6 +20,9 @@ APPLICATIONS_MAX = 64
 USERS_MAX = 128
 REGISTRATIONS_MAX = 128
 FILES_MAX = 64
+FILES_CHARACTERS_MAX = 256 << 10
+"""Of one application: for settings and scripts; programs belong in an image."""
+
 STOP_S_MAX = 30
 SETTLE_S_MAX = 30
 
@@ -30,8 +33,9 @@ Wanted = Literal["running", "suspended", "stopped"]
 NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 USER = re.compile(r"[a-z][a-z0-9-]{0,30}")
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}")
-_ARGUMENT = re.compile(r"[^\x00]{0,8192}", re.DOTALL)
-_PROGRAM = re.compile(r"[^\x00-\x1f]{1,4096}")
+_TEXT = re.compile(r"[^\x00\ud800-\udfff]*")
+_ARGUMENT = re.compile(r"[^\x00\ud800-\udfff]{0,8192}")
+_PROGRAM = re.compile(r"[^\x00-\x1f\ud800-\udfff]{1,4096}")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}){0,7}")
 _VARIABLE = re.compile(r"(?!PILEUS_)[A-Za-z_][A-Za-z0-9_]{0,63}")
 _KEY = re.compile(
@@ -165,8 +169,8 @@ def read_application(name: str, fields: dict[str, Any]) -> Application:
         raise entry.refused("command", fields.get("command"))
     user = entry.word("user", USER, "")
     files = _pairs(entry, fields, "files", _FILE)
-    if len(files) > FILES_MAX:
-        raise RoleRefused(f"{entry.where}: more than {FILES_MAX} files")
+    if len(files) > FILES_MAX or sum(len(text) for _, text in files) > FILES_CHARACTERS_MAX:
+        raise RoleRefused(f"{entry.where}: more than {FILES_MAX} files, or {FILES_CHARACTERS_MAX} characters in them")
     if fields.get("restart", "no") not in ("no", "always"):
         raise entry.refused("restart", fields["restart"])
     return Application(
@@ -228,7 +232,7 @@ def _pairs(entry: Entry, fields: dict[str, Any], name: str, pattern: re.Pattern[
     for key, value in found.items():
         if pattern.fullmatch(key) is None:
             raise entry.refused(name, key)
-        if not isinstance(value, str) or (name == "environment" and _ARGUMENT.fullmatch(value) is None):
+        if not isinstance(value, str) or _TEXT.fullmatch(value) is None:
             raise entry.refused(f"{name} {key}", value)
     return tuple(sorted(found.items()))
 
