@@ -25,7 +25,9 @@ pytestmark = pytest.mark.anyio
 MIB = 1024 * 1024
 WAIT_S = 60.0
 TEST_FILE = "".join(rules_of_ours._EICAR_PARTS).encode()
+LONG = Limits(time_s=WAIT_S)
 SHORT = Limits(time_s=1.0, grace_s=1.0)
+"""For what never ends."""
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def sh(script: str, folder: Path) -> None:
     subprocess.run(["sh", "-ec", script], cwd=folder, check=True, capture_output=True, env=environment)
 
 
-async def scanned(folder: Path, *layers: tuple[str, str], rules: str = "", limits: Limits = SHORT) -> Report:
+async def scanned(folder: Path, *layers: tuple[str, str], rules: str = "", limits: Limits = LONG) -> Report:
     named = [Layer(str(folder / name), "raw" if format == "raw" else "qcow2") for name, format in layers]
     report = await scan_disk(named, rules or eicar(), scratch=folder / "scratch", limits=limits)
     assert list((folder / "scratch").iterdir()) == []
@@ -83,7 +85,7 @@ async def test_the_test_file_is_found_with_its_path(folder: Path, format: str) -
     elif format != "raw":
         sh(f"qemu-img convert {'-c' * (format == 'compressed')} -f raw -O qcow2 disk image", folder)
         layers = [("image", "qcow2")]
-    report = await scanned(folder, *layers, limits=Limits(time_s=30.0))
+    report = await scanned(folder, *layers)
     assert (report.state, report.reason, report.size_bytes) == ("found", "", 32 * MIB)
     raw, file = report.findings
     assert (raw.where, raw.rule, raw.length, raw.offset % 512) == ("disk", "EICAR_Test_File", 68, 0)
@@ -103,7 +105,7 @@ async def test_a_disk_without_it_is_clean(folder: Path) -> None:
 async def test_findings_are_heard_of_while_the_scan_goes_on(folder: Path) -> None:
     (folder / "disk").write_bytes(TEST_FILE.ljust(MIB, b"x"))
     heard: list[Finding] = []
-    report = await scan_disk([Layer(str(folder / "disk"), "raw")], eicar(), limits=SHORT, heard=heard.append)
+    report = await scan_disk([Layer(str(folder / "disk"), "raw")], eicar(), limits=LONG, heard=heard.append)
     assert tuple(heard) == report.findings != ()
 
 
@@ -179,7 +181,7 @@ async def test_a_disk_that_was_not_read_whole_is_unknown(folder: Path, case: str
 
 async def test_a_bomb_costs_its_time_and_is_unknown(folder: Path) -> None:
     bomb(folder)
-    report = await scanned(folder, ("image", "qcow2"), limits=Limits(time_s=1.0, grace_s=10.0))
+    report = await scanned(folder, ("image", "qcow2"), limits=Limits(time_s=3.0, grace_s=WAIT_S))
     assert (report.state, report.reason) == ("unknown", "TimedOut")
     assert report.scanned_bytes > MIB
 
@@ -211,7 +213,7 @@ EXPLODING = {
 @pytest.mark.parametrize("case", EXPLODING)
 async def test_rules_that_explode_end_with_the_scan(folder: Path, case: str) -> None:
     (folder / "disk").write_bytes(b"x" * 16 * MIB)
-    report = await scanned(folder, ("disk", "raw"), rules=EXPLODING[case])
+    report = await scanned(folder, ("disk", "raw"), rules=EXPLODING[case], limits=SHORT)
     assert (report.state, report.reason) == ("unknown", "TimedOut")
 
 
@@ -231,7 +233,7 @@ async def test_rules_that_are_refused_are_no_clean_disk(folder: Path, source: st
 
 async def test_too_little_memory_is_unknown(folder: Path) -> None:
     (folder / "disk").write_bytes(b"x" * 64 * MIB)
-    small = Limits(memory_bytes=96 * MIB, time_s=20.0)
+    small = Limits(memory_bytes=96 * MIB, time_s=WAIT_S)
     report = await scanned(folder, ("disk", "raw"), limits=small)
     assert report.state == "unknown"
 
@@ -259,7 +261,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 async def test_a_scan_that_is_killed_is_unknown(folder: Path) -> None:
     bomb(folder)
-    task = asyncio.create_task(scanned(folder, ("image", "qcow2"), limits=Limits(time_s=WAIT_S)))
+    task = asyncio.create_task(scanned(folder, ("image", "qcow2"), limits=LONG))
     await until(lambda: len(inmates(folder)) == 2)
     os.kill(max(inmates(folder)), signal.SIGKILL)
     report = await task
@@ -269,7 +271,8 @@ async def test_a_scan_that_is_killed_is_unknown(folder: Path) -> None:
 
 async def test_a_scan_that_hangs_is_killed(folder: Path) -> None:
     bomb(folder)
-    task = asyncio.create_task(scanned(folder, ("image", "qcow2")))
+    limits = Limits(time_s=8.0, grace_s=1.0)
+    task = asyncio.create_task(scanned(folder, ("image", "qcow2"), limits=limits))
     await until(lambda: len(inmates(folder)) == 2)
     os.kill(max(inmates(folder)), signal.SIGSTOP)
     report = await task
@@ -279,7 +282,7 @@ async def test_a_scan_that_hangs_is_killed(folder: Path) -> None:
 
 async def test_a_scan_that_nobody_waits_for_is_killed(folder: Path) -> None:
     bomb(folder)
-    task = asyncio.create_task(scanned(folder, ("image", "qcow2"), limits=Limits(time_s=WAIT_S)))
+    task = asyncio.create_task(scanned(folder, ("image", "qcow2"), limits=LONG))
     await until(lambda: len(inmates(folder)) == 2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
