@@ -467,7 +467,8 @@ def _said(vm: Resource, node: Resource | None, is_node_new: bool) -> Vitals:
     """Return what the rows of an appliance say; its counters are not known from there."""
     power: VmObserved | None = vm.observed
     said: NodeObserved | None = node.observed if node is not None else None
-    process = power.power if power is not None else "unknown"
+    is_silent = vm.ready is not None and vm.ready.status == "unknown"
+    process = power.power if power is not None and not is_silent else "unknown"
     return Vitals(
         vm=vm.id,
         process="hung" if is_hung(vm) else "stopped" if process == "absent" else process,

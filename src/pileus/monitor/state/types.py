@@ -34,6 +34,8 @@ class StateExecution(Struct, frozen=True, kw_only=True):
     """Whether it runs. ``misses``: polls in a row without an answer; times are Unix seconds, 0: never."""
 
     state: ExecutionState = "unknown"
+    node: Literal["absent", "silent", "ready", "quarantined"] = "absent"
+    """How its host hears what answers in it; ``absent``: nothing does."""
     boots: int = 0
     boot_id: str = ""
     misses: int = 0
