@@ -38,6 +38,8 @@ class Field:
     required: bool = False
     default: Any = None
     struct: type[Struct] | None = None
+    plain_text: bool = False
+    """For JSON: a value that is none is taken as text."""
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -94,6 +96,7 @@ def _read(type_: inspect.Type, into: _Reading) -> None:
         known["optional"] = len(rest) < len(type_.types)
         if len(rest) == 1:
             _read(rest[0], into)
+        known["plain_text"] = len(rest) > 1 and any(isinstance(part, inspect.StrType) for part in rest)
     else:
         known.update(_leaf(type_))
 

@@ -42,6 +42,8 @@ class Flag:
     path: tuple[str, ...]
     group: tuple[str, ...] = ()
     first: bool = False
+    needed: bool = False
+    """The first flag of a group that must be given."""
     noun: str = ""
 
     @property
@@ -80,7 +82,8 @@ def _flags(fields: Iterable[Field], prefix: tuple[str, ...], noun: str) -> Itera
 def _group(field: Field, group: tuple[str, ...]) -> Iterator[Flag]:
     noun = field.name.removesuffix("s").replace("_", "-")
     for position, flag in enumerate(_flags(field.fields, (), noun)):
-        yield Flag(word=flag.word, field=flag.field, path=flag.path, group=group, first=position == 0, noun=noun)
+        first = position == 0
+        yield replace(flag, group=group, first=first, needed=first and field.required and len(group) == 1, noun=noun)
 
 
 def _word(field: Field, prefix: tuple[str, ...]) -> str:
@@ -170,13 +173,15 @@ def _metavar(field: Field) -> str:
         return "FILE"
     if field.ref:
         return field.ref.rpartition(".")[2].upper()
+    if field.plain_text:
+        return "TEXT|JSON"
     return {"integer": "N", "number": "X", "json": "JSON"}.get(field.form, "TEXT")
 
 
 def _help(flag: Flag, *, required: bool) -> str:
     field = flag.field
     notes = []
-    if field.required and required and not flag.group:
+    if required and (flag.needed or (field.required and not flag.group)):
         notes.append("required")
     elif field.default not in (None, "", [], 0):
         default = ",".join(map(str, field.default)) if isinstance(field.default, list) else str(field.default)
@@ -211,9 +216,11 @@ class DesiredCommand(click.Command):
 
     def _refuse_missing(self, ctx: click.Context, given: Given) -> None:
         said = {flag.path for flag, _ in given if not flag.group}
+        groups = {flag.group for flag, _ in given}
         for option in self.flag_options:
             flag = option.flag
-            if flag.field.required and not flag.group and flag.path not in said:
+            is_missing = flag.field.required and not flag.group and flag.path not in said
+            if is_missing or (flag.needed and flag.group not in groups):
                 raise click.UsageError(f"{flag.name} is missing: {flag.field.description}", ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -40,5 +40,5 @@ def refuse_made_by_cloud(kind: Kind) -> None:
     """Raises: UsageError for a kind that only the cloud itself makes."""
     if kind.created_by == "kernel":
         raise click.UsageError(
-            f"{kind.short}s are made by the cloud itself, not by hand; see `pileus explain {kind.short}`"
+            f"{kind.plural} are made by the cloud itself, not by hand; see `pileus explain {kind.short}`"
         )

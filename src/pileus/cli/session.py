@@ -71,7 +71,7 @@ class Session:
         try:
             page = self.client.get(root(kind), [*self.query(kind, account), ("limit", "1000")])
         except Failure:
-            return f"{kind.short}s belong to accounts; say which with --account" if kind.scope == "account" else ""
+            return f"{kind.plural} belong to accounts; say which with --account" if kind.scope == "account" else ""
         names = [item["name"] for item in page["items"]]
         return suggestion(name, names).removeprefix("; ")
 
@@ -116,7 +116,7 @@ def find_kind(word: str, ctx: click.Context | None = None) -> Kind:
     try:
         return KINDS.find(word.lower())
     except NotFound:
-        words = [known for kind in KINDS for known in (kind.short, f"{kind.short}s", kind.name, *kind.aliases)]
+        words = [known for kind in KINDS for known in (kind.short, kind.plural, kind.name, *kind.aliases)]
         close = suggestion(word.lower(), words) or "; `pileus explain` lists the kinds"
         raise click.UsageError(f'there is no kind "{word}"{close}', ctx) from None
 

@@ -82,7 +82,7 @@ def _one(flag: str, field: Field, text: str) -> Any:
     if field.form == "number":
         return _number(flag, field, text)
     if field.form == "json":
-        return _json(flag, text)
+        return _json(flag, field, text)
     if field.choices and text not in field.choices:
         close = suggestion(text, list(field.choices))
         raise ValueError(f"{flag} takes one of {', '.join(field.choices)}, not {text!r}{close}")
@@ -119,8 +119,10 @@ def _check_range(flag: str, field: Field, number: float) -> None:
         raise ValueError(f"{flag} takes {limits}, not {number}")
 
 
-def _json(flag: str, text: str) -> Any:
+def _json(flag: str, field: Field, text: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:
+        if field.plain_text:
+            return text
         raise ValueError(f"{flag} takes JSON: {error}") from None

@@ -140,7 +140,7 @@ async def only(tx: Transaction, kind_name: str, account_id: str, flag: str) -> R
         return found[0]
     if not found:
         raise Invalid(f"there is no {kind.short} yet; `pileus create {kind.short}` makes one", field=f"desired.{flag}")
-    raise Invalid(f"there are several {kind.short}s; say which with --{flag}", field=f"desired.{flag}")
+    raise Invalid(f"there are several {kind.plural}; say which with --{flag}", field=f"desired.{flag}")
 
 
 def refuse_more_powerful(tx: Transaction, principal: Principal, rules: Iterable[Rule], what: str) -> None:

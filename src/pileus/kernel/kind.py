@@ -135,15 +135,21 @@ class Kind(Struct, frozen=True, kw_only=True):
         """The word of the kind, without its capability."""
         return self.name.partition(".")[2]
 
+    @property
+    def plural(self) -> str:
+        """The word for many of the kind."""
+        word = self.short
+        if word.endswith("y") and word[-2] not in "aeou":
+            return f"{word[:-1]}ies"
+        return f"{word}es" if word.endswith("s") else f"{word}s"
+
 
 class Registry:
     """The kinds of this program, by name, short word and alias."""
 
     def __init__(self, kinds: tuple[Kind, ...]) -> None:
         self._kinds = {kind.name: kind for kind in kinds}
-        self._words = {
-            word: kind for kind in kinds for word in (kind.name, kind.short, f"{kind.short}s", *kind.aliases)
-        }
+        self._words = {word: kind for kind in kinds for word in (kind.name, kind.short, kind.plural, *kind.aliases)}
         self._decoders: dict[type[Struct], msgspec.json.Decoder[Any]] = {}
 
     def __iter__(self) -> Iterator[Kind]:

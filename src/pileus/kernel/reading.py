@@ -277,7 +277,7 @@ class Reading:
         principal = call.principal
         principal.require("get", kind.name)
         if kind.scope == "cluster" and kind.readable_by == "operator" and not principal.operator:
-            raise Denied(f"only the cloud's operator may see {kind.short}s")
+            raise Denied(f"only the cloud's operator may see {kind.plural}")
         scope = await self.scope(call, self._store)
         account_id: str | None = scope.id
         if (principal.operator and call.all_accounts) or (principal.manager_id and not call.account):
@@ -285,7 +285,7 @@ class Reading:
         elif kind.scope == "cluster":
             account_id = ""
         elif kind.scope == "account" and not scope.id:
-            raise Invalid(f"{kind.short}s belong to accounts; say which with --account, or -A for all", field="account")
+            raise Invalid(f"{kind.plural} belong to accounts; say which with --account, or -A for all", field="account")
         places = {}
         for word, target in PLACES.items():
             value = getattr(query, word)

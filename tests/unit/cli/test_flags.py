@@ -122,6 +122,20 @@ def test_a_flag_whose_field_has_any_shape_takes_json() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("written", "value"), [("failed", "failed"), ("3", 3), ('["a","b"]', ["a", "b"]), ("1.2.3", "1.2.3")]
+)
+def test_a_value_that_may_be_text_needs_no_quotes(written: str, value: object) -> None:
+    clause = ("--field", "execution.state", "--value", written)
+    made = parse(KINDS["monitor.policy"], "--monitor", "m", *clause, "--do", "ask")
+    assert made["when"] == [{"field": "execution.state", "value": value}]
+
+
+def test_a_list_that_must_have_something_is_asked_for() -> None:
+    with pytest.raises(click.UsageError, match="--field is missing"):
+        parse(KINDS["monitor.policy"], "--monitor", "m", "--do", "ask")
+
+
 @pytest.mark.parametrize("kind", MADE_BY_USERS, ids=lambda kind: kind.short)
 def test_no_two_flags_of_a_kind_have_the_same_word(kind: Kind) -> None:
     words = [flag.word for flag in flags_of(kind)]

@@ -60,3 +60,11 @@ def test_the_question_about_an_account_says_what_goes_with_it() -> None:
         "All its VMs, volumes and networks go with it. Delete account acme?"
     )
     assert question(KINDS["compute.vm"], {"name": "web", "account": "acme"}) == "Delete vm web of account acme?"
+
+
+def test_times_are_written_as_such_and_what_a_monitor_owns_names_it() -> None:
+    lines = sheet("monitor.state", owner=VM, observed={"at": 1_795_305_405.908, "execution": {"heard_at": 0.0}})
+    (at,) = [line for line in lines if line.startswith("  at ")]
+    assert at.split()[1] == "2026-11-21T23:56:45.908Z"
+    assert not any("heard_at" in line for line in lines)
+    assert f"Belongs to:  {VM}" in lines

@@ -15,7 +15,8 @@ from pileus.cli.output import names_of
 from pileus.cli.progress import clean
 from pileus.cli.session import Query, Session, account_option, kind_argument, names_argument, root
 from pileus.cli.table import age, coloured, plain, state_of
-from pileus.cli.units import human_number
+from pileus.cli.units import human_duration, human_number
+from pileus.kernel.clock import iso, system_clock
 from pileus.kernel.errors import NotFound
 from pileus.kernel.ids import is_id
 from pileus.kernel.kind import Empty, Kind
@@ -24,8 +25,12 @@ from pileus.registry import KINDS
 EVENTS = 10
 WITH_USAGE = ("tenancy.vdc", "infra.host", "storage.pool")
 
-OWNER = "compute.vm"
-"""The only kind whose resources own others, but for accounts."""
+OWNERS = {
+    "monitor.state": "monitor.monitor",
+    "monitor.watcher": "monitor.monitor",
+    "monitor.scan": "monitor.signature",
+}
+"""Kind -> the kind whose resources own it, where that is neither an account nor a VM."""
 
 _FOR_MACHINES = frozenset({"told", "boot_serial"})
 """Fields that server and agent tell each other, and that say nothing to people."""
@@ -35,6 +40,9 @@ _TABLED = {"fleet.rollout": frozenset({"assigned.waves", "observed.results"})}
 
 _SIZES = frozenset({"vcpus", "memory_mib", "disk_gib"})
 """Nothing has none of these: 0 means that it is said elsewhere, or not known."""
+
+_TIMES = frozenset({"at", "since"})
+"""Words of times, in Unix seconds, besides those that end in ``_at``; 0 is none."""
 
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
@@ -100,7 +108,11 @@ class _Sheet:
         owner = self._resource["owner"]
         if owner in ("", self._resource["account_id"]):
             return ""
-        return f"{KINDS[OWNER].short} {self._name(owner)}" if owner in self._names else str(owner)
+        return f"{KINDS[self._owners].short} {self._name(owner)}" if owner in self._names else str(owner)
+
+    @property
+    def _owners(self) -> str:
+        return OWNERS.get(self._kind.name, "compute.vm")
 
     def _section(self, title: str, section: Json | None, unsaid: frozenset[str] = frozenset()) -> Iterator[str]:
         yield from _title(title)
@@ -187,7 +199,7 @@ class _Sheet:
 
     def _learn(self) -> dict[str, str]:
         """Return the names of the ids in what was decided, where the field's word is a kind's."""
-        wanted = {OWNER: {self._resource["owner"]} - {"", self._resource["account_id"]}}
+        wanted = {self._owners: {self._resource["owner"]} - {"", self._resource["account_id"]}}
         sections = (self._resource["assigned"] or {}, self._resource["observed"] or {})
         for section in sections:
             for word, value in section.items():
@@ -274,9 +286,19 @@ def _rows(value: Any, word: str, name: Any) -> Iterator[tuple[str, str]]:
         elif value:
             yield word, "\n".join(name(str(part)) for part in value)
     elif value not in (None, ""):
-        text = _number(word, value) if isinstance(value, int) and not isinstance(value, bool) else name(str(value))
+        text = _scalar(word, value, name)
         if text:
             yield word, text
+
+
+def _scalar(word: str, value: Any, name: Any) -> str:
+    """Return a value for people; empty for one that says nothing."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return str(name(str(value)))
+    last = word.rpartition(".")[2]
+    if last in _TIMES or last.endswith("_at"):
+        return f"{iso(value)} ({human_duration(system_clock() - value)} ago)" if value else ""
+    return _number(word, value) if isinstance(value, int) else f"{value:.15g}"
 
 
 def _number(word: str, value: int) -> str:

@@ -81,7 +81,7 @@ def _kind(kind: Kind) -> Iterator[str]:
     yield f"{kind.name}: {kind.summary}"
     yield ""
     owner = {"cluster": "the cluster", "account": "an account", "either": "an account or the cluster"}[kind.scope]
-    words = (f"{kind.short}s", *kind.aliases)
+    words = (kind.plural, *kind.aliases)
     yield f"Also called  {', '.join(dict.fromkeys(words))}"
     yield f"Belongs to   {owner}"
     yield f"Made by      {_maker(kind)}"

@@ -100,7 +100,7 @@ class View:
         elif items:
             self._print_table(items)
         else:
-            sys.stderr.write(f"no {self._kind.short}s{self._where()}\n")
+            sys.stderr.write(f"no {self._kind.plural}{self._where()}\n")
 
     def follow(self) -> None:
         """Print what there is and then every change, until interrupted."""
