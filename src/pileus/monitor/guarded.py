@@ -18,6 +18,8 @@ class Guarded(ssl.SSLContext):
     """Verifies the name that the customer wrote, although the connection is made to the address that was checked."""
 
     name = ""
+    complaint = ""
+    """Why a conversation was ended."""
     is_in = False
     """Whether the password was taken: the rest is rows, in which anything may stand."""
 
@@ -60,10 +62,15 @@ class _Conversation(ssl.SSLObject):
         said = bytes(memoryview(buffer)[:got]) if buffer is not None else got
         self._heard += memoryview(said).nbytes
         if self._heard > BYTES_MAX:
-            raise ConnectionAbortedError(f"it said more than {BYTES_MAX >> 20} MiB")
-        if not getattr(self.context, "is_in", True):
+            self._refuse(f"it said more than {BYTES_MAX >> 20} MiB")
+        if isinstance(self.context, Guarded) and not self.context.is_in:
             seen = self._end + said
             if ITERATIONS.search(seen):
-                raise ConnectionAbortedError("it wants the password hashed 100000 times or more")
+                self._refuse("it wants the password hashed 100000 times or more")
             self._end = seen[1 - ITERATIONS_LENGTH :]
         return got
+
+    def _refuse(self, complaint: str) -> None:
+        if isinstance(self.context, Guarded):
+            self.context.complaint = complaint
+        raise ConnectionAbortedError(complaint)

@@ -131,6 +131,21 @@ class Postgres:
 
 async def _deliver(addresses: list[str], desired: HistoryDesired, stream: str, entries: Sequence[Entry]) -> None:
     guarded = Guarded.of(desired.host, desired.ca) if desired.tls == "verify" else None
+    try:
+        connection = await _connected(addresses, desired, guarded)
+        try:
+            await _write(connection, stream, entries)
+        finally:
+            connection.terminate()  # not close, nor roll back: who hangs is not waited for
+    except _FAILED as failed:
+        if guarded is not None and guarded.complaint:  # the driver only knows that the connection is gone
+            raise ConnectionAbortedError(guarded.complaint) from failed
+        raise
+
+
+async def _connected(
+    addresses: list[str], desired: HistoryDesired, guarded: Guarded | None
+) -> asyncpg.Connection[asyncpg.Record]:
     connection = await asyncpg.connect(
         host=addresses,
         port=[desired.port] * len(addresses),
@@ -142,12 +157,9 @@ async def _deliver(addresses: list[str], desired: HistoryDesired, stream: str, e
         timeout=TIMEOUT_S,
         statement_cache_size=0,
     )
-    try:
-        if guarded is not None:
-            guarded.is_in = True
-        await _write(connection, stream, entries)
-    finally:
-        connection.terminate()  # not close, nor roll back: who hangs is not waited for
+    if guarded is not None:
+        guarded.is_in = True
+    return connection
 
 
 async def _write(connection: asyncpg.Connection[asyncpg.Record], stream: str, entries: Sequence[Entry]) -> None:
