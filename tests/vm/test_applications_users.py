@@ -25,7 +25,8 @@ RECIPE = appliance_with("test-logins", {}, packages=["openssh-server", "openssh-
 PAM = "auth required pam_deny.so\naccount required pam_permit.so\nsession required pam_permit.so\n"
 SSHD = (
     "cp sudo /etc/pam.d/sudo; "
-    "chmod u+s /usr/bin/sudo; mkdir -p /run/sshd; ssh-keygen -q -t ed25519 -N '' -f $HOME/host; exec /usr/sbin/sshd -D -e -f /dev/null "
+    "chmod u+s /usr/bin/sudo; mkdir -p /run/sshd; "
+    "ssh-keygen -q -t ed25519 -N '' -f $HOME/host; exec /usr/sbin/sshd -D -e -f /dev/null "
     "-h $HOME/host -o UsePAM=no -o AuthorizedKeysFile=/etc/ssh/authorized_keys.d/%u"
 )
 LOGIN = (
