@@ -134,7 +134,7 @@ async def _end_all(world: Cloud) -> None:
     await reach_fixed_point(world)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [7, 21])
 def test_whatever_fails_nothing_is_given_twice_and_nothing_is_left(seed: int) -> None:
     async def main() -> None:
         print(f"seed {seed}")

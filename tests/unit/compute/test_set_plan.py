@@ -39,6 +39,14 @@ def test_power_is_changed_for_all_at_once(power: Any) -> None:
     assert plan({1, 2, 3, 4, 5}, ALL, SetDesired(power=power)).power == ("m1", "m2", "m3", "m4", "m5")
 
 
+def test_a_member_that_is_to_go_elsewhere_is_stopped_whatever_is_wished() -> None:
+    done = plan({1, 2, 3, 4, 5}, ALL, SetDesired(), off={2})
+    assert (done.stop, done.power) == (("m2",), ())
+    stopped = [replace(each, power="stopped") if each.number == 2 else each for each in ALL]
+    assert plan({1, 2, 3, 4, 5}, stopped, SetDesired(), off={2}) == plan(set(), [], SetDesired())
+    assert plan({1, 2, 3, 4, 5}, stopped, SetDesired()).power == ("m2",)
+
+
 def test_a_restart_goes_on_only_as_long_as_members_come_back() -> None:
     wish, wanted = SetDesired(restart_serial=1), set(range(1, 6))
     assert plan(wanted, ALL, wish).boot == ("m1",)

@@ -10,14 +10,15 @@ from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.kind import Column, Kind, Resource
 
 Service = Literal["guaranteed", "best-effort"]
-State = Literal["offered", "instructed", "confirmed", "refused", "preempted", "released"]
+State = Literal["offered", "instructed", "confirmed", "refused", "moving", "preempted", "released"]
 """``offered``: room is held. ``instructed``: the host was told. ``confirmed``: the machine ran there.
 
-``preempted``: a best-effort machine went to make room for a guaranteed one. ``released``: what was held is given back.
+``refused``: it did not. ``moving``: its host is to say that it is off there, then it goes elsewhere. ``preempted``: it
+went to make room for a guaranteed one. ``released``: what was held is given back.
 """
-HELD: frozenset[State] = frozenset({"offered", "instructed", "confirmed", "refused"})
+HELD: frozenset[State] = frozenset({"offered", "instructed", "confirmed", "refused", "moving"})
 """States in which the machine still has, or may have, something."""
-MEMBER: frozenset[State] = frozenset({"instructed", "confirmed", "refused"})
+MEMBER: frozenset[State] = frozenset({"instructed", "confirmed", "refused", "moving"})
 """States in which there is a VM, or shall be one."""
 
 

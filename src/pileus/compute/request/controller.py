@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -16,6 +16,7 @@ from pileus.compute.request.plan import (
     RETRY_S,
     Changes,
     Next,
+    VmSeen,
     contributions,
     end_of,
     follow,
@@ -65,16 +66,11 @@ class RequestController(Controller):
         if left_s := self._pace.left_s(resource):
             return Done(after_s=left_s)
         rows = await store.list(Filter(kind="compute.placement", owner=resource.id), limit=READ_MAX)
-        if _is_lacking(resource, rows, store.clock()):
-            return await self._complete(resource, rows, store)
         vms = await store.list(Filter(kind="compute.vm", owner=assigned.set), limit=READ_MAX)
-        decided = follow(
-            resource.desired,
-            assigned,
-            {row.id: row.assigned for row in rows},
-            {vm.id: see(vm) for vm in vms},
-            store.clock(),
-        )
+        seen = {vm.id: see(vm) for vm in vms}
+        if _is_lacking(resource, rows, seen, store.clock()):
+            return await self._complete(resource, rows, seen, store)
+        decided = follow(resource.desired, assigned, {row.id: row.assigned for row in rows}, seen, store.clock())
         return Done(lambda tx: _apply(tx, resource, rows, decided), after_s=decided.after_s)
 
     async def _begin(self, request: Resource, store: Store) -> Outcome:
@@ -118,12 +114,14 @@ class RequestController(Controller):
             return Wait("NoCapacity", message, min(1.0 if assigned.room_by > now else NO_CAPACITY_RECHECK_S, left_s))
         return Done(lambda tx: _refuse(tx, request, message))
 
-    async def _complete(self, request: Resource, rows: Sequence[Resource], store: Store) -> Outcome:
+    async def _complete(
+        self, request: Resource, rows: Sequence[Resource], seen: Mapping[str, VmSeen], store: Store
+    ) -> Outcome:
         """Look for places for machines that have none, or lost theirs; the others go on."""
         desired: RequestDesired = request.desired
         now = store.clock()
-        without = {row.assigned.number: row for row in rows if _has_no_place(row)}
-        refused = [row for row in without.values() if row.assigned.state == "refused"]
+        without = {row.assigned.number: row for row in rows if _has_no_place(row, seen)}
+        refused = [row for row in without.values() if row.assigned.state != "preempted"]
         placed = {row.assigned.number for row in rows}
         numbers = sorted({*without, *(set(range(1, desired.count + 1)) - placed)})
         avoided = frozenset(host for row in refused for host in (*row.assigned.refused_by, row.assigned.server))
@@ -138,7 +136,7 @@ class RequestController(Controller):
             await preempt(tx, in_the_way, f"made room for {request}")
             await make_rows(tx, request, then, [each for each in choice.chosen if each.number not in without])
             for number, row in without.items():
-                await give_place(tx, row, chosen.get(number), now)
+                await give_place(tx, row, chosen.get(number), now, is_off=_is_off(row, seen))
             await _say(tx, request, then)
             await tx.enqueue(then.set)
 
@@ -179,7 +177,7 @@ async def _in_the_way(request: Resource, store: Store, search: Search) -> list[R
     return victims(rows, search.offers, lambda offers: choose(search.machines, offers, "all-or-nothing", now))
 
 
-def _is_lacking(request: Resource, rows: Sequence[Resource], now: float) -> bool:
+def _is_lacking(request: Resource, rows: Sequence[Resource], seen: Mapping[str, VmSeen], now: float) -> bool:
     """Tell whether it is time to look for places again."""
     desired: RequestDesired = request.desired
     assigned: RequestAssigned = request.assigned
@@ -188,21 +186,30 @@ def _is_lacking(request: Resource, rows: Sequence[Resource], now: float) -> bool
         return False
     if desired.mode != "best-effort" and assigned.phase != "running":
         return False
-    is_again = now - assigned.chosen_at >= RETRY_S
-    fresh = any(_has_no_place(row) and row.assigned.state == "refused" and not _is_known(row) for row in rows)
-    return fresh or (is_again and (len(rows) < desired.count or any(_has_no_place(row) for row in rows)))
+    without = [row for row in rows if _has_no_place(row, seen)]
+    if any(row.assigned.state == "moving" or not _is_known(row) for row in without):
+        return True
+    return now - assigned.chosen_at >= RETRY_S and (bool(without) or len(rows) < desired.count)
 
 
-def _has_no_place(row: Resource) -> bool:
-    """Tell whether the machine of a row is to be put somewhere else."""
+def _has_no_place(row: Resource, seen: Mapping[str, VmSeen]) -> bool:
+    """Tell whether the machine of a row is to be put somewhere else now."""
     place: PlacementAssigned = row.assigned
+    if place.state == "moving":
+        return _is_off(row, seen)
     return place.state == "preempted" or (place.state == "refused" and not is_silent(place))
+
+
+def _is_off(row: Resource, seen: Mapping[str, VmSeen]) -> bool:
+    """Tell whether the machine of a row runs nowhere, and nobody will let it."""
+    vm = seen.get(row.assigned.vm)
+    return not row.assigned.vm or (vm is not None and vm.is_off == "yes" and row.assigned.state == "moving")
 
 
 def _is_known(row: Resource) -> bool:
     """Tell whether another place was looked for since its host refused it."""
     place: PlacementAssigned = row.assigned
-    return place.server in place.refused_by
+    return place.state != "refused" or place.server in place.refused_by
 
 
 async def _apply(tx: Transaction, request: Resource, rows: Sequence[Resource], decided: Next) -> None:
@@ -227,6 +234,9 @@ async def _apply(tx: Transaction, request: Resource, rows: Sequence[Resource], d
 async def _write(tx: Transaction, row: Resource, changes: Changes) -> PlacementAssigned:
     """Write changed fields of a row as it is now: its set notes the VM in it."""
     current = await tx.get(row.id)
+    if current.assigned.state != row.assigned.state:
+        kept: PlacementAssigned = current.assigned
+        return kept  # it was preempted meanwhile, or its host is gone
     place: PlacementAssigned = replace(current.assigned, **changes)
     place = replace(place, contributions=contributions(place, place.state, place.reason))
     if place.state in ("released", "refused"):

@@ -75,13 +75,23 @@ async def make_rows(tx: Transaction, request: Resource, assigned: RequestAssigne
         await _hold(tx, await tx.ensure_child(request, row))
 
 
-async def give_place(tx: Transaction, row: Resource, chosen: Chosen | None, now: float) -> None:
-    """Put a machine that was refused or preempted somewhere else; without a choice note that one was looked for."""
+async def give_place(tx: Transaction, row: Resource, chosen: Chosen | None, now: float, *, is_off: bool) -> None:
+    """Put a machine that was refused or preempted somewhere else; without a choice note that one was looked for.
+
+    One that may still come up where it was refused is first to be off there (``is_off``): it never runs twice.
+    """
     place: PlacementAssigned = row.assigned
-    if chosen is not None:
-        await (move(tx, row, chosen, now) if place.state == "refused" else bring_back(tx, row, chosen))
-    elif place.state == "refused" and place.server not in place.refused_by:
-        await tx.update(await tx.get(row.id), assigned=replace(place, refused_by=_remembered(place)))
+    if (await tx.get(row.id)).assigned.state != place.state:
+        return  # somebody decided about it meanwhile
+    if place.state == "preempted":
+        if chosen is not None:
+            await bring_back(tx, row, chosen)
+        return
+    if chosen is not None and is_off:
+        await move(tx, row, chosen, now)
+        return
+    after = replace(place, state="refused" if chosen is None else "moving", refused_by=_remembered(place))
+    await tx.update(await tx.get(row.id), assigned=after)
 
 
 async def bring_back(tx: Transaction, row: Resource, chosen: Chosen) -> None:
@@ -120,6 +130,8 @@ async def move(tx: Transaction, row: Resource, chosen: Chosen, now: float) -> No
     moved = await tx.update(await tx.get(row.id), assigned=after)
     await _hold(tx, moved)
     vm = await tx.find_id(after.vm)
+    if vm is not None and vm.desired.power != "stopped":
+        raise Waiting("Moving", "a machine that was to go elsewhere was let start again", RACE_S)
     if vm is not None:
         await _bring(tx, vm, before, moved)
 

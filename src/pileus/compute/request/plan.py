@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from pileus.compute.offers import Machine
 from pileus.compute.placement.types import HELD, Contribution, PlacementAssigned, State
 from pileus.compute.request.types import RequestAssigned, RequestDesired
+from pileus.compute.vm.plan import is_off
 from pileus.compute.vm.types import VmObserved
 from pileus.kernel.kind import Resource
 
@@ -46,6 +47,8 @@ class VmSeen(Struct, frozen=True, kw_only=True):
     is_running: Literal["yes", "no"]
     is_done: Literal["yes", "no"]
     has_problem: Literal["yes", "no"]
+    is_off: Literal["yes", "no"] = "no"
+    """Whether its host knows that it shall be stopped, and says that it is: it does not run there any more."""
 
 
 class Next(Struct, frozen=True, kw_only=True):
@@ -112,7 +115,15 @@ def see(vm: Resource) -> VmSeen:
         is_running="yes" if running else "no",
         is_done="yes" if stopped and exit is not None and exit.reason == "guest-shutdown" else "no",
         has_problem="yes" if has_problem else "no",
+        is_off="yes" if _is_off(vm) else "no",
     )
+
+
+def _is_off(vm: Resource) -> bool:
+    observed: VmObserved | None = vm.observed
+    if not is_off(vm) or observed is None or observed.problem is not None:
+        return False
+    return not vm.unheard and vm.observed_generation >= vm.generation
 
 
 def follow(
@@ -137,7 +148,7 @@ def follow(
         return _release(assigned, changes, "refused", "Refused", _blame(refused))
     if after and all(row.state == "released" for row in after.values()):
         return _release(assigned, changes, "ended", "Done", "every machine has done its task")
-    is_starting = any(row.state == "instructed" for row in after.values())
+    is_starting = any(row.state in ("instructed", "moving") for row in after.values())
     then = replace(assigned, phase="starting" if is_starting and assigned.phase != "running" else "running")
     after_s = LOOK_S if is_starting else _next_look_s(desired, then, stops, now)
     return Next(assigned=then, rows=changes, after_s=after_s)
@@ -183,7 +194,7 @@ def _change(
 
 def _judge(desired: RequestDesired, row: PlacementAssigned, vm: VmSeen | None, now: float) -> Changes:
     """Return what changes of a row that is not yet confirmed, or whose machine has done its task."""
-    if row.state in ("released", "preempted"):
+    if row.state in ("released", "preempted", "moving"):
         return {}
     if row.state == "offered":
         return {"state": "instructed", "since": now, "start": now}

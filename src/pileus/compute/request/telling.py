@@ -38,7 +38,7 @@ def observe(
     missing = [
         Missing(number=row.number, reason=row.reason, message=row.message, server=row.server)
         for row in rows
-        if row.state in ("refused", "preempted")
+        if row.state in ("refused", "moving", "preempted")
     ]
     missing += [
         Missing(number=number, reason="NoCapacity", message=assigned.message)

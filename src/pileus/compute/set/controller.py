@@ -47,7 +47,8 @@ class SetController(Controller):
         wanted = set(places) if assigned.request else set(range(1, desired.count + 1))
         vms = await store.list(Filter(kind="compute.vm", owner=resource.id), limit=READ_MAX)
         members = [member_of(vm) for vm in vms]
-        due = plan(wanted, members, desired)
+        off = {number for number, place in places.items() if place.assigned.state == "moving"}
+        due = plan(wanted, members, desired, off)
         links = await store.links(resource.id)
 
         async def apply(tx: Transaction) -> None:
@@ -89,6 +90,9 @@ async def _places(store: Store, request: str) -> dict[int, Resource]:
 async def _change(tx: Transaction, due: Plan, desired: SetDesired) -> None:
     for id in due.drop[:PAGE]:
         await tx.mark_deleting(await tx.get(id))
+    for id in due.stop:
+        vm = await tx.get(id)
+        await tx.update(vm, desired=replace(vm.desired, power="stopped"))
     for id in {*due.power[:PAGE], *due.boot[:PAGE]}:
         vm = await tx.get(id)
         wished: VmDesired = vm.desired

@@ -36,6 +36,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     make: tuple[int, ...] = ()
     drop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
     power: tuple[str, ...] = ()
     boot: tuple[str, ...] = ()
 
@@ -60,15 +61,19 @@ def member_of(vm: Resource) -> Member:
     )
 
 
-def plan(wanted: Collection[int], members: Sequence[Member], desired: SetDesired) -> Plan:
-    """Return what is due now: all that is missing, too much, or in another power; restarts a few at a time."""
+def plan(wanted: Collection[int], members: Sequence[Member], desired: SetDesired, off: Collection[int] = ()) -> Plan:
+    """Return what is due now: all that is missing, too much, or in another power; restarts a few at a time.
+
+    ``off``: numbers of members that are stopped whatever is wished, for they are about to go to another host.
+    """
     taken = {member.number for member in members}
     stay = [member for member in members if member.is_going == "no" and member.number in wanted]
     going = [member for member in members if member.is_going == "no" and member.number not in wanted]
     return Plan(
         make=tuple(sorted(set(wanted) - taken)),
         drop=tuple(member.id for member in sorted(going, key=lambda each: -each.number)),
-        power=tuple(member.id for member in stay if member.power != desired.power),
+        stop=tuple(each.id for each in stay if each.number in off and each.power != "stopped"),
+        power=tuple(each.id for each in stay if each.number not in off and each.power != desired.power),
         boot=_boots(stay, desired),
     )
 
