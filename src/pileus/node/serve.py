@@ -38,6 +38,9 @@ PUSH_BYTES = 4 << 10
 PUSH_BYTES_PER_S = 32 << 10
 """What is pushed unasked counts as noise at the host, by its bytes and for each so many more; this is half of what it bears."""
 
+PUSH_AHEAD_S = 2.0
+"""So much of it may come at once, after a while without: some things that happen together are told together."""
+
 GREET_S_MIN, GREET_S_MAX = 1.0, 5.0
 STATUS_BYTES_MAX = 60 << 10
 READ_BYTES = 32 << 10
@@ -103,10 +106,11 @@ class Server:
         """Push what changed: at once, or as soon as the host bears it."""
         if not self.conversation.session.open or self._report() == self._reported:
             return
-        if self._loop.time() >= self._push_at:
+        may_at = self._push_at - PUSH_AHEAD_S
+        if self._loop.time() >= may_at:
             self._push()
         elif self._later is None:
-            self._later = self._loop.call_at(self._push_at, self._tell_later)
+            self._later = self._loop.call_at(may_at, self._tell_later)
 
     def _tell_later(self) -> None:
         self._later = None
@@ -201,7 +205,8 @@ class Server:
     def _push(self) -> None:
         self._report_at = self._loop.time() + REPORT_EVERY_S
         self._reported = self._report()
-        self._push_at = self._loop.time() + (PUSH_BYTES + len(self._reported)) / PUSH_BYTES_PER_S
+        cost_s = (PUSH_BYTES + len(self._reported)) / PUSH_BYTES_PER_S
+        self._push_at = max(self._push_at, self._loop.time()) + cost_s
         self._send(b'{"report":%b}' % self._reported)
 
     def _send(self, message: bytes) -> None:
