@@ -27,9 +27,9 @@ BATCH_CHARS = 1_000_000
 """Of their bodies, as soon as there is more than one."""
 TURNS_MAX, TURNS_OF_ACCOUNT_MAX = 16, 2
 """Databases that this server writes to at the same time, and those of one account: slow ones hold up no others."""
-TURNS_FAILING_MAX = 8
-"""Of them, those whose last try failed: however many do not answer, there is room for the others."""
-NO_TURN_S = 0.5
+TURNS_UNPROVEN_MAX = 8
+"""Of them, those whose last try failed, or that took nothing yet: whoever answers always finds room."""
+NO_TURN_S, NO_TURN_UNPROVEN_S = 0.5, 5.0
 RETRY_FIRST_S, RETRY_MAX_S = 1.0, 60.0
 AGAIN_S = 0.01
 LOOK_AGAIN_S = 300.0
@@ -44,7 +44,7 @@ class HistoryController(Controller):
         self._not_before: dict[str, tuple[HistoryDesired, float]] = {}
         """What was tried, and when to try that again."""
         self._turns: Counter[str] = Counter()
-        self._failing = 0
+        self._unproven = 0
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Deliver the oldest entries; after a failure wait, longer each time."""
@@ -56,27 +56,28 @@ class HistoryController(Controller):
         if tried == resource.desired and 0 < left_s <= RETRY_MAX_S:
             return Done(after_s=left_s)
         known: HistoryObserved = resource.observed or HistoryObserved()
-        with self._turn(resource.account_id, known.failures > 0) as has_turn:
+        is_unproven = resource.observed is None or known.failures > 0
+        with self._turn(resource.account_id, is_unproven) as has_turn:
             if not has_turn:
-                return Done(after_s=NO_TURN_S)
+                return Done(after_s=(NO_TURN_UNPROVEN_S if is_unproven else NO_TURN_S) * self._random.uniform(0.5, 1.0))
             return await self._deliver(resource, store, known)
 
     @contextlib.contextmanager
-    def _turn(self, account_id: str, is_failing: bool) -> Iterator[bool]:
+    def _turn(self, account_id: str, is_unproven: bool) -> Iterator[bool]:
         """Give whether there is room to write to one more database, and hold it for the block."""
         if (
             self._turns.total() >= TURNS_MAX
             or (account_id and self._turns[account_id] >= TURNS_OF_ACCOUNT_MAX)
-            or (is_failing and self._failing >= TURNS_FAILING_MAX)
+            or (is_unproven and self._unproven >= TURNS_UNPROVEN_MAX)
         ):
             yield False
             return
         self._turns[account_id] += 1
-        self._failing += is_failing
+        self._unproven += is_unproven
         try:
             yield True
         finally:
-            self._failing -= is_failing
+            self._unproven -= is_unproven
             self._turns[account_id] -= 1
             self._turns += Counter()  # forgets accounts that have none
 
