@@ -17,7 +17,7 @@ READY = r"PILEUS-READY (\S+) [0-9.]+$"
 def test_three_machines_come_run_and_go_at_their_time(cloud: RealCloud) -> None:
     began = time.monotonic()
     wish = ("--count", "3", "--duration-s", str(DURATION_S), "--shutdown-timeout-s", "10", "--warn-s", "30")
-    cloud.pileus("create", "compute.request", "trio", "--account", "acme", *wish)
+    cloud.pileus("create", "machine-request", "trio", "--account", "acme", *wish)
     names = [f"trio-000{number}" for number in (1, 2, 3)]
 
     def request() -> dict[str, Any]:
@@ -48,4 +48,4 @@ def test_three_machines_come_run_and_go_at_their_time(cloud: RealCloud) -> None:
     assert not set(ids.values()) & cloud.machine_folders()
     assert not volumes & cloud.volume_files()
     assert cloud.json("get", "compute.set", "--account", "acme")["items"] == []
-    cloud.pileus("delete", "compute.request", "trio", "--account", "acme", "--wait")
+    cloud.pileus("delete", "machine-request", "trio", "--account", "acme", "--wait")

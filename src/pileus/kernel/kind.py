@@ -109,6 +109,8 @@ class Kind(Struct, frozen=True, kw_only=True):
     """Whether ``everyone`` may read those of the cluster that stand for a fleet manager, too."""
     writable_by: Literal["tenant", "operator"] = "tenant"
     """Who may write one; accounts' own rights come on top."""
+    word: str = ""
+    """What people call it where another kind has the short word; empty: its name without its capability."""
     aliases: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     immutable: frozenset[str] = frozenset()
@@ -132,8 +134,8 @@ class Kind(Struct, frozen=True, kw_only=True):
 
     @property
     def short(self) -> str:
-        """The word of the kind, without its capability."""
-        return self.name.partition(".")[2]
+        """The word of the kind, by which people call it: its name without its capability, if no other has that."""
+        return self.word or self.name.partition(".")[2]
 
     @property
     def plural(self) -> str:

@@ -485,3 +485,25 @@ def test_a_host_that_goes_before_the_start_is_no_host_at_the_start() -> None:
             del world.hosts[going]
 
     run(main)
+
+
+def test_a_silent_host_releases_all_or_nothing_and_the_last_of_it_when_it_is_back() -> None:
+    async def main() -> None:
+        async with site(hosts=3) as world:
+            before = await world.store.fetch(CHARGES)
+            silent = sorted(world.hosts)[0]
+            await world.cut_link(silent)
+            await ask(world, count=6)
+            found = await comes_to(world, "releasing")
+            assert f"host {silent} refused machine" in found["conditions"][0]["message"]
+
+            async def only_there() -> bool:
+                return {vm.host for vm in await vms(world)} == {silent}
+
+            await world.until(only_there)
+            world.heal_link(silent)
+            await comes_to(world, "refused")
+            assert await leftovers(world) == {}
+            assert await world.store.fetch(CHARGES) == before
+
+    run(main)

@@ -135,7 +135,7 @@ KIND = Kind(
     assigned=RequestAssigned,
     observed=RequestObserved,
     ready=_ready,
-    aliases=("machinerequest",),
+    word="machine-request",
     immutable=TEMPLATE | {"count", "service", "mode", "start_at", "start_within_s", "until"},
     columns=(
         Column("COUNT", "desired.count"),
