@@ -150,7 +150,7 @@ async def _connected(
         host=addresses,
         port=[desired.port] * len(addresses),
         user=desired.user,
-        password=desired.password,
+        password=desired.password.rstrip("\r\n"),  # a file's last line ends so
         database=desired.database,
         passfile="/dev/null",
         ssl=guarded or False,

@@ -42,6 +42,12 @@ async def test_what_is_wrong_is_said(rig: Rig, changes: dict[str, object], words
     assert PASSWORD not in failed.value.message
 
 
+async def test_a_password_may_come_from_a_file_whose_line_ends(rig: Rig) -> None:
+    await rig.take(states(1, 1), password=f"{PASSWORD}\n")
+    with pytest.raises(Transient, match="password authentication failed"):
+        await rig.take(states(1, 1), password=f"{PASSWORD} ")
+
+
 async def test_a_user_who_may_only_read_is_refused_and_one_who_may_only_add_is_enough(rig: Rig) -> None:
     user = f"u{rig.name}"
     await rig.rows(f"CREATE USER {user} PASSWORD 'p'")

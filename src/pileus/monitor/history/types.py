@@ -19,7 +19,14 @@ class HistoryDesired(Struct, frozen=True, kw_only=True):
     port: Annotated[int, Meta(ge=1, le=65_535, description="Its port.")] = 5432
     database: Annotated[str, Meta(min_length=1, max_length=63, description="The database.")]
     user: Annotated[str, Meta(min_length=1, max_length=63, description="Who writes there.")]
-    password: Annotated[str, Meta(max_length=1000, description="With which password.", extra={"file": True})] = ""
+    password: Annotated[
+        str,
+        Meta(
+            max_length=1000,
+            description="With which password; a line's end after it is none of it.",
+            extra={"file": True},
+        ),
+    ] = ""
     tls: Annotated[
         Literal["verify", "off"], Meta(description="off: unencrypted, which only an operator may choose.")
     ] = "verify"
