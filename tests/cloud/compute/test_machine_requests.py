@@ -507,3 +507,16 @@ def test_a_silent_host_releases_all_or_nothing_and_the_last_of_it_when_it_is_bac
             assert await world.store.fetch(CHARGES) == before
 
     run(main)
+
+
+def test_a_machine_without_an_address_is_refused_and_says_so() -> None:
+    async def main() -> None:
+        async with site() as world:
+            await world.create("network.network", "tiny", "acme", range="10.9.9.0/29")
+            await world.until(lambda: world.is_ready("network.network", "tiny", "acme"))
+            await ask(world, count=20, nics=[{"network": "tiny"}])
+            found = await comes_to(world, "refused")
+            assert "address" in found["conditions"][0]["message"].lower()
+            assert await leftovers(world) == {}
+
+    run(main)

@@ -31,8 +31,8 @@ SLACK_S = 2.0
 SILENT = frozenset({"HostSilent", "HostReturned", "NotReported"})
 NOT_THE_HOST = frozenset({"NetworkNotServed", "ImageNotReady"})
 """What a machine may wait for without its host being in doubt."""
-DOUBTED = frozenset({"Ended"})
-"""What is a problem although the host calls it none."""
+DOUBTED = frozenset({"Ended", "NoAddress", "AddressInUse", "NoVlan", "PoolFull"})
+"""What is a problem although no host calls it one: what a machine, a network or a pool says."""
 
 Changes = dict[str, Any]
 """Fields of a row that change."""
@@ -105,7 +105,7 @@ def see(vm: Resource) -> VmSeen:
     ready = vm.ready
     reason, message = (ready.reason, ready.message) if ready is not None else ("NotReported", "")
     exit = observed.exit if observed is not None else None
-    stopped = observed is not None and observed.power == "stopped"
+    stopped = observed is not None and observed.power == "stopped" and vm.desired.power == "running"
     running = observed is not None and observed.power == "running" and ready is not None and ready.status == "true"
     has_problem = (observed is not None and observed.problem is not None) or reason in DOUBTED
     return VmSeen(
