@@ -23,7 +23,7 @@ else:
 ACME = ("--account", "acme")
 WEB = "echo $$ > /run/web.pid; while :; do sleep 1000; done"
 DROPPER = (
-    "cd /var/tmp; [ -e armed ] || { touch armed; exit 0; }; "
+    "mkdir -p /var/dropped; cd /var/dropped; [ -e armed ] || { touch armed; exit 0; }; "
     "printf %s%s%s%s 'X5O!P%@AP[4\\PZX54(P^)7CC)7}$' EICAR-STANDARD- ANTIVIRUS-TEST '-FILE!$H+H*' > dropped"
 )
 """Writes the test file of scanners when it is started the second time; in parts, so that no scanner finds it here."""
@@ -77,6 +77,10 @@ class Watched:
         with self.cloud.client() as client:
             pages = client.pages(f"/v1/{kind}", [("account", "acme"), *query.items()])
             return [dict(item) for page in pages for item in page["items"]]
+
+    def vm(self, id: str) -> Json:
+        with self.cloud.client() as client:
+            return dict(client.get(f"/v1/compute.vm/{id}")["observed"])
 
     def rows(self) -> dict[str, Json]:
         """Return the appliance state table, by VM."""
@@ -144,6 +148,7 @@ def test_an_application_that_dies_in_an_appliance_is_restarted_at_once(watched: 
     until("it runs again", lambda: watched.state(node["assigned"]["vm"]) == "running")
 
 
+@pytest.mark.long
 def test_a_hung_guest_is_reset(watched: Watched) -> None:
     vm = watched.nodes[1]["assigned"]["vm"]
     until("it is watched", lambda: watched.rows()[vm]["observed"]["execution"]["state"] == "running")
@@ -180,11 +185,12 @@ def test_another_monitor_takes_over_for_one_that_is_killed(watched: Watched) -> 
     until("both watchers work", lambda: len(_working(watched)) == 2, 120.0)
 
 
+@pytest.mark.long
 def test_malicious_software_in_an_appliance_is_isolated_kept_as_evidence_and_suspended(watched: Watched) -> None:
     node, clean = watched.nodes
     vm = node["assigned"]["vm"]
     watched.make("monitor.policy", "quarantine", monitor="watch", **QUARANTINE)
-    watched.make("monitor.signature", "eicar", monitor="watch", every_s=0, scan_serial=1, paths=["/var/tmp"])
+    watched.make("monitor.signature", "eicar", monitor="watch", every_s=0, scan_serial=1, paths=["/var/dropped"])
 
     def scans() -> dict[str, Json] | None:
         found = {each["assigned"]["vm"]: each for each in watched.everything("monitor.scan")}
@@ -206,11 +212,10 @@ def test_malicious_software_in_an_appliance_is_isolated_kept_as_evidence_and_sus
     ended = scan["assigned"]["ended_at"]
     held_s = [step["ended_at"] - ended for step in steps]
     print(f"measured: after the scan isolated {held_s[0]:.2f} s, kept {held_s[1]:.2f} s, suspended {held_s[2]:.2f} s")
-    assert scan["observed"]["findings"][0]["path"] == "/var/tmp/dropped"
+    assert scan["observed"]["findings"][0]["path"] == "/var/dropped/dropped"
     assert steps[0]["ended_at"] - ended < 5.0
     (snapshot,) = watched.everything("storage.snapshot")
     assert "quarantine" in snapshot["desired"]["reason"]
-    held = watched.cloud.client().get(f"/v1/compute.vm/{vm}")
-    assert (held["observed"]["power"], held["observed"]["isolated"]) == ("paused", "yes")
-    other = watched.cloud.client().get(f"/v1/compute.vm/{clean['assigned']['vm']}")
-    assert (other["observed"]["power"], other["observed"].get("isolated", "no")) == ("running", "no")
+    held, other = watched.vm(vm), watched.vm(clean["assigned"]["vm"])
+    assert (held["power"], held["isolated"]) == ("paused", "yes")
+    assert (other["power"], other.get("isolated", "no")) == ("running", "no")
