@@ -8,6 +8,7 @@ import msgspec
 from msgspec.structs import replace
 
 from pileus.kernel.kind import Resource
+from pileus.kernel.store.lists import Filter
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.action.types import ActionAssigned
 from pileus.monitor.history.types import history_space
@@ -26,13 +27,24 @@ async def note_state(tx: Transaction, row: Resource, before: StateObserved | Non
 async def note_action(tx: Transaction, action: Resource) -> None:
     """Note how an action is now: when it is written, and at each of its steps."""
     assigned: ActionAssigned = action.assigned
-    stream = await tx.holder(history_space(), assigned.cause.monitor) if assigned.cause.monitor else None
-    if stream is None:
+    streams = await _streams(tx, action)
+    if not streams:
         return
     about = {"id": action.id, "vm": assigned.vm, "do": action.desired.do, "verdict": assigned.verdict}
     state = action.observed.state if action.observed is not None else "waiting"
     told = {**about, "why": assigned.why, "cause": assigned.cause, "steps": assigned.steps, "state": state}
-    await tx.note(stream, "action", _text(told))
+    for stream in streams:
+        await tx.note(stream, "action", _text(told))
+
+
+async def _streams(tx: Transaction, action: Resource) -> list[str]:
+    """Return the histories that get the action: its monitor's; of what a person does, all of the account."""
+    monitor = action.assigned.cause.monitor
+    if not monitor:
+        histories = await tx.matching(Filter(kind="monitor.history", account_id=action.account_id))
+        return [history.id for history in histories]
+    stream = await tx.holder(history_space(), monitor)
+    return [] if stream is None else [stream]
 
 
 def _words(observed: StateObserved | None) -> StateObserved | None:

@@ -100,6 +100,34 @@ def test_after_an_outage_everything_is_there_once_and_in_order(rounds: int) -> N
     run(main)
 
 
+def test_what_a_person_does_is_there_too_before_it_is_done() -> None:
+    receiver = Receiver(seed=9)
+
+    async def main() -> None:
+        async with cloud(1, receiver=receiver) as world:
+            await Apps(world).furnish(1)
+            await world.create("monitor.monitor", MONITOR, ACCOUNT)
+            await world.create("monitor.history", "outside", ACCOUNT, **CUSTOMER)
+            await world.create("tenancy.account", "other")
+            await world.create("monitor.monitor", MONITOR, "other")
+            await world.create("monitor.history", "outside", "other", **CUSTOMER)
+            await world.create("compute.vm", "web", ACCOUNT)
+            await world.until(lambda: world.is_ready("compute.vm", "web", ACCOUNT))
+            act = {"vm": "web", "do": [{"do": "terminate"}], "reason": "it is not needed any more"}
+            await world.create("monitor.action", "", ACCOUNT, **act)
+
+            async def is_told() -> bool:
+                return bool(receiver.actions()) and receiver.actions()[-1][1] == "done"
+
+            await world.until(is_told)
+            told = [state for _, state in receiver.actions()]
+            assert told[0] == "waiting"
+            own = await world.resource("monitor.history", "outside", ACCOUNT)
+            assert {stream for (stream, _), entry in receiver.rows.items() if entry.kind == "action"} == {own.id}
+
+    run(main)
+
+
 def test_a_monitor_has_one_history_and_it_ends_with_it() -> None:
     receiver = Receiver(seed=8)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from pileus.compute.vm.types import is_of_cloud
 from pileus.kernel.admission import Admission, Change
@@ -11,6 +12,7 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.action import plan
 from pileus.monitor.action.types import ActionAssigned, ActionCause, ActionDesired
+from pileus.monitor.notes import note_action
 from pileus.monitor.policy.plan import check_acts, require_rights
 
 
@@ -38,6 +40,11 @@ class ActionAdmission(Admission):
         steps = plan.first_steps(desired.do)
         assigned = ActionAssigned(zone=vm.zone, vdc=vm.vdc, vm=vm.id, cause=cause, steps=steps)
         return replace(new, zone=vm.zone, vdc=vm.vdc, assigned=assigned, observed=plan.observed(assigned))
+
+    async def created(self, tx: Transaction, resource: Resource, principal: object) -> dict[str, Any]:
+        """Note it for histories before any of it is done."""
+        await note_action(tx, resource)
+        return {}
 
     async def may_delete(self, tx: Transaction, resource: Resource, principal: object) -> None:
         """Raises: Conflict: the log stays as long as it is kept."""
