@@ -61,6 +61,7 @@ def stopped(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
+@pytest.mark.long
 @pytest.mark.anyio
 async def test_vitals_of_real_appliances(rack: Rack) -> None:
     await rack.switch.open()

@@ -50,6 +50,7 @@ QUARANTINE = {
     "do": [{"do": "isolate"}, {"do": "snapshot"}, {"do": "suspend"}],
     "mode": "enforce",
 }
+pytestmark = pytest.mark.long
 MENDED_S = 5.0
 """From the death of an application to the end of the action; each step takes milliseconds, but under emulation."""
 HUNG_S = 40.0
@@ -148,7 +149,6 @@ def test_an_application_that_dies_in_an_appliance_is_restarted_at_once(watched: 
     until("it runs again", lambda: watched.state(node["assigned"]["vm"]) == "running")
 
 
-@pytest.mark.long
 def test_a_hung_guest_is_reset(watched: Watched) -> None:
     vm = watched.nodes[1]["assigned"]["vm"]
     until("it is watched", lambda: watched.rows()[vm]["observed"]["execution"]["state"] == "running")
@@ -185,7 +185,6 @@ def test_another_monitor_takes_over_for_one_that_is_killed(watched: Watched) -> 
     until("both watchers work", lambda: len(_working(watched)) == 2, 120.0)
 
 
-@pytest.mark.long
 def test_malicious_software_in_an_appliance_is_isolated_kept_as_evidence_and_suspended(watched: Watched) -> None:
     node, clean = watched.nodes
     vm = node["assigned"]["vm"]

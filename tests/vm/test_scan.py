@@ -58,6 +58,7 @@ async def scanned(rack: Rack, sequence: int, source: str, **what: object) -> dic
     return said
 
 
+@pytest.mark.long
 async def test_a_real_node_finds_what_lies_and_what_runs_in_it(rack: Rack) -> None:
     await rack.start(MACHINE, "serial", role="applications")
     await rack.guest.attach(MACHINE, "serial")
