@@ -20,9 +20,9 @@ async def node_of(reader: Reader, vm: Resource) -> Resource | None:
 
 
 async def ask(tx: Transaction, node: Resource, owner: Resource, name: str, payload: str, deadline: float) -> Resource:
-    """Make ``owner`` a request of the node; one of that name that is there is returned. Raises: QuotaExceeded."""
+    """Make ``owner`` a request of the node; its own of that name is returned. Raises: QuotaExceeded, Conflict."""
     found = await tx.find("fleet.request", owner.account_id, name)
-    if found is not None:
+    if found is not None and (found.owner, found.assigned.node) == (owner.id, node.id):
         return found
     if await tx.claimed(queue_space(node.id)) >= QUEUE_MAX:
         raise QuotaExceeded(f"{node} has {QUEUE_MAX} requests that are not settled, the most there may be")

@@ -113,7 +113,8 @@ def _cause(parties: _Parties, proposed: Proposed, now: float) -> ActionCause:
         subject=subject,
         incident=proposed.incident,
         epoch=proposed.epoch,
-        key=f"{parties.policy.id}/{parties.vm.id}/{subject}/{proposed.incident}",
+        # By row, not by VM: one that is watched anew counts its incidents from the first again.
+        key=f"{parties.policy.id}/{parties.row.id}/{subject}/{proposed.incident}",
         cause=f"policy {parties.policy.name}: {_printable(str(proposed.cause.get('text', '')))[:400]}",
         clauses=tuple(_clauses(proposed.cause)),
         at=now,

@@ -15,11 +15,9 @@ from typing import Any, Protocol
 
 import msgspec
 import structlog
-from msgspec import Struct
+from msgspec.structs import replace
 
-from pileus.compute.vm.types import VmObserved, is_hung
-from pileus.fleet.asking import node_of
-from pileus.fleet.node.types import NodeAssigned, NodeObserved, answers
+from pileus.fleet.node.types import NodeAssigned, answers
 from pileus.fleet.vitals import Vitals
 from pileus.kernel.errors import LeaseLost, NotFound, PileusError, Transient
 from pileus.kernel.hub import Hub
@@ -38,6 +36,7 @@ from pileus.monitor.state.types import StateAssigned, StateObserved
 from pileus.monitor.watcher.types import LEASE_S, WatcherObserved
 from pileus.node.monitor.engine import Work
 from pileus.server.minds import Away, Here, Links, Mind
+from pileus.server.watched import Appliance, described, described_by, from_rows
 
 log = structlog.get_logger()
 
@@ -59,6 +58,8 @@ SILENT = "HostSilent"
 FINDINGS = "findings"
 COUNTERS = ("disk_bytes", "disk_operations", "net_bytes")
 """Known from polls only."""
+OF_NODE = ("node", "boot_id", "hash", "version", "status")
+"""What the node itself says."""
 
 
 class Hosts(Links, Protocol):
@@ -124,16 +125,6 @@ class Watching:
                 await self._store.write(functools.partial(give_back, lease=run.lease))
 
 
-class _Appliance(Struct, kw_only=True):
-    """One that is watched: its row, its VM, and the node that the VM is, as they were read last."""
-
-    row: Resource
-    vm: Resource | None = None
-    node: Resource | None = None
-    findings: dict[str, dict[str, Any]] = {}
-    """By signature: how its last scan ended, which the engine reads as ``other.findings``."""
-
-
 class Run:
     """One watcher at work."""
 
@@ -142,7 +133,7 @@ class Run:
         self._store, self._hub, self._hosts = store, hub, hosts
         self._watcher = watcher
         self._mind: Mind
-        self._appliances: dict[str, _Appliance] = {}
+        self._appliances: dict[str, Appliance] = {}
         """By VM."""
         self._vm_of: dict[str, str] = {}
         """Id of a VM or node -> the VM."""
@@ -242,16 +233,18 @@ class Run:
         """Tell whether what the engine is to do changed: its monitor, a policy, or the appliances that it has."""
         if "monitor.policy" in changed.values() or self._watcher.assigned.monitor in changed:
             return True
-        for id, kind in changed.items():
-            if kind in ("monitor.state", "fleet.node") and await self._is_other(id, kind):
-                return True
-        return False
+        rows = [id for id, kind in changed.items() if kind == "monitor.state"]
+        found = {row.id: row for row in await self._all("monitor.state", rows)}
+        if any(self._is_other(id, found.get(id)) for id in rows):
+            return True
+        nodes = [id for id, kind in changed.items() if kind == "fleet.node" and id not in self._vm_of]
+        if any(node.assigned.vm in self._appliances for node in await self._all("fleet.node", nodes)):
+            return True
+        vms = await self._all("compute.vm", [id for id in changed if id in self._appliances])
+        return any(described_by(self._appliances[vm.id].vm) != described_by(vm) for vm in vms)
 
-    async def _is_other(self, id: str, kind: str) -> bool:
-        """Tell whether a row came, went or changed hands; or a VM became a node."""
-        found = await self._store.find_id(id)
-        if kind == "fleet.node":
-            return id not in self._vm_of and found is not None and found.assigned.vm in self._appliances
+    def _is_other(self, id: str, found: Resource | None) -> bool:
+        """Tell whether a row came, went or changed hands."""
         known = self._appliances.get(self._row_of.get(id, ""))
         if found is None or found.deleting or found.assigned.watcher != self._watcher.id:
             return known is not None
@@ -260,13 +253,12 @@ class Run:
     async def _configure(self) -> None:
         """Give the engine its appliances and policies as they are."""
         monitor = await self._store.get(self._watcher.assigned.monitor)
-        filter = Filter(kind="monitor.state", owner=monitor.id)
         rows = [
-            row for row in await self._store.list(filter, limit=APPLIANCES_MAX)
+            row for row in await self._store.list_all(Filter(kind="monitor.state", owner=monitor.id))
             if row.assigned.watcher == self._watcher.id and not row.deleting
         ]  # fmt: skip
         policies = [
-            policy for policy in await self._store.list(Filter(kind="monitor.policy", account_id=monitor.account_id))
+            policy for policy in await self._store.list_all(Filter(kind="monitor.policy", account_id=monitor.account_id))
             if not policy.deleting and (await self._store.links(policy.id)).get("monitor") == monitor.id
         ]  # fmt: skip
         await self._read_appliances(rows)
@@ -277,7 +269,7 @@ class Run:
                     "poll_s": desired.poll_s, "misses": desired.misses, "hung_s": desired.hung_s,
                     "seed": int(monitor.id[-12:], 16),
                 },
-                "appliances": {vm: _described(each) for vm, each in self._appliances.items()},
+                "appliances": {vm: described(each) for vm, each in self._appliances.items()},
                 "policies": {policy.id: engine_policy(policy) for policy in policies},
             }
         )  # fmt: skip
@@ -286,25 +278,27 @@ class Run:
 
     async def _read_appliances(self, rows: list[Resource]) -> None:
         vms = {vm.id: vm for vm in await self._all("compute.vm", [row.assigned.vm for row in rows])}
+        nodes = await self._store.list_all(Filter(kind="fleet.node", account_id=self._watcher.account_id))
+        node_of = {node.assigned.vm: node for node in nodes}
+        before = self._appliances
         self._appliances, self._vm_of, self._row_of = {}, {}, {}
         for row in rows:
             vm = vms.get(row.assigned.vm)
-            node = await node_of(self._store, vm) if vm is not None else None
-            self._appliances[row.assigned.vm] = _Appliance(row=row, vm=vm, node=node)
+            node = node_of.get(row.assigned.vm)
+            known = self._appliances[row.assigned.vm] = Appliance(row=row, vm=vm, node=node)
+            if row.assigned.vm in before:
+                known.heard, known.said = before[row.assigned.vm].heard, before[row.assigned.vm].said
             self._row_of[row.id] = self._vm_of[row.assigned.vm] = row.assigned.vm
             if node is not None:
                 self._vm_of[node.id] = row.assigned.vm
 
-        found = await self._store.list(
-            Filter(kind="monitor.scan", account_id=self._watcher.account_id), limit=APPLIANCES_MAX
-        )
-        self._note_scans(found)
+        self._note_scans(await self._store.list_all(Filter(kind="monitor.scan", account_id=self._watcher.account_id)))
 
     async def _read_scans(self, ids: list[str]) -> set[str]:
         """Return the appliances of which a scan ended."""
         return self._note_scans(await self._all("monitor.scan", ids))
 
-    def _note_scans(self, scans: list[Resource]) -> set[str]:
+    def _note_scans(self, scans: Iterable[Resource]) -> set[str]:
         ended = set()
         for scan in scans:
             known = self._appliances.get(scan.assigned.vm)
@@ -317,23 +311,33 @@ class Run:
     async def _all(self, kind: str, ids: list[str]) -> list[Resource]:
         found: list[Resource] = []
         for start in range(0, len(ids), PAGE):
-            part = tuple(ids[start : start + PAGE])
-            found += await self._store.list(Filter(kind=kind, ids=part), limit=PAGE)
+            part = ids[start : start + PAGE]
+            # A statement is made for each number of ids: there are few of them this way.
+            part += part[:1] * ((1 << (len(part) - 1).bit_length()) - len(part))
+            found += await self._store.list(Filter(kind=kind, ids=tuple(part)), limit=len(part))
         return found
 
-    async def _hear(self, known: _Appliance, changed: Collection[str], has_answered: bool) -> None:
+    async def _hear(self, known: Appliance, changed: Collection[str], has_answered: bool) -> None:
         """Let the engine hear what its host pushed of an appliance. ``changed``: ids. ``has_answered``: a scan, just now."""
-        is_node_new = known.node is not None and (has_answered or known.node.id in changed)
         known.vm = await self._store.find_id(known.row.assigned.vm)
         known.node = await self._store.find_id(known.node.id) if known.node is not None else None
-        if known.vm is not None:
-            self._hear_of(known.vm.id, "push", _said(known.vm, known.node, is_node_new))
+        if known.vm is None:
+            return
+        has_spoken = known.node is not None and known.node.observed != known.said
+        is_now = known.node is not None and (has_answered or (has_spoken and known.node.id in changed))
+        vitals = from_rows(known.vm, known.node, is_now)
+        if not has_spoken and known.node is not None and known.heard is not None:
+            # What it said to a poll may be newer than its row.
+            vitals = replace(vitals, **{word: getattr(known.heard, word) for word in OF_NODE})
+        known.said = known.node.observed if known.node is not None else None
+        self._hear_of(known.vm.id, "push", vitals)
 
     def _hear_of(self, vm: str, origin: str, vitals: Vitals) -> None:
         """Tell the engine at the next step; what was found in the appliance is said with what it says itself."""
         known = self._appliances.get(vm)
         if known is None:
             return
+        known.heard = vitals
         plain: dict[str, Any] = msgspec.to_builtins(vitals)
         plain["status"] = {**vitals.status, FINDINGS: dict(known.findings)}
         if origin != "poll":
@@ -386,7 +390,7 @@ class Run:
         for vm in vms:
             known = self._appliances.get(vm)
             if known is not None and known.vm is not None:
-                self._hear_of(vm, "host", _said(known.vm, known.node, True))
+                self._hear_of(vm, "host", from_rows(known.vm, known.node, True))
 
     # what was decided
 
@@ -448,35 +452,3 @@ class Run:
                 await tx.enqueue(current.assigned.monitor)
 
         await self._store.write(write)
-
-
-def _described(appliance: _Appliance) -> dict[str, Any]:
-    """Return an appliance as the engine's document says it."""
-    row = appliance.row
-    observed: StateObserved | None = row.observed
-    vm = appliance.vm
-    return {
-        "name": vm.name if vm is not None else "",
-        "labels": dict(vm.labels) if vm is not None else {},
-        "epoch": row.assigned.epoch,
-        "resume": {**msgspec.to_builtins(observed), "vm": row.assigned.vm} if observed is not None else {},
-    }
-
-
-def _said(vm: Resource, node: Resource | None, is_node_new: bool) -> Vitals:
-    """Return what the rows of an appliance say; its counters are not known from there."""
-    power: VmObserved | None = vm.observed
-    said: NodeObserved | None = node.observed if node is not None else None
-    is_silent = vm.ready is not None and vm.ready.status == "unknown"
-    process = power.power if power is not None and not is_silent else "unknown"
-    return Vitals(
-        vm=vm.id,
-        process="hung" if is_hung(vm) else "stopped" if process == "absent" else process,
-        boots=power.boots if power is not None else 0,
-        node=said.state if said is not None else "absent",
-        heard_s=0.0 if is_node_new and said is not None and said.state == "ready" else -1.0,
-        boot_id=said.boot_id if said is not None else "",
-        hash=said.hash if said is not None else "",
-        version=said.version if said is not None else "",
-        status=said.status if said is not None else {},
-    )

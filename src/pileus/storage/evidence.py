@@ -17,12 +17,12 @@ KIND = "storage.snapshot"
 async def take_snapshot(
     tx: Transaction, volume: str, name: str, account: Resource, reason: str, actor: str
 ) -> Resource:
-    """Return a snapshot of the volume, asked for by ``actor``; one of that name that is there is returned.
+    """Return a snapshot of the volume, asked for by ``actor``; one of it that has the name already is returned.
 
-    Raises: Rejected when there is no room, or the volume is not made yet.
+    Raises: Rejected when there is no room, the volume is not made yet, or something else has the name.
     """
     found = await tx.find(KIND, account.id, name)
-    if found is not None:
+    if found is not None and found.assigned.volume == volume:
         return found
     snapshot = Resource(
         id=tx.new_id(),

@@ -161,7 +161,7 @@ async def _keep_vm(tx: Transaction, node: Resource, around: Around, footprint: F
     if not wish.is_current and wish.is_off and around.image is not None:
         vm = await _remake(tx, vm, around.image, footprint)
     desired = replace(vm.desired, nics=node.desired.nics, power=next_power(wish), ovf_environment=around.told)
-    return await tx.update(vm, desired=desired)
+    return await tx.update(vm, desired=desired, labels=node.labels)
 
 
 async def _remake(tx: Transaction, vm: Resource, image: Resource, footprint: Footprint) -> Resource:
@@ -200,6 +200,7 @@ async def _make_vm(tx: Transaction, node: Resource, around: Around, image: Resou
         id="",
         kind="compute.vm",
         name=f"{node.name[:40]}-{node.id[-6:]}",  # tenants may have used the plain name
+        labels=node.labels,
         desired=wished,
         assigned=VmAssigned(
             zone=assigned.zone,

@@ -19,6 +19,9 @@ from pileus.kernel.transaction import Transaction
 
 T = TypeVar("T")
 
+PAGE = 1000
+"""Rows of one read, of a list that is read whole."""
+
 
 class _Undone(Exception):
     """Carries the result of a dry run out of its transaction."""
@@ -123,6 +126,15 @@ class Store:
     async def list(self, filter: Filter, *, after: str = "", limit: int = 500) -> list[Resource]:
         """Return the resources of ``list_rows``, decoded."""
         return [records.decode(self.registry, row) for row in await self.list_rows(filter, after=after, limit=limit)]
+
+    async def list_all(self, filter: Filter) -> Sequence[Resource]:
+        """Return all resources that match, however many; others have their turn between its pages."""
+        found: list[Resource] = []
+        while page := await self.list(filter, after=found[-1].id if found else "", limit=PAGE):
+            found += page
+            if len(page) < PAGE:
+                break
+        return found
 
     async def fetch(self, statement: sa.sql.ClauseElement, **parameters: Any) -> Sequence[Row]:
         """Return the rows of one of the kernel's own reads."""

@@ -70,9 +70,8 @@ class OfApplication:
         if not name:
             raise StepFailed("no application is named, and the policy's clauses found none: use applications.*.state")
         payload = json.dumps({"do": self._word, "application": name})
-        request_name = f"{task.action.name[:58]}-{task.position}"
         try:
-            made = await ask(tx, node, task.action, request_name, payload, tx.now + STEP_S)
+            made = await ask(tx, node, task.action, _name(task), payload, tx.now + STEP_S)
         except Rejected as refused:
             raise StepFailed(refused.message) from refused
         return made.id
@@ -143,9 +142,9 @@ class Snapshot:
             raise StepFailed("the VM has no disk yet")
         account = await tx.get(vm.account_id)
         cause = task.action.assigned.cause
-        name, reason = f"{task.action.name[:58]}-{task.position}", f"{task.action.name}: {cause.cause}"[:1000]
+        reason = f"{task.action.name}: {cause.cause}"[:1000]
         try:
-            made = await take_snapshot(tx, vm.assigned.volumes[0], name, account, reason, cause.actor)
+            made = await take_snapshot(tx, vm.assigned.volumes[0], _name(task), account, reason, cause.actor)
         except Rejected as refused:
             raise StepFailed(refused.message) from refused
         return made.id
@@ -233,6 +232,11 @@ class Webhook:
         if not 200 <= status < 300:
             raise StepDelayed(f"it answered with status {status}")
         return f"taken with status {status}"
+
+
+def _name(task: Task) -> str:
+    """Return the name of what is made for the step: by the action's id, so that nobody has taken it before."""
+    return f"a-{task.action.id}-{task.position}"
 
 
 def _there(vm: Resource | None) -> Resource:

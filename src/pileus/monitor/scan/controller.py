@@ -63,7 +63,7 @@ class ScanController(Controller):
         async def apply(tx: Transaction) -> None:
             current = await tx.get(scan.id)
             try:
-                made = await ask(tx, node, current, f"{scan.name[:58]}-ask", payload, tx.now + SCAN_S)
+                made = await ask(tx, node, current, f"scan-{scan.id}", payload, tx.now + SCAN_S)
             except QuotaExceeded as full:
                 raise Waiting("QueueFull", full.message, 10.0) from None
             decided = replace(assigned, request=made.id, began_at=tx.now)

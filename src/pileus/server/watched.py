@@ -1,0 +1,65 @@
+"""One appliance of a watcher: its rows as they were read last, and what they say of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from pileus.compute.vm.types import VmObserved, is_hung
+from pileus.fleet.node.types import NodeObserved
+from pileus.fleet.vitals import Vitals
+from pileus.kernel.kind import Resource
+from pileus.monitor.state.types import StateObserved
+
+
+class Appliance(Struct, kw_only=True):
+    """One that is watched: its row, its VM, and the node that the VM is, as they were read last."""
+
+    row: Resource
+    vm: Resource | None = None
+    node: Resource | None = None
+    heard: Vitals | None = None
+    """What was heard of it last."""
+    said: NodeObserved | None = None
+    """What its node's row said when it was heard."""
+    findings: dict[str, dict[str, Any]] = {}
+    """By signature: how its last scan ended, which the engine reads as ``other.findings``."""
+
+
+def described_by(vm: Resource | None) -> tuple[object, ...]:
+    """Return what of a VM stands in the engine's document."""
+    return (vm.name, dict(vm.labels)) if vm is not None else ()
+
+
+def described(appliance: Appliance) -> dict[str, Any]:
+    """Return an appliance as the engine's document says it."""
+    row = appliance.row
+    observed: StateObserved | None = row.observed
+    vm = appliance.vm
+    return {
+        "name": vm.name if vm is not None else "",
+        "labels": dict(vm.labels) if vm is not None else {},
+        "epoch": row.assigned.epoch,
+        "resume": {**msgspec.to_builtins(observed), "vm": row.assigned.vm} if observed is not None else {},
+    }
+
+
+def from_rows(vm: Resource, node: Resource | None, is_node_new: bool) -> Vitals:
+    """Return what the rows of an appliance say; its counters are not known from there."""
+    power: VmObserved | None = vm.observed
+    told: NodeObserved | None = node.observed if node is not None else None
+    is_silent = vm.ready is not None and vm.ready.status == "unknown"
+    process = power.power if power is not None and not is_silent else "unknown"
+    return Vitals(
+        vm=vm.id,
+        process="hung" if is_hung(vm) else "stopped" if process == "absent" else process,
+        boots=power.boots if power is not None else 0,
+        node=told.state if told is not None else "absent",
+        heard_s=0.0 if is_node_new and told is not None and told.state == "ready" else -1.0,
+        boot_id=told.boot_id if told is not None else "",
+        hash=told.hash if told is not None else "",
+        version=told.version if told is not None else "",
+        status=told.status if told is not None else {},
+    )
