@@ -23,7 +23,7 @@ else:
 ACME = ("--account", "acme")
 WEB = "echo $$ > /run/web.pid; while :; do sleep 1000; done"
 DROPPER = (
-    "mkdir -p /var/dropped; cd /var/dropped; [ -e armed ] || { touch armed; exit 0; }; "
+    "mkdir -p /var/dropped; cd /var/dropped; [ -e /run/armed ] || { touch /run/armed; exit 0; }; "
     "printf %s%s%s%s 'X5O!P%@AP[4\\PZX54(P^)7CC)7}$' EICAR-STANDARD- ANTIVIRUS-TEST '-FILE!$H+H*' > dropped"
 )
 """Writes the test file of scanners when it is started the second time; in parts, so that no scanner finds it here."""
