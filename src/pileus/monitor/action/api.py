@@ -29,13 +29,16 @@ class ActionAdmission(Admission):
         if change.old is not None:
             _refuse_answer(change.old, desired)
             return new
-        check_acts(desired.do)
+        check_acts(new, desired.do)
         vm = await tx.get(vm_id)
         if is_of_cloud(vm):
             raise Invalid(f"{vm} is one of the cloud's own appliances: it is not acted on by hand", field="desired.vm")
         for number, act in enumerate(desired.do):
             if act.do.endswith("-application") and not act.application:
-                raise Invalid("say which application", field=f"desired.do.{number}.application")
+                raise Invalid(
+                    f"{new}: act {number + 1}, {act.do}: say which application it is; `pileus describe state` shows them",
+                    field=f"desired.do.{number}.application",
+                )
         cause = ActionCause(actor=change.principal.actor, key=new.id, cause=desired.reason, at=tx.now)
         steps = plan.first_steps(desired.do)
         assigned = ActionAssigned(zone=vm.zone, vdc=vm.vdc, vm=vm.id, cause=cause, steps=steps)

@@ -56,17 +56,22 @@ def verdict(proposal: Proposal) -> tuple[Literal["do", "observe", "held"], str]:
         return "held", f"{proposal.silent:.0%} of the hosts are silent: nothing is done by itself until they are back"
     if len(proposal.acted) >= proposal.per_hour:
         return "held", (
-            f"{len(proposal.acted)} actions on this appliance within an hour, the most that its monitor's "
-            "actions_per_hour allows"
+            f"{_several(len(proposal.acted), 'action')} on this appliance within an hour, the most that its monitor's "
+            f"actions_per_hour ({proposal.per_hour}) allows; raise that, or act yourself: `pileus create action`"
         )
     if is_whole(proposal.do) and proposal.vm not in proposal.acted_whole:
         most = max(WHOLE_MIN, math.floor(proposal.appliances * proposal.fleet_percent / 100))
         if proposal.fleet_percent == 0 or len(proposal.acted_whole) >= most:
             return "held", (
-                f"{len(proposal.acted_whole)} appliances were acted on as a whole within ten minutes, the most that its "
-                "monitor's fleet_percent allows"
+                f"{_several(len(proposal.acted_whole), 'appliance')} acted on as a whole within ten minutes, the most that "
+                f"its monitor's fleet_percent ({proposal.fleet_percent}) allows; raise that, or act yourself: "
+                "`pileus create action`"
             )
     return "do", ""
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def first_steps(do: Iterable[PolicyAct]) -> tuple[ActionStep, ...]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pileus.compute.vm.types import VmAssigned
 from pileus.kernel.errors import Invalid
+from pileus.kernel.kind import Resource
 from pileus.monitor.entitlement.types import SOON_S, EntitlementAssigned, EntitlementDesired, Metric
 
 Term = Literal["future", "valid", "ending", "grace", "expired"]
@@ -29,9 +30,14 @@ def next_change(desired: EntitlementDesired, assigned: EntitlementAssigned, now:
     return min((at - now for at in times if at > now), default=0.0)
 
 
-def units(metric: Metric, users: int, vm: VmAssigned) -> int:
+def units(entitlement: Resource, users: int, vm: VmAssigned) -> int:
     """Return what a seat for the VM takes. Raises: Invalid."""
+    metric: Metric = entitlement.desired.metric
     if (metric == "users") != (users > 0):
-        words = "say how many users" if metric == "users" else f"users are not counted here, but {metric}"
-        raise Invalid(words, field="desired.users")
+        words = (
+            "it counts users: say how many with --users"
+            if metric == "users"
+            else f"it counts {metric}: leave users out"
+        )
+        raise Invalid(f"{entitlement}: {words}", field="desired.users")
     return {"instances": 1, "vcpus": vm.vcpus, "memory_gib": -(-vm.memory_mib // 1024), "users": users}[metric]

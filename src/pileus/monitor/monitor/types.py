@@ -74,7 +74,11 @@ def _ready(resource: Resource) -> Condition:
         return unready("Starting", "nothing is watched yet")
     if observed.message:
         return unready("NotWatching", observed.message)
-    return ready("Watching", f"watches {observed.watched} appliance{'' if observed.watched == 1 else 's'}")
+    states = ", ".join(f"{count} {state}" for state, count in observed.states.items())
+    unwatched = f"; {observed.unwatched} wait for a watcher" if observed.unwatched else ""
+    return ready(
+        "Watching", f"watches {observed.watched} appliance{'' if observed.watched == 1 else 's'}: {states}{unwatched}"
+    )
 
 
 KIND = Kind(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from pileus.kernel.admission import Admission, Change
 from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 from pileus.kernel.transaction import Transaction
-from pileus.monitor.policy.plan import check_acts, engine_policy, require_rights
+from pileus.monitor.policy.plan import check_acts, check_clauses, check_words, engine_policy, require_rights
 from pileus.monitor.policy.types import PolicyDesired
 from pileus.node.monitor.engine import Engine
+
+_CLAUSE = re.compile(r"when\[(\d+)\]\.(\w+)[^:]*: (.*)")
 
 
 class PolicyAdmission(Admission):
@@ -17,7 +21,7 @@ class PolicyAdmission(Admission):
     async def admit(self, tx: Transaction, change: Change) -> Resource:
         """Return the policy. Raises: Invalid naming clause or act."""
         desired: PolicyDesired = change.new.desired
-        check_acts(desired.do)
+        check_acts(change.new, desired.do)
         if change.old is not None:
             require_rights(change.principal, change.old.desired.do)
         require_rights(change.principal, desired.do)
@@ -25,11 +29,26 @@ class PolicyAdmission(Admission):
         for number, act in enumerate(desired.do):
             if act.do.endswith("-application") and not act.application and not is_found:
                 raise Invalid(
-                    "say which application, or let a clause find it: applications.*.state",
+                    f"{change.new}: act {number + 1}, {act.do}: say which application it is, or let a clause find it with "
+                    "* such as applications.*.state",
                     field=f"desired.do.{number}.application",
                 )
+        check_clauses(change.new)
         try:
             Engine().configure({"settings": {}, "appliances": {}, "policies": {"policy": engine_policy(change.new)}})
         except ValueError as wrong:
-            raise Invalid(str(wrong).removeprefix("policies.policy."), field="desired.when") from None
+            raise _refusal(change.new, str(wrong)) from None
+        check_words(change.new)
         return change.new
+
+
+def _refusal(policy: Resource, words: str) -> Invalid:
+    """Return what the engine says, in words for people."""
+    words = words.removeprefix("policies.policy.")
+    found = _CLAUSE.fullmatch(words)
+    if found is None:
+        return Invalid(f"{policy}: {words}", field="desired.when")
+    place, name, why = int(found[1]), found[2], found[3]
+    desired: PolicyDesired = policy.desired
+    shown = f"{name} {getattr(desired.when[place], name, '')!r}"
+    return Invalid(f"{policy}: clause {place + 1}, {shown}: {why}", field=f"desired.when.{place}.{name}")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from pileus.kernel.access import Principal
 from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
-from pileus.monitor.policy.types import PolicyAct, PolicyDesired
+from pileus.monitor.policy.types import PolicyAct, PolicyClause, PolicyDesired
+from pileus.monitor.state.types import ExecutionState, NodeState
 
 _LAST = frozenset({"terminate"})
+_OF_BOTH = frozenset({"restart", "suspend", "terminate"})
+
+WORDS: dict[str, tuple[str, ...]] = {"execution.state": get_args(ExecutionState), "execution.node": get_args(NodeState)}
+"""Fields that have one of a few words."""
 
 NEEDS: dict[str, tuple[tuple[str, str], ...]] = {
     "restart-application": (("create", "fleet.request"),),
@@ -40,24 +45,75 @@ def engine_policy(policy: Resource) -> dict[str, Any]:
     return {"name": policy.name, **plain}
 
 
-def check_acts(acts: Iterable[PolicyAct]) -> None:
+def check_acts(owner: Resource, acts: Iterable[PolicyAct]) -> None:
     """Raises: Invalid for an act that lacks what it needs, or has what it does not take."""
     ended = ""
     for number, act in enumerate(acts):
-        where = f"desired.do.{number}"
-        if ended:
-            raise Invalid(f"nothing can be done after {ended}", field=where)
-        if act.do == "configure" and not act.document:
-            raise Invalid("configure needs a document: section, key, entry", field=f"{where}.document")
-        if act.document and act.do != "configure":
-            raise Invalid(f"{act.do} takes no document", field=f"{where}.document")
-        if act.do == "webhook" and not act.url.startswith("https://"):
-            raise Invalid("webhook needs an https URL", field=f"{where}.url")
-        if act.url and act.do != "webhook":
-            raise Invalid(f"{act.do} takes no url", field=f"{where}.url")
-        if act.application and not act.do.endswith("-application"):
-            raise Invalid(f"{act.do} takes no application", field=f"{where}.application")
+        field, words = ("", f"nothing can be done after {ended}: leave it out") if ended else _wrong(act)
+        if words:
+            where = f"desired.do.{number}{field and f'.{field}'}"
+            raise Invalid(f"{owner}: act {number + 1}, {act.do}: {words}", field=where)
         ended = act.do if act.do in _LAST else ""
+
+
+def _wrong(act: PolicyAct) -> tuple[str, str]:
+    """Return field and words of what is wrong with an act; empty for nothing."""
+    if act.do == "configure" and not act.document:
+        return "document", """it needs a document: section, key, entry, such as {"applications": {"web": {…}}}"""
+    if act.document and act.do != "configure":
+        return "document", "it takes no document; only configure does"
+    if act.do == "webhook" and not act.url.startswith("https://"):
+        return "url", "it needs a url that begins with https://"
+    if act.url and act.do != "webhook":
+        return "url", "it takes no url; only webhook does"
+    if act.application and not act.do.endswith("-application"):
+        also = f"; {act.do}-application does" if act.do in _OF_BOTH else ""
+        return "application", f"it is done to the whole appliance, and takes no application{also}"
+    return "", ""
+
+
+def check_clauses(policy: Resource) -> None:
+    """Raises: Invalid for a clause that no row could ever fulfil, or whose value is of another type than is compared."""
+    desired: PolicyDesired = policy.desired
+    for number, clause in enumerate(desired.when):
+        words = _never(clause)
+        if words:
+            place = f"clause {number + 1}, {clause.field} {clause.operator}"
+            raise Invalid(f"{policy}: {place}: {words}", field=f"desired.when.{number}.value")
+
+
+def _never(clause: PolicyClause) -> str:
+    """Return why a clause can never hold; empty when it can."""
+    value, operator = clause.value, clause.operator
+    if operator in ("above", "below"):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return "" if is_number else f"it compares numbers, and {value!r} is none"
+    if operator in ("older", "newer") and (not isinstance(value, str) or not value):
+        return f"""it compares versions, which are text: --value '"{value or "1.10"}"'"""
+    if operator in ("missing", "present"):
+        return "it takes no value" if value != "" else ""
+    if operator == "one-of":
+        return "" if isinstance(value, tuple) and value else """it takes a list: --value '["hung", "silent"]'"""
+    if isinstance(value, tuple):
+        return "it takes one value; one-of takes a list"
+    if value == "" and operator in ("is", "contains"):
+        return "say with what it is compared: value"
+    return ""
+
+
+def check_words(policy: Resource) -> None:
+    """Raises: Invalid for a value that its field never has."""
+    desired: PolicyDesired = policy.desired
+    for number, clause in enumerate(desired.when):
+        known = WORDS.get(clause.field, ())
+        is_word = bool(known) and clause.operator in ("is", "is-not", "one-of")
+        values = clause.value if isinstance(clause.value, tuple) else (clause.value,)
+        for value in values if is_word else ():
+            if value not in known:
+                raise Invalid(
+                    f"{policy}: clause {number + 1}: {clause.field} is never {value!r}; it is one of {', '.join(known)}",
+                    field=f"desired.when.{number}.value",
+                )
 
 
 def require_rights(principal: Principal, acts: Iterable[PolicyAct]) -> None:

@@ -16,14 +16,20 @@ Operator = Literal[
 
 
 class PolicyClause(Struct, frozen=True, kw_only=True):
-    """One comparison with a field of the table. ``older`` and ``newer`` compare versions."""
+    """One comparison with a field of the table. ``older`` and ``newer`` compare versions, ``above`` and ``below`` numbers;
+    ``contains`` looks into text, lists and objects; ``missing`` and ``present`` take no value.
+    """
 
     field: Annotated[
         str,
-        Meta(max_length=200, description="Such as execution.state or applications.web.state; * stands for any name."),
+        Meta(
+            max_length=200,
+            description="Field of `pileus describe state`, such as execution.state, io.idle_s, other.role or "
+            "applications.*.state; * stands for any name, and the acts are done to what it found.",
+        ),
     ]
     operator: Annotated[Operator, Meta(description="How it is compared.")] = "is"
-    value: Annotated[str | int | float | tuple[str, ...], Meta(description="With what.")] = ""
+    value: Annotated[str | int | float | bool | tuple[str, ...], Meta(description="With what; for one-of a list.")] = ""
     for_s: Annotated[int, Meta(ge=0, le=86_400, description="Seconds that it must have held.")] = 0
 
 

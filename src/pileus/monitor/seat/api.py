@@ -30,7 +30,7 @@ class SeatAdmission(Admission):
         if term in ("future", "grace", "expired"):
             words = f"it begins {licence.starts}" if term == "future" else f"it ended {licence.ends}"
             raise Conflict(f"{entitlement} gives no seats now: {words}", code=term)
-        units = plan.units(licence.metric, desired.users, vm.assigned)
+        units = plan.units(entitlement, desired.users, vm.assigned)
         try:
             await tx.claim(holder_space(entitlement.id), vm.id, new.id)
         except AlreadyClaimed as error:
@@ -56,8 +56,8 @@ async def _charge(tx: Transaction, entitlement: Resource, seat: str, units: int)
         await tx.charge(seats_space(entitlement.id), seat, units)
     except Exhausted as full:
         raise QuotaExceeded(
-            f"{full.used} of {full.capacity} {licence.metric} of {entitlement} are in use, {full.asked} more were asked; "
-            "return a seat first: `pileus get seat` lists them",
+            f"{full.used} of {full.capacity} {licence.metric} of {entitlement} are in use, and {full.asked} more asked for; "
+            "return a seat first (`pileus get seat` lists them), or register more",
             code="no-seat",
         ) from None
     _, used = await tx.budget(seats_space(entitlement.id))

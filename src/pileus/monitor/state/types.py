@@ -13,6 +13,9 @@ ExecutionState = Literal["running", "paused", "stopped", "hung", "silent", "unkn
 """``silent``: it says nothing, but does I/O. ``unknown``: nothing is known, which is no failure."""
 
 
+NodeState = Literal["absent", "silent", "ready", "quarantined"]
+
+
 class StateDesired(Struct, frozen=True, kw_only=True):
     """Which appliance it is of."""
 
@@ -34,7 +37,7 @@ class StateExecution(Struct, frozen=True, kw_only=True):
     """Whether it runs. ``misses``: polls in a row without an answer; times are Unix seconds, 0: never."""
 
     state: ExecutionState = "unknown"
-    node: Literal["absent", "silent", "ready", "quarantined"] = "absent"
+    node: NodeState = "absent"
     """How its host hears what answers in it; ``absent``: nothing does."""
     boots: int = 0
     boot_id: str = ""
