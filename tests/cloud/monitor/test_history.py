@@ -128,6 +128,28 @@ def test_what_a_person_does_is_there_too_before_it_is_done() -> None:
     run(main)
 
 
+def test_a_history_begins_with_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pileus.monitor.history.controller.PAGE", 2)
+    receiver = Receiver(seed=10)
+
+    async def main() -> None:
+        async with cloud(1, receiver=receiver) as world:
+            apps = Apps(world)
+            await apps.furnish(5)
+            await apps.watch()
+            await asyncio.sleep(60.0)
+            await world.create("monitor.history", "outside", ACCOUNT, **CUSTOMER)
+            vms = {row.assigned.vm for row in await apps.rows()}
+
+            async def is_told() -> bool:
+                return {json.loads(entry.body)["vm"] for entry in receiver.rows.values()} == vms
+
+            await world.until(is_told, limit_s=60.0)
+            assert len(receiver.rows) == len(vms) == 5
+
+    run(main)
+
+
 def test_a_monitor_has_one_history_and_it_ends_with_it() -> None:
     receiver = Receiver(seed=8)
 

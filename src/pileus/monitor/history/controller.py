@@ -16,9 +16,11 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome
 from pileus.kernel.store import statements as sql
+from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.history.types import HistoryDesired, HistoryObserved
+from pileus.monitor.notes import note_state
 from pileus.monitor.receiver import Entry, Receiver
 
 BATCH = 500
@@ -32,6 +34,9 @@ TURNS_UNPROVEN_MAX = 8
 NO_TURN_S, NO_TURN_UNPROVEN_S = 0.5, 5.0
 RETRY_FIRST_S, RETRY_MAX_S = 1.0, 60.0
 AGAIN_S = 0.01
+PAGE = 200
+"""Rows of the state table that are noted at once."""
+ALL = "all"
 LOOK_AGAIN_S = 300.0
 
 
@@ -55,6 +60,8 @@ class HistoryController(Controller):
         left_s = not_before - self._clock()
         if tried == resource.desired and 0 < left_s <= RETRY_MAX_S:
             return Done(after_s=left_s)
+        if resource.assigned.begun != ALL:
+            return await _begin(resource, store)
         known: HistoryObserved = resource.observed or HistoryObserved()
         is_unproven = resource.observed is None or known.failures > 0
         with self._turn(resource.account_id, is_unproven) as has_turn:
@@ -114,6 +121,23 @@ class HistoryController(Controller):
             await tx.update(current, assigned=assigned, observed=said)
 
         return Done(note, after_s=wait_s)
+
+
+async def _begin(history: Resource, store: Store) -> Outcome:
+    """Note the rows that were there before the history, some at once, as they are now."""
+    monitor = (await store.links(history.id))["monitor"]
+    rows = await store.list(Filter(kind="monitor.state", owner=monitor), after=history.assigned.begun, limit=PAGE)
+
+    async def note(tx: Transaction) -> None:
+        for seen in rows:
+            row = await tx.find_id(seen.id)
+            if row is not None:
+                await note_state(tx, row, None)
+        current = await tx.get(history.id)
+        begun = rows[-1].id if len(rows) == PAGE else ALL
+        await tx.update(current, assigned=replace(current.assigned, begun=begun))
+
+    return Done(note, after_s=AGAIN_S)
 
 
 def _fitting(entries: list[Entry]) -> list[Entry]:

@@ -48,6 +48,8 @@ class HistoryAssigned(Struct, frozen=True, kw_only=True):
 
     reach: Literal["public", "any"] = "public"
     dropped: int = 0
+    begun: str = ""
+    """Id of the last row of the state table that was noted because it was there before the history; then ``all``."""
 
 
 class HistoryObserved(Struct, frozen=True, kw_only=True):
