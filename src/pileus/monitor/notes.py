@@ -21,7 +21,8 @@ async def note_state(tx: Transaction, row: Resource, before: StateObserved | Non
         return
     stream = await tx.holder(history_space(), row.assigned.monitor)
     if stream is not None:
-        await tx.note(stream, "state", _text({"vm": row.assigned.vm, "name": row.name, "row": row.observed}))
+        name = row.name.rpartition("-")[0]  # without the mark that tells it from other monitors' rows
+        await tx.note(stream, "state", _text({"vm": row.assigned.vm, "name": name, "row": row.observed}))
 
 
 async def note_action(tx: Transaction, action: Resource) -> None:
