@@ -7,12 +7,14 @@ is refused by ``check`` in the transaction that would write it.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 
 from msgspec import Struct
 
 from pileus.kernel.errors import LeaseLost
 from pileus.kernel.loop import AHEAD_MAX_S, TOKEN_BITS
 from pileus.kernel.store import statements as sql
+from pileus.kernel.store.engine import Row
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 
@@ -26,13 +28,21 @@ class Lease(Struct, frozen=True, kw_only=True):
 
 async def take(tx: Transaction, id: str, holder: str, for_s: float) -> Lease | None:
     """Return the lease of ``id``, unless another holder has it still."""
-    rows = await tx.statement(sql.LEASE, id=id)
-    # One that ends too far ahead was written before the clock was set back.
-    if rows and tx.now < rows[0][2] <= tx.now + max(for_s, AHEAD_MAX_S):
+    if _is_held(await tx.statement(sql.LEASE, id=id), tx.now, for_s):
         return None
     token = secrets.randbits(TOKEN_BITS)
     await tx.change(tx.insert.lease, id=id, holder=holder, token=token, until=tx.now + for_s)
     return Lease(id=id, token=token)
+
+
+async def is_free(store: Store, id: str, for_s: float) -> bool:
+    """Tell whether ``take`` would give it now: to ask costs no transaction."""
+    return not _is_held(await store.fetch(sql.LEASE, id=id), store.clock(), for_s)
+
+
+def _is_held(rows: Sequence[Row], now: float, for_s: float) -> bool:
+    # One that ends too far ahead was written before the clock was set back.
+    return bool(rows) and now < rows[0][2] <= now + max(for_s, AHEAD_MAX_S)
 
 
 async def renew(tx: Transaction, lease: Lease, for_s: float) -> None:

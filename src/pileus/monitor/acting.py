@@ -61,13 +61,15 @@ async def write_action(tx: Transaction, told: Told, proposed: Proposed) -> Resou
         return None
     monitor, vm = parties.monitor, parties.vm
     cause = _cause(parties, proposed, tx.now)
+    desired: PolicyDesired = parties.policy.desired
+    word, why = _verdict(monitor, parties.row, desired, told, tx.now)
+    if word != "do" and _undone(parties.row.assigned, tx.now) >= plan.UNDONE_MAX:
+        return None
     id = tx.new_id()
     try:
         await tx.claim(key_space(monitor.id), cause.key, id)
     except AlreadyClaimed:
         return None
-    desired: PolicyDesired = parties.policy.desired
-    word, why = _verdict(monitor, parties.row, desired, told, tx.now)
     decided = ActionAssigned(
         zone=vm.zone, vdc=vm.vdc, vm=vm.id, cause=cause, verdict=word, why=why, steps=plan.first_steps(desired.do)
     )
@@ -86,6 +88,8 @@ async def write_action(tx: Transaction, told: Told, proposed: Proposed) -> Resou
     )
     if word == "do":
         await _count(tx, monitor, parties.row, desired.do)
+    else:
+        await _count_undone(tx, parties.row)
     made = await tx.create(action)
     await note_action(tx, made)
     return made
@@ -151,6 +155,17 @@ async def _count(tx: Transaction, monitor: Resource, row: Resource, do: tuple[Po
         decided: MonitorAssigned = monitor.assigned
         acted = (*recent(decided.acted, tx.now), (assigned.vm, tx.now))
         await tx.update(monitor, assigned=replace(decided, acted=acted))
+
+
+def _undone(assigned: StateAssigned, now: float) -> int:
+    """Return how many actions were written in this hour, and not done."""
+    return assigned.undone if assigned.hour == int(now // plan.HOUR_S) else 0
+
+
+async def _count_undone(tx: Transaction, row: Resource) -> None:
+    assigned: StateAssigned = row.assigned
+    counted = replace(assigned, hour=int(tx.now // plan.HOUR_S), undone=_undone(assigned, tx.now) + 1)
+    await tx.update(row, assigned=counted)
 
 
 def _printable(text: str) -> str:

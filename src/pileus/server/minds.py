@@ -111,7 +111,7 @@ class Away:
                 said = msgspec.json.decode(await self._line(), type=_Said)
         except TimeoutError:
             raise Transient(f"its appliance did not answer within {ANSWER_S:.0f} s", code="no-answer") from None
-        except (msgspec.ValidationError, msgspec.DecodeError) as wrong:
+        except (msgspec.DecodeError, RecursionError) as wrong:
             raise Transient(f"its appliance talks nonsense: {str(wrong)[:200]}", code="nonsense") from None
         if said.error:
             raise Transient(f"its appliance refuses: {said.error[:200]}", code="refused")

@@ -41,5 +41,5 @@ async def collect(answer: AsyncIterator[bytes], asked: Collection[str], timeout_
 def _read(part: bytes) -> list[Vitals]:
     try:
         return msgspec.json.decode(part, type=list[Vitals])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Transient(f"its host says nonsense about its VMs: {error}", code="bad-answer") from error

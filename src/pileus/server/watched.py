@@ -6,12 +6,18 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pileus.compute.vm.types import VmObserved, is_hung
 from pileus.fleet.node.types import NodeObserved
 from pileus.fleet.vitals import Vitals
 from pileus.kernel.kind import Resource
 from pileus.monitor.state.types import StateObserved
+from pileus.node.monitor.contents import read_status
+from pileus.node.monitor.standing import Standing
+
+ROW_BYTES_MAX = 256 << 10
+"""Far more than an honest engine's row takes."""
 
 
 class Appliance(Struct, kw_only=True):
@@ -24,6 +30,8 @@ class Appliance(Struct, kw_only=True):
     """What was heard of it last."""
     said: NodeObserved | None = None
     """What its node's row said when it was heard."""
+    polled_at: float = 0.0
+    written_at: float = 0.0
     findings: dict[str, dict[str, Any]] = {}
     """By signature: how its last scan ended, which the engine reads as ``other.findings``."""
 
@@ -44,6 +52,24 @@ def described(appliance: Appliance) -> dict[str, Any]:
         "epoch": row.assigned.epoch,
         "resume": {**msgspec.to_builtins(observed), "vm": row.assigned.vm} if observed is not None else {},
     }
+
+
+def bounded(observed: StateObserved) -> StateObserved | None:
+    """Return a row as an honest engine would have made it, None for one that none makes: a customer's VM said it."""
+    content = read_status({**observed.other, "applications": observed.applications})
+    ignored = observed.other.get("ignored")
+    count = ignored if type(ignored) is int and 0 <= ignored < 1 << 53 else 0
+    other = {**content.other, "ignored": count + content.left_out}
+    standing = Standing(observed.standing).copied()
+    kept = replace(observed, applications=content.applications, other=other, standing=standing)
+    return kept if len(msgspec.json.encode(kept)) <= ROW_BYTES_MAX else None
+
+
+def is_other(appliance: Appliance) -> bool:
+    """Tell whether its node's row says other words of applications than the watcher before wrote."""
+    row: StateObserved | None = appliance.row.observed
+    said: NodeObserved | None = appliance.node.observed if appliance.node is not None else None
+    return row is not None and said is not None and read_status(said.status).applications != row.applications
 
 
 def from_rows(vm: Resource, node: Resource | None, is_node_new: bool) -> Vitals:

@@ -22,7 +22,7 @@ from pileus.fleet.vitals import Vitals
 from pileus.kernel.errors import LeaseLost, NotFound, PileusError, Transient
 from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Resource
-from pileus.kernel.lease import Lease, check, give_back, renew, take
+from pileus.kernel.lease import Lease, check, give_back, is_free, renew, take
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
@@ -36,7 +36,7 @@ from pileus.monitor.state.types import StateAssigned, StateObserved
 from pileus.monitor.watcher.types import LEASE_S, WatcherObserved
 from pileus.node.monitor.engine import Work
 from pileus.server.minds import Away, Here, Links, Mind
-from pileus.server.watched import Appliance, described, described_by, from_rows
+from pileus.server.watched import Appliance, bounded, described, described_by, from_rows, is_other
 
 log = structlog.get_logger()
 
@@ -47,6 +47,8 @@ STEP_MIN_S = 0.02
 """Between two steps: what changes at the same time is heard at the same time."""
 ROWS_MAX = 100
 """Rows written in one transaction."""
+PAUSE_S = 0.5
+"""Between two polls of an appliance, and two writes of its row, whatever an engine wants: a customer's VM may be one."""
 POLLS_MAX = 16
 """Hosts asked at the same time."""
 SILENT_EVERY_S = 5.0
@@ -80,7 +82,9 @@ class Watching:
         """Take what is free, then wait for a change."""
         with self._hub.watch(("kind", "monitor.watcher")) as changes:
             for watcher in await self._store.list(Filter(kind="monitor.watcher"), limit=APPLIANCES_MAX):
-                if not watcher.deleting and watcher.id not in self._runs:
+                if watcher.deleting or watcher.id in self._runs:
+                    continue
+                if await is_free(self._store, watcher.id, LEASE_S):
                     await self._take(watcher)
             await changes.wait(LOOK_S)
 
@@ -143,6 +147,8 @@ class Run:
         self._renewed_at = 0.0
         self._silent, self._silent_at = 0.0, 0.0
         self._heard: list[dict[str, Any]] = []
+        self._rows: dict[str, dict[str, Any]] = {}
+        """VM -> a row that waits: its appliance was written just before."""
         self._missed: list[str] = []
         self._polls: dict[str, asyncio.Task[None]] = {}
         """Host -> the poll that is under way."""
@@ -191,7 +197,8 @@ class Run:
         await self._write(work)
         for vm in work.polls:
             self._poll(vm)
-        return min(max(work.next_at - self._store.clock(), 0.0), RENEW_S)
+        longest_s = PAUSE_S if self._rows else RENEW_S
+        return min(max(work.next_at - self._store.clock(), 0.0), longest_s)
 
     async def _renew(self) -> None:
         now = self._store.clock()
@@ -325,6 +332,11 @@ class Run:
             return
         has_spoken = known.node is not None and known.node.observed != known.said
         is_now = known.node is not None and (has_answered or (has_spoken and known.node.id in changed))
+        if known.heard is None and not is_now and is_other(known):
+            # The watcher before may have heard newer words than its row has: only the node knows.
+            known.said = known.node.observed if known.node is not None else None
+            self._poll(known.vm.id)
+            return
         vitals = from_rows(known.vm, known.node, is_now)
         if not has_spoken and known.node is not None and known.heard is not None:
             # What it said to a poll may be newer than its row.
@@ -351,9 +363,13 @@ class Run:
         """Ask its host for the VM, soon: one question to a host at a time, for all that are due."""
         known = self._appliances.get(vm)
         host = known.vm.host if known is not None and known.vm is not None else ""
-        if not host:
+        if known is None or not host:
             self._missed.append(vm)
             return
+        now = self._store.clock()
+        if 0 <= now - known.polled_at < PAUSE_S:
+            return
+        known.polled_at = now
         self._unasked[host].add(vm)
         if host not in self._polls and len(self._polls) < POLLS_MAX:
             self._ask(host)
@@ -401,8 +417,14 @@ class Run:
             with contextlib.suppress(msgspec.ValidationError):
                 proposed = msgspec.convert(wanted, Proposed)
                 actions[proposed.vm].append(proposed)
-        rows = {str(row.get("vm")): row for row in work.states}
-        vms = [vm for vm in {**rows, **actions} if vm in self._appliances]
+        self._rows.update((str(row.get("vm")), row) for row in work.states)
+        now = self._store.clock()
+        vms = [
+            vm for vm in {**self._rows, **actions}
+            if (known := self._appliances.get(vm)) and (vm in actions or not 0 <= now - known.written_at < PAUSE_S)
+        ]  # fmt: skip
+        rows = {vm: self._rows.pop(vm) for vm in vms if vm in self._rows}
+        self._rows = {vm: row for vm, row in self._rows.items() if vm in self._appliances}
         if actions:
             await self._look_at_hosts()
         for start in range(0, len(vms), ROWS_MAX):
@@ -416,6 +438,8 @@ class Run:
                     await self._write_row(tx, vm, rows.get(vm))
 
             await self._store.write(write)
+            for vm in part:
+                self._appliances[vm].written_at = now
 
     def _told(self, vm: str) -> Told:
         return Told(lease=self.lease, row=self._appliances[vm].row.id, silent=self._silent)
@@ -428,7 +452,11 @@ class Run:
         if (assigned.watcher, assigned.epoch) != (self._watcher.id, row.get("epoch")):
             return
         with contextlib.suppress(msgspec.ValidationError):
-            observed = msgspec.convert(row, StateObserved)
+            observed: StateObserved | None = msgspec.convert(row, StateObserved)
+            if self._watcher.desired.form == "appliance":
+                observed = bounded(msgspec.convert(row, StateObserved))
+            if observed is None:
+                return
             written = await tx.update(current, observed=observed, observed_generation=current.generation)
             await note_state(tx, written, current.observed)
 

@@ -15,6 +15,8 @@ from pileus.monitor.policy.types import WHOLE, PolicyAct
 HOUR_S = 3600.0
 BREAKER = 0.3
 """Share of silent hosts from which on nothing is done by itself (reliability: monitoring defaults)."""
+UNDONE_MAX = 100
+"""Actions that are only written, of one appliance in an hour: an appliance can make up incidents as fast as it speaks."""
 WHOLE_MIN = 3
 """The cap of the fleet allows so many appliances however few there are: five percent of ten would be none."""
 

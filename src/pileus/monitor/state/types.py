@@ -31,6 +31,9 @@ class StateAssigned(Struct, frozen=True, kw_only=True):
     epoch: int = 0
     acted: tuple[float, ...] = ()
     """Unix seconds of the actions of the last hour."""
+    hour: int = 0
+    undone: int = 0
+    """Actions that were written in that hour since 1970, and not done."""
 
 
 class StateExecution(Struct, frozen=True, kw_only=True):
