@@ -51,6 +51,8 @@ PAUSE_S = 0.5
 """Between two polls of an appliance, and two writes of its row, whatever an engine wants: a customer's VM may be one."""
 POLLS_MAX = 16
 """Hosts asked at the same time."""
+PRESENT_S = 8.0
+"""An agent says that it lives every 5 s: one that was not heard for longer is between two servers, and its rows are old."""
 SILENT_EVERY_S = 5.0
 PAGE = 1000
 KINDS = (
@@ -173,9 +175,11 @@ class Run:
                 await self._say(WatcherObserved(state="lost", server=self._store.server, message=failed.message))
                 raise
             finally:
-                for task in self._polls.values():
+                self._unasked.clear()
+                polls = list(self._polls.values())
+                for task in polls:
                     task.cancel()
-                await asyncio.gather(*self._polls.values(), return_exceptions=True)
+                await asyncio.gather(*polls, return_exceptions=True)
 
     async def _open(self) -> Mind:
         """Return the engine. Raises: Transient while its appliance does not answer."""
@@ -379,6 +383,16 @@ class Run:
 
     async def _asked(self, host: str, vms: set[str]) -> None:
         try:
+            await self._look_at(host, vms)
+        finally:
+            del self._polls[host]
+            for waiting in list(self._unasked)[: POLLS_MAX - len(self._polls)]:
+                if waiting not in self._polls:
+                    self._ask(waiting)
+            self._wake()
+
+    async def _look_at(self, host: str, vms: set[str]) -> None:
+        try:
             found = await self._hosts.vitals(host, sorted(vms))
         except Transient as failed:
             found = {}
@@ -391,16 +405,11 @@ class Run:
                 self._missed.append(vm)
             else:
                 self._hear_of(vm, "poll", vitals)
-        del self._polls[host]
-        for waiting in list(self._unasked)[: POLLS_MAX - len(self._polls)]:
-            if waiting not in self._polls:
-                self._ask(waiting)
-        self._wake()
 
     async def _speaks_elsewhere(self, host: str) -> bool:
-        """Tell whether the host's agent speaks with another server: then what it reports is in the rows."""
-        found = await self._store.find_id(host)
-        return found is not None and found.ready is not None and found.ready.reason != SILENT
+        """Tell whether the host's agent speaks with another server, lately: then what it reports is in the rows."""
+        rows = await self._store.fetch(sql.PRESENCE, host=host)
+        return bool(rows) and rows[0][1] != self._store.server and self._store.clock() - rows[0][0] < PRESENT_S
 
     async def _take_the_rows(self, vms: Iterable[str]) -> None:
         for vm in vms:
