@@ -20,9 +20,9 @@ class Deaths:
         self._world = world
         self._left = -1
         """Writes until the next death; below zero: none is due."""
-        self._dying: set[asyncio.Task[None]] = set()
+        self._dying: list[asyncio.Task[None]] = []
         for server in world.servers:
-            self._follow(server)
+            self.follow(server)
 
     def arm(self, writes_max: int) -> None:
         """Let the server that does one of the next writes die there."""
@@ -34,19 +34,19 @@ class Deaths:
             self._left = -1
             self.happened["between writes"] += 1
             await self._replace(self.random.choice(self._world.servers))
-        await asyncio.gather(*self._dying)
+        dying, self._dying = self._dying, []
+        await asyncio.gather(*dying)
 
-    def _follow(self, server: Server) -> None:
+    def follow(self, server: Server) -> None:
+        """Let a server die when its time comes."""
         write = server.store.write
 
         @functools.wraps(write)
         async def written(*arguments: Any, **named: Any) -> Any:
             if server not in self._world.servers:
                 raise asyncio.CancelledError
-            self._left -= self._left >= 0
             is_last = self._left == 0
-            if is_last:
-                self._left = -1
+            self._left = max(self._left - 1, -1)
             if is_last and self.random.random() < 0.5:
                 self._end(server, "before a write")
             result = await write(*arguments, **named)
@@ -58,12 +58,10 @@ class Deaths:
 
     def _end(self, server: Server, where: str) -> None:
         self.happened[where] += 1
-        task = asyncio.create_task(self._replace(server), name="death")
-        self._dying.add(task)
-        task.add_done_callback(self._dying.discard)
+        self._dying.append(asyncio.create_task(self._replace(server), name="death"))
         raise asyncio.CancelledError
 
     async def _replace(self, server: Server) -> None:
         await self._world.stop_server(server)
         await asyncio.sleep(self.random.choice((0.0, 0.3, 3.0, 20.0)))
-        self._follow(await self._world.start_server(f"server{sum(self.happened.values())}"))
+        self.follow(await self._world.start_server(f"server{sum(self.happened.values())}"))
