@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from tests.vm.realcloud import RealCloud, until
 else:
@@ -14,6 +16,7 @@ DURATION_S = 45
 READY = r"PILEUS-READY (\S+) [0-9.]+$"
 
 
+@pytest.mark.long
 def test_three_machines_come_run_and_go_at_their_time(cloud: RealCloud) -> None:
     began = time.monotonic()
     wish = ("--count", "3", "--duration-s", str(DURATION_S), "--shutdown-timeout-s", "10", "--warn-s", "30")
