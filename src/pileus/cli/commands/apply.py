@@ -71,7 +71,8 @@ def _apply_one(session: Session, document: Document, options: Json) -> tuple[str
     if options["dry_run"]:
         return "would be changed", there
     after = session.client.send("PUT", path, query, wish)
-    same = after["desired"] == there["desired"] and after["labels"] == there["labels"]
+    # Not the wish is compared: what is private of it is in no answer.
+    same = after["generation"] == there["generation"] and after["labels"] == there["labels"]
     return "unchanged" if same else "changed", after
 
 
