@@ -31,6 +31,7 @@ class World(Struct, frozen=True, kw_only=True):
     """What a decision is made of. ``rows``: VM -> its row."""
 
     own: Resource
+    meant: int
     vms: Sequence[Resource]
     rows: dict[str, Resource]
     watchers: Sequence[Resource]
@@ -99,14 +100,15 @@ class _Changes:
 
 async def _world(own: Resource, store: Store) -> World:
     desired: MonitorDesired = own.desired
-    rows = await store.list(Filter(kind="monitor.state", owner=own.id), limit=APPLIANCES_MAX)
+    rows = await store.list_all(Filter(kind="monitor.state", owner=own.id))
     watchers = await store.list(Filter(kind="monitor.watcher", owner=own.id))
-    vms = await store.list(Filter(kind="compute.vm", account_id=own.account_id), limit=APPLIANCES_MAX)
-    everyone = await store.list(Filter(kind="monitor.watcher", account_id=own.account_id))
-    nodes = [node for each in everyone for node in await store.list(Filter(kind="fleet.node", owner=each.id))]
+    labels = () if desired.vms else tuple(sorted(desired.labels.items()))
+    vms = await store.list_all(Filter(kind="compute.vm", account_id=own.account_id, labels=labels))
+    meant = plan.selected(desired, vms)
     return World(
         own=own,
-        vms=plan.selected(desired, vms, {node.id for node in nodes}),
+        meant=len(meant),
+        vms=meant[:APPLIANCES_MAX],
         rows={row.assigned.vm: row for row in rows},
         watchers=watchers,
         at_work=[each.id for each in watchers if is_at_work(each) and await holder(store, each.id)],
@@ -122,7 +124,7 @@ async def _keep_watchers(tx: Transaction, world: World) -> None:
             watcher = Resource(
                 id="",
                 kind="monitor.watcher",
-                name=f"{world.own.name[:58]}-{number}",
+                name=plan.watcher_name(world.own, number),
                 desired=WatcherDesired(form=desired.form, number=number),
                 assigned=WatcherAssigned(monitor=world.own.id, zone=assigned.zone, vdc=assigned.vdc),
             )
@@ -143,5 +145,5 @@ def _observed(world: World, given: dict[str, str]) -> MonitorObserved:
         unwatched=sum(1 for watcher in given.values() if not watcher),
         states=dict(sorted(seen.items())),
         watchers=len(world.at_work),
-        message=plan.told(len(world.vms), len(world.at_work)),
+        message=plan.told(world.meant, len(world.at_work)),
     )

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from pileus.compute.vm.types import is_of_cloud
 from pileus.kernel.kind import Resource
-from pileus.monitor.monitor.types import MonitorDesired
+from pileus.monitor.monitor.types import APPLIANCES_MAX, MonitorDesired
 
 FLEET_S = 600.0
 """Of the cap on appliances that are acted on as a whole."""
 
 
-def selected(desired: MonitorDesired, vms: Iterable[Resource], own_nodes: Collection[str]) -> list[Resource]:
-    """Return the VMs that are watched, in the order of their ids. ``own_nodes``: ids of the monitors' own nodes."""
+def selected(desired: MonitorDesired, vms: Iterable[Resource]) -> list[Resource]:
+    """Return the VMs that are meant, in the order of their ids; a monitor's own appliances are the cloud's."""
     named = set(desired.vms)
     everything = not named and not desired.labels
     wanted = desired.labels.items()
 
     def is_watched(vm: Resource) -> bool:
-        if vm.deleting or is_of_cloud(vm) or vm.owner in own_nodes:
+        if vm.deleting or is_of_cloud(vm):
             return False
         is_labelled = bool(desired.labels) and wanted <= dict(vm.labels).items()
         return everything or is_labelled or vm.name in named or vm.id in named
@@ -46,14 +46,27 @@ def row_name(monitor: Resource, vm: Resource) -> str:
     return f"{vm.name[:50]}-{mark}"
 
 
+def watcher_name(monitor: Resource, number: int) -> str:
+    """Return the name of the monitor's watcher: no other's, also when two monitors' names are long and begin alike."""
+    if len(monitor.name) <= 58:
+        return f"{monitor.name}-{number}"
+    mark = hashlib.blake2b(monitor.id.encode(), digest_size=4).hexdigest()
+    return f"{monitor.name[:49]}-{mark}-{number}"
+
+
 def recent(acted: Iterable[tuple[str, float]], now: float) -> tuple[tuple[str, float], ...]:
     """Return what counts for the cap of the fleet."""
     return tuple((vm, at) for vm, at in acted if now - FLEET_S < at <= now + FLEET_S)
 
 
-def told(watched: int, watchers: int) -> str:
-    """Return what keeps it from watching; empty for nothing."""
-    if not watched:
+def told(meant: int, watchers: int) -> str:
+    """Return what keeps it from watching all ``meant`` VMs; empty for nothing."""
+    if meant > APPLIANCES_MAX:
+        return (
+            f"it means {meant} VMs, and a monitor watches {APPLIANCES_MAX}: the newest are not watched; "
+            "share them out among several monitors by labels"
+        )
+    if not meant:
         return "no VM of the account is named by it or has its labels"
     if not watchers:
         return "none of its watchers is at work yet"

@@ -14,7 +14,6 @@ from pileus.kernel.outcome import Done, Outcome
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
-from pileus.monitor.monitor.types import APPLIANCES_MAX
 from pileus.monitor.scan.types import OVER, ScanAssigned
 from pileus.monitor.scanning import make_scan
 from pileus.monitor.signature.types import SignatureAssigned, SignatureDesired, SignatureObserved
@@ -24,6 +23,10 @@ from pileus.scan.rules import RulesRefused
 AT_ONCE = 8
 """Scans of a signature that are under way at the same time: they cost the appliances' hosts something."""
 LOOK_AGAIN_S = 10.0
+KEPT_S = 30 * 86_400.0
+"""How long the last scan of an appliance stays that is not watched any more."""
+FORGET_MAX = 100
+"""Scans that one transaction removes."""
 
 
 class SignatureController(Controller):
@@ -46,10 +49,12 @@ class SignatureController(Controller):
         if desired.scan_serial > assigned.scan_serial:
             assigned = SignatureAssigned(scan_serial=desired.scan_serial, asked_at=now)
         vms = await _appliances(resource, store)
-        scans = await store.list(Filter(kind="monitor.scan", account_id=resource.account_id), limit=APPLIANCES_MAX)
+        scans = await store.list_all(Filter(kind="monitor.scan", account_id=resource.account_id))
         newest = {
             scan.assigned.vm: scan for scan in scans if scan.assigned.signature == resource.id and not scan.deleting
         }
+        kept_until = now - KEPT_S
+        old = [id for id, scan in newest.items() if id not in vms and _is_over(scan) and _ended_at(scan) < kept_until]
         room = AT_ONCE - sum(1 for scan in newest.values() if not _is_over(scan))
         due = [(at, id) for id in vms if (at := _due(newest.get(id), desired, assigned, now)) <= now]
 
@@ -58,6 +63,8 @@ class SignatureController(Controller):
             await tx.update(current, assigned=assigned, observed=replace(_observed(vms, newest), refused=refused))
             for _, id in sorted(due)[: max(0, room)] if not refused else ():
                 await make_scan(tx, current, vms[id])
+            for id in old[:FORGET_MAX]:
+                await tx.mark_deleting(await tx.get(newest[id].id))
 
         return Done(apply, after_s=LOOK_AGAIN_S)
 
@@ -79,18 +86,19 @@ async def _appliances(signature: Resource, store: Store) -> dict[str, Resource]:
     """Return the VMs that are scanned: those of the monitor that have all the labels."""
     desired: SignatureDesired = signature.desired
     links = await store.links(signature.id)
-    rows = await store.list(Filter(kind="monitor.state", owner=links["monitor"]), limit=APPLIANCES_MAX)
-    wanted = desired.labels.items()
-    found = {}
-    for row in rows:
-        vm = await store.find_id(row.assigned.vm)
-        if vm is not None and not vm.deleting and wanted <= dict(vm.labels).items():
-            found[vm.id] = vm
-    return found
+    watched = {row.assigned.vm for row in await store.list_all(Filter(kind="monitor.state", owner=links["monitor"]))}
+    labels = tuple(sorted(desired.labels.items()))
+    vms = await store.list_all(Filter(kind="compute.vm", account_id=signature.account_id, labels=labels))
+    return {vm.id: vm for vm in vms if vm.id in watched and not vm.deleting}
 
 
 def _is_over(scan: Resource) -> bool:
     return scan.observed is not None and scan.observed.state in OVER
+
+
+def _ended_at(scan: Resource) -> float:
+    assigned: ScanAssigned = scan.assigned
+    return assigned.ended_at
 
 
 def _due(scan: Resource | None, desired: SignatureDesired, assigned: SignatureAssigned, now: float) -> float:

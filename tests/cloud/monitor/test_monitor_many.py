@@ -1,0 +1,67 @@
+"""Names that begin alike, monitors of many appliances, and what stays of appliances that are gone."""
+
+from __future__ import annotations
+
+import functools
+
+from tests.cloud.monitor.monitor_world import ACCOUNT, MONITOR, Apps
+from tests.cloud.monitor.test_signatures import CLEAN, answering
+from tests.cloud.world import cloud
+from tests.virtual_time import clock, run
+
+from pileus.kernel.store.lists import Filter
+from pileus.monitor.monitor import plan
+from pileus.monitor.monitor.types import APPLIANCES_MAX
+from pileus.monitor.signature import controller
+
+
+def test_monitors_with_long_names_that_begin_alike_have_their_own_watchers() -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            apps = Apps(world)
+            await apps.furnish(1)
+            names = [f"{'a' * 60}{letter}" for letter in "xy"]
+            for name in names:
+                await world.create("monitor.monitor", name, ACCOUNT, replicas=2)
+            for name in names:
+                await world.until(functools.partial(world.is_ready, "monitor.monitor", name, ACCOUNT))
+            assert len(await world.store.list(Filter(kind="monitor.watcher"))) == 4
+
+    run(main)
+
+
+def test_more_appliances_than_a_monitor_watches_are_said_and_not_dropped_in_silence() -> None:
+    assert "the newest are not watched" in plan.told(APPLIANCES_MAX + 1, 1)
+    assert plan.told(APPLIANCES_MAX, 1) == ""
+
+
+def test_scans_of_appliances_that_are_gone_are_forgotten_after_their_time() -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            apps = Apps(world)
+            await apps.furnish(2)
+            for name in ("n0", "n1"):
+                await answering(apps, name, CLEAN)
+            await apps.watch()
+            await world.create("monitor.signature", "eicar", ACCOUNT, monitor=MONITOR, every_s=0, scan_serial=1)
+
+            async def ended() -> list[float]:
+                scans = await world.store.list(Filter(kind="monitor.scan"))
+                return [scan.assigned.ended_at for scan in scans if scan.assigned.ended_at]
+
+            async def are(number: int) -> bool:
+                return len(await ended()) == number
+
+            await world.until(lambda: are(2))
+            await world.delete("fleet.node", "n0", ACCOUNT)
+            await world.settle()
+            assert await are(2), "the last look at what was deleted is evidence for a while"
+            began = clock()
+            keep_s, controller.KEPT_S = controller.KEPT_S, 60.0
+            try:
+                await world.until(lambda: are(1), limit_s=200.0)
+            finally:
+                controller.KEPT_S = keep_s
+            assert clock() - began < 100.0
+
+    run(main)
