@@ -31,7 +31,7 @@ class DecapsulatorAssigned(Struct, frozen=True, kw_only=True):
 class DecapsulatorObserved(Struct, frozen=True, kw_only=True):
     """What its node says. ``down``: it was ready before, and does not answer now."""
 
-    state: Literal["starting", "ready", "down"]
+    state: Literal["starting", "ready", "down", "ending"]
     message: str = ""
     node: str = ""
     at: str = ""
