@@ -124,6 +124,8 @@ class Postgres:
         """Return where to connect to. Raises: OSError, also when one of the addresses is out of reach."""
         found = await self._names.resolve(desired.host, desired.port, socket.AF_UNSPEC)
         addresses = list(dict.fromkeys(str(each["host"]) for each in found))
+        if not addresses:
+            raise OSError("its name has no address")
         for each in addresses:
             check_reach(assigned.reach, each)
         return addresses

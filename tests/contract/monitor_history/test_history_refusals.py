@@ -33,10 +33,12 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
         ({"user": "nobody"}, 'password authentication failed for user "nobody"'),
         ({"database": "missing"}, 'database "missing" does not exist'),
         ({"host": "unknown.example.com"}, "Name or service not known"),
+        ({"host": "empty.example.com"}, "its name has no address"),
         ({"port": 1}, "Connect call failed"),
     ],
 )
 async def test_what_is_wrong_is_said(rig: Rig, changes: dict[str, object], words: str) -> None:
+    rig.names.known["empty.example.com"] = []
     with pytest.raises(Transient, match=words) as failed:
         await rig.take(states(1, 1), **changes)
     assert PASSWORD not in failed.value.message
