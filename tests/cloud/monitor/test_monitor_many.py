@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 
-from tests.cloud.monitor.monitor_world import ACCOUNT, MONITOR, Apps
+import pytest
+from tests.cloud.monitor.monitor_world import ACCOUNT, FAILED, MONITOR, Apps
 from tests.cloud.monitor.test_signatures import CLEAN, answering
 from tests.cloud.world import cloud
 from tests.virtual_time import clock, run
 
+from pileus.kernel.errors import QuotaExceeded
 from pileus.kernel.store.lists import Filter
 from pileus.monitor.monitor import plan
 from pileus.monitor.monitor.types import APPLIANCES_MAX
+from pileus.monitor.policy import api
 from pileus.monitor.signature import controller
 
 
@@ -30,12 +33,31 @@ def test_monitors_with_long_names_that_begin_alike_have_their_own_watchers() -> 
     run(main)
 
 
+def test_a_monitor_has_no_more_policies_than_its_engine_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "POLICIES_MAX", 2)
+
+    async def main() -> None:
+        async with cloud(1) as world:
+            await world.create("tenancy.account", ACCOUNT)
+            for name in (MONITOR, "other"):
+                await world.create("monitor.monitor", name, ACCOUNT)
+            wish = {"when": [FAILED], "do": [{"do": "ask"}]}
+            for name in ("p", "q"):
+                await world.create("monitor.policy", name, ACCOUNT, monitor=MONITOR, **wish)
+            with pytest.raises(QuotaExceeded, match="watch has 2 policies"):
+                await world.create("monitor.policy", "r", ACCOUNT, monitor=MONITOR, **wish)
+            await world.create("monitor.policy", "r", ACCOUNT, monitor="other", **wish)
+            await world.patch("monitor.policy", "q", ACCOUNT, mode="enforce")
+
+    run(main)
+
+
 def test_more_appliances_than_a_monitor_watches_are_said_and_not_dropped_in_silence() -> None:
     assert "the newest are not watched" in plan.told(APPLIANCES_MAX + 1, 1)
     assert plan.told(APPLIANCES_MAX, 1) == ""
 
 
-def test_scans_of_appliances_that_are_gone_are_forgotten_after_their_time() -> None:
+def test_scans_of_appliances_that_are_gone_are_forgotten_after_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with cloud(1) as world:
             apps = Apps(world)
@@ -57,11 +79,8 @@ def test_scans_of_appliances_that_are_gone_are_forgotten_after_their_time() -> N
             await world.settle()
             assert await are(2), "the last look at what was deleted is evidence for a while"
             began = clock()
-            keep_s, controller.KEPT_S = controller.KEPT_S, 60.0
-            try:
-                await world.until(lambda: are(1), limit_s=200.0)
-            finally:
-                controller.KEPT_S = keep_s
+            monkeypatch.setattr(controller, "KEPT_S", 60.0)
+            await world.until(lambda: are(1), limit_s=200.0)
             assert clock() - began < 100.0
 
     run(main)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 
 from pileus.kernel.admission import Admission, Change
-from pileus.kernel.errors import Invalid
+from pileus.kernel.errors import Invalid, QuotaExceeded
 from pileus.kernel.kind import Resource
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.policy.plan import check_acts, check_clauses, check_words, engine_policy, require_rights
 from pileus.monitor.policy.types import PolicyDesired
 from pileus.node.monitor.engine import Engine
+from pileus.node.monitor.model import POLICIES_MAX
 
 _CLAUSE = re.compile(r"when\[(\d+)\]\.(\w+)[^:]*: (.*)")
 
@@ -24,6 +25,8 @@ class PolicyAdmission(Admission):
         check_acts(change.new, desired.do)
         if change.old is not None:
             require_rights(change.principal, change.old.desired.do)
+        else:
+            await _check_count(tx, change)
         require_rights(change.principal, desired.do)
         is_found = any("*" in clause.field.split(".") for clause in desired.when)
         for number, act in enumerate(desired.do):
@@ -40,6 +43,16 @@ class PolicyAdmission(Admission):
             raise _refusal(change.new, str(wrong)) from None
         check_words(change.new)
         return change.new
+
+
+async def _check_count(tx: Transaction, change: Change) -> None:
+    """Raises: QuotaExceeded: an engine refuses a document with more, and would watch nothing."""
+    referrers = await tx.referrers(change.links["monitor"])
+    if sum(1 for each in referrers if each.kind == change.new.kind) >= POLICIES_MAX:
+        raise QuotaExceeded(
+            f"monitor {change.new.desired.monitor} has {POLICIES_MAX} policies, the most there may be; delete one, or "
+            "let one policy say more with match=any"
+        )
 
 
 def _refusal(policy: Resource, words: str) -> Invalid:
