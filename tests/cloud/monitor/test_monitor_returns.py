@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import msgspec
+from msgspec.structs import replace
 from tests.cloud.monitor.monitor_world import ACCOUNT, FAILED, MONITOR, RESTART, Apps
 from tests.cloud.world import Cloud, cloud
 from tests.virtual_time import run
+
+from pileus.kernel.transaction import Transaction
+from pileus.monitor.action.steps import Configure, Task
+from pileus.monitor.action.types import ActionStep
+from pileus.monitor.policy.types import PolicyAct
+from pileus.node.document import document_hash
 
 MEND = {"when": [FAILED], "do": [RESTART], "mode": "enforce"}
 
@@ -114,5 +121,30 @@ def test_a_monitor_with_labels_watches_the_nodes_that_have_them() -> None:
             assert [row.assigned.vm for row in await apps.rows()] == [node.assigned.vm]
             apps.say(node, "web", "failed", 1)
             await world.until(has_states(apps, "done"))
+
+    run(main)
+
+
+def test_an_appliance_is_not_configured_before_its_controller_has_seen_the_new_document() -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            apps = Apps(world)
+            await apps.furnish(1)
+            node = await apps.node("n0")
+            vm = await world.store.get(node.assigned.vm)
+            act = PolicyAct(do="configure", document={"applications": {"web": {"version": "2"}}})
+            task = Task(action=vm, position=0, act=act, subject="")
+            step = ActionStep(do="configure", state="doing")
+
+            async def begun_and_looked(tx: Transaction) -> str | None:
+                made = await Configure().begin(tx, task, vm)
+                return await Configure().look(tx, task, replace(step, made=made), vm)
+
+            assert await world.store.write(begun_and_looked) is None
+            await world.settle()
+            node = await apps.node("n0")
+            assert node.observed.hash == document_hash(node.desired.document)
+            said = await Configure().look(world.store, task, replace(step, made=node.id), vm)
+            assert said == "it runs the new document"
 
     run(main)

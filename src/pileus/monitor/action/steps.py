@@ -20,6 +20,7 @@ from pileus.kernel.errors import Rejected, Transient
 from pileus.kernel.kind import Resource
 from pileus.kernel.merge import merge_patch
 from pileus.kernel.outbound import Outbound
+from pileus.kernel.reader import Reader
 from pileus.kernel.signing import Signer, load_signer
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
@@ -181,16 +182,21 @@ class Configure:
         if node is None:
             raise StepFailed("the VM is no node of a manager: it has no document")
         desired: NodeDesired = node.desired
-        await tx.update(node, desired=replace(desired, document=merge_patch(desired.document, task.act.document)))
+        document = merge_patch(desired.document, task.act.document)
+        # As by hand: it is not in force before its controller has looked.
+        decided = node.assigned if document == desired.document else replace(node.assigned, hash="")
+        await tx.update(node, desired=replace(desired, document=document), assigned=decided)
         return node.id
 
-    async def look(self, store: Store, task: Task, step: ActionStep, vm: Resource | None) -> str | None:
+    async def look(self, store: Reader, task: Task, step: ActionStep, vm: Resource | None) -> str | None:
         node = await store.find_id(step.made)
         if node is None:
             raise StepFailed("its node was deleted")
+        if not node.assigned.hash:
+            return None
         if node.ready is not None and node.ready.reason == "Refused":
             raise StepFailed(f"the appliance refuses it: {node.ready.message}")
-        return "it runs the new document" if node.assigned.hash and in_force(node) else None
+        return "it runs the new document" if in_force(node) else None
 
 
 class Ask:
