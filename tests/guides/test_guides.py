@@ -29,6 +29,7 @@ LONG = {
     "feed-suricata",
     "keep-a-service-alive",
     "reach-a-vm",
+    "scan-a-fleet",
     "ship-history",
     "site-vpn",
     "what-mirroring-costs",
