@@ -34,6 +34,8 @@ TURNS_UNPROVEN_MAX = 8
 NO_TURN_S, NO_TURN_UNPROVEN_S = 0.5, 5.0
 RETRY_FIRST_S, RETRY_MAX_S = 1.0, 60.0
 AGAIN_S = 0.01
+GATHER_S = 1.0
+"""Between two connections to a database that has everything: what comes meanwhile goes together."""
 PAGE = 200
 """Rows of the state table that are noted at once."""
 ALL = "all"
@@ -47,7 +49,7 @@ class HistoryController(Controller):
         self._receiver, self._clock = receiver, clock
         self._random = random.Random()
         self._not_before: dict[str, tuple[HistoryDesired, float]] = {}
-        """What was tried, and when to try that again."""
+        """What was tried, and when to connect again."""
         self._turns: Counter[str] = Counter()
         self._unproven = 0
 
@@ -98,14 +100,14 @@ class HistoryController(Controller):
         except Transient as failed:
             return await self._failed(history, store, known, failed.message)
         failpoint("history.delivered")
-        self._not_before.pop(history.id, None)
+        is_all = len(rows) < most and len(entries) == len(rows)
+        self._not_before[history.id] = (history.desired, self._clock() + (GATHER_S if is_all and entries else 0.0))
 
         async def forget(tx: Transaction) -> None:
             if entries:
                 await tx.change(sql.JOURNAL_DELETE, stream=history.id, until=entries[-1].seq)
             await tx.update(await tx.get(history.id), observed=await _observed(tx, history))
 
-        is_all = len(rows) < most and len(entries) == len(rows)
         return Done(forget, after_s=LOOK_AGAIN_S if is_all else AGAIN_S)
 
     async def _failed(self, history: Resource, store: Store, known: HistoryObserved, message: str) -> Outcome:
