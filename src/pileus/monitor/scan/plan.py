@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from pileus.monitor.scan.types import FINDINGS_MAX, Finding, ScanObserved
+
+COUNT_MAX = (1 << 63) - 1
+"""More is no number that a program counted, nor one that a database takes."""
 
 
 class Said(Struct, frozen=True):
@@ -17,8 +20,8 @@ class Said(Struct, frozen=True):
     state: str
     message: str = ""
     findings: list[Finding] = []
-    files: int = 0
-    processes: int = 0
+    files: Annotated[int, Meta(ge=0, le=COUNT_MAX)] = 0
+    processes: Annotated[int, Meta(ge=0, le=COUNT_MAX)] = 0
 
 
 def request(rules: str, paths: tuple[str, ...]) -> str:
@@ -30,10 +33,10 @@ def observed(answer: bytes) -> ScanObserved:
     """Return what the answer says; what cannot be read is unknown."""
     try:
         said = msgspec.json.decode(answer, type=Said)
-    except (msgspec.ValidationError, msgspec.DecodeError):
+    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError):
         return ScanObserved(state="unknown", message="the appliance's answer cannot be read")
     findings = tuple(_printable(each) for each in said.findings[:FINDINGS_MAX])
-    looked: dict[str, Any] = {"files": max(0, said.files), "processes": max(0, said.processes)}
+    looked: dict[str, Any] = {"files": said.files, "processes": said.processes}
     if findings:
         first = findings[0]
         place = first.path or f"process {first.pid}"
@@ -49,7 +52,7 @@ def _printable(finding: Finding) -> Finding:
         rule=_clean(finding.rule)[:128],
         where=_clean(finding.where)[:16],
         path=_clean(finding.path)[:500],
-        pid=finding.pid,
+        pid=finding.pid if 0 <= finding.pid <= COUNT_MAX else 0,
     )
 
 
