@@ -54,6 +54,25 @@ def described(appliance: Appliance) -> dict[str, Any]:
     }
 
 
+def as_remembered(appliance: Appliance, vitals: Vitals) -> Vitals:
+    """Return the vitals with what the node said last, while its host has not heard it: an agent that begins anew knows
+    nothing of before, and nothing follows from that. After another start of the VM the old words are worth nothing."""
+    if vitals.node != "silent" or vitals.status or vitals.boot_id:
+        return vitals
+    heard, row = appliance.heard, appliance.row.observed
+    if heard is not None and heard.boots == vitals.boots:
+        return replace(vitals, **{word: getattr(heard, word) for word in ("boot_id", "hash", "version", "status")})
+    if heard is None and row is not None and row.execution.boots == vitals.boots:
+        return replace(
+            vitals,
+            boot_id=row.execution.boot_id,
+            hash=row.configuration.hash,
+            version=row.configuration.version,
+            status={**row.other, "applications": row.applications},
+        )
+    return vitals
+
+
 def bounded(observed: StateObserved) -> StateObserved | None:
     """Return a row as an honest engine would have made it, None for one that none makes: a customer's VM said it."""
     content = read_status({**observed.other, "applications": observed.applications})

@@ -36,7 +36,7 @@ from pileus.monitor.state.types import StateAssigned, StateObserved
 from pileus.monitor.watcher.types import LEASE_S, WatcherObserved
 from pileus.node.monitor.engine import Work
 from pileus.server.minds import Away, Here, Links, Mind
-from pileus.server.watched import Appliance, bounded, described, described_by, from_rows, is_other
+from pileus.server.watched import Appliance, as_remembered, bounded, described, described_by, from_rows, is_other
 
 log = structlog.get_logger()
 
@@ -353,7 +353,7 @@ class Run:
         known = self._appliances.get(vm)
         if known is None:
             return
-        known.heard = vitals
+        known.heard = vitals = as_remembered(known, vitals)
         plain: dict[str, Any] = msgspec.to_builtins(vitals)
         plain["status"] = {**vitals.status, FINDINGS: dict(known.findings)}
         if origin != "poll":
