@@ -25,12 +25,20 @@ WRITES_MAX = 12
 ACTED_S = 60.0
 
 
+class Heard(Apps):
+    """What the applications do is pushed at once, as real nodes do."""
+
+    def say(self, node: Resource, name: str, state: str, exits: int) -> None:
+        super().say(node, name, state, exits)
+        self.world.running[node.host]._converger.wake_owner(node.assigned.vm)
+
+
 class Failovers:
     """Lets applications fail, and servers die meanwhile."""
 
     def __init__(self, world: Cloud, seed: int) -> None:
         self.world = world
-        self.apps = Apps(world)
+        self.apps = Heard(world)
         self.deaths = Deaths(world, seed)
         self.failed: Counter[tuple[str, str]] = Counter()
         """(VM, application) -> how often it ended."""
@@ -58,8 +66,6 @@ class Failovers:
             for node, name in failing:
                 self.failed[node.assigned.vm, name] += 1
                 self.apps.say(node, name, "failed", self.failed[node.assigned.vm, name])
-                # A real node says so at once, also when the watcher's server is not the one that its host speaks with.
-                self.world.running[node.host]._converger.wake_owner(node.assigned.vm)
             await asyncio.sleep(self._chance.uniform(0.0, 12.0))
             began = clock()
             await self.deaths.strike()
