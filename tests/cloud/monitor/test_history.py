@@ -71,8 +71,8 @@ def test_after_an_outage_everything_is_there_once_and_in_order(rounds: int) -> N
 
                 await world.until(is_done, limit_s=3000.0)
                 if number % 10 == 5:
-                    await world.start_server(f"server{number}")
                     await world.stop_server()
+                    await world.start_server(f"server{number}")
             assert not receiver.rows
             await asyncio.sleep(3600.0)
             history = await world.resource("monitor.history", "outside", ACCOUNT)
@@ -81,9 +81,9 @@ def test_after_an_outage_everything_is_there_once_and_in_order(rounds: int) -> N
             assert history.observed.waiting >= 3 * rounds
             receiver.is_down = False
             for number in range(3):
+                await world.stop_server()
                 await world.start_server(f"late{number}")
                 await asyncio.sleep(0.3)
-                await world.stop_server()
 
             async def is_empty() -> bool:
                 found = await world.resource("monitor.history", "outside", ACCOUNT)

@@ -68,14 +68,14 @@ def test_all_changes_of_an_outage_arrive_once_and_in_order(changes: int) -> None
 
                 await world.store.write(note)
                 if first % 10_000 == 0:
-                    await world.start_server(f"server{first}")
                     await world.stop_server()
+                    await world.start_server(f"server{first}")
             noted = time.process_time()
             receiver.is_down = False
             for number in range(5):
                 await asyncio.sleep(20.0)
-                await world.start_server(f"late{number}")
                 await world.stop_server()
+                await world.start_server(f"late{number}")
 
             async def is_empty() -> bool:
                 found = await world.resource("monitor.history", "outside", ACCOUNT)

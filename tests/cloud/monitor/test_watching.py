@@ -98,9 +98,9 @@ def test_another_server_takes_over_and_nothing_is_done_twice() -> None:
             await apps.watch(MEND, actions_per_hour=1000)
             node = await apps.node("n0")
             for number in range(1, 6):
-                await world.start_server(f"server{number}")
                 apps.say(node, "web", "failed", number)
                 await world.stop_server()
+                await world.start_server(f"server{number}")
 
                 async def is_done(number: int = number) -> bool:
                     return await apps.states() == ["done"] * number
