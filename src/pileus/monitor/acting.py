@@ -10,6 +10,8 @@ from msgspec.structs import replace
 
 from pileus.kernel.kind import Resource
 from pileus.kernel.lease import Lease, check
+from pileus.kernel.store.lists import Filter
+from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import AlreadyClaimed, Transaction
 from pileus.monitor.action import plan
 from pileus.monitor.action.types import ActionAssigned, ActionCause, ActionDesired, key_space
@@ -17,9 +19,11 @@ from pileus.monitor.monitor.plan import recent
 from pileus.monitor.monitor.types import MonitorAssigned, MonitorDesired
 from pileus.monitor.notes import note_action
 from pileus.monitor.policy.types import PolicyAct, PolicyDesired
-from pileus.monitor.state.types import StateAssigned
+from pileus.monitor.state.types import StateAssigned, StateObserved
 
 CLAUSES_BYTES_MAX = 16_384
+HOST_SILENT = "HostSilent"
+"""Why a host that says nothing is not ready."""
 
 
 class Proposed(Struct, frozen=True, kw_only=True):
@@ -62,7 +66,7 @@ async def write_action(tx: Transaction, told: Told, proposed: Proposed) -> Resou
     monitor, vm = parties.monitor, parties.vm
     cause = _cause(parties, proposed, tx.now)
     desired: PolicyDesired = parties.policy.desired
-    word, why = _verdict(monitor, parties.row, desired, told, tx.now)
+    word, why = _verdict(monitor, parties.row, desired, told.silent, tx.now)
     if word != "do" and _undone(parties.row.assigned, tx.now) >= plan.UNDONE_MAX:
         return None
     id = tx.new_id()
@@ -95,6 +99,51 @@ async def write_action(tx: Transaction, told: Told, proposed: Proposed) -> Resou
     return made
 
 
+async def reconsider(tx: Transaction, action: Resource, silent: float) -> None:
+    """Let a held action be done once nothing holds it, or end it when what it is about has passed."""
+    assigned: ActionAssigned = action.assigned
+    cause = assigned.cause
+    row, policy = await tx.find_id(cause.row), await tx.find_id(cause.policy)
+    monitor = await tx.find_id(cause.monitor)
+    if row is None or policy is None or monitor is None or not _stands(row, cause):
+        decided = replace(assigned, why=f"{assigned.why}; it passed without it", ended_at=tx.now)
+    else:
+        desired: PolicyDesired = policy.desired
+        word, why = _verdict(monitor, row, desired, silent, tx.now)
+        decided = replace(assigned, verdict=word, why=why, ended_at=tx.now if word == "observe" else 0.0)
+        if word == "do":
+            await _count(tx, monitor, row, action.desired.do)
+    if decided != assigned:
+        await note_action(tx, await tx.update(action, assigned=decided, observed=plan.observed(decided)))
+
+
+def _stands(row: Resource, cause: ActionCause) -> bool:
+    """Tell whether the incident is the newest of its kind, and holds still."""
+    observed: StateObserved | None = row.observed
+    found = observed.standing.get(f"{cause.policy}/{cause.subject}") if observed is not None else None
+    if not isinstance(found, dict) or row.deleting:
+        return False
+    return found.get("since") is not None and found.get("incident") == cause.incident
+
+
+class Silence:
+    """The share of the hosts that are silent, looked up now and then."""
+
+    EVERY_S = 5.0
+
+    def __init__(self) -> None:
+        self._share, self._at = 0.0, float("-inf")
+
+    async def share(self, store: Store) -> float:
+        """Return it, a few seconds old at most."""
+        now = store.clock()
+        if not 0 <= now - self._at < self.EVERY_S:
+            hosts = await store.list_all(Filter(kind="infra.host"))
+            silent = sum(1 for host in hosts if host.ready is not None and host.ready.reason == HOST_SILENT)
+            self._share, self._at = silent / len(hosts) if hosts else 0.0, now
+        return self._share
+
+
 async def _parties(tx: Transaction, told: Told, proposed: Proposed) -> _Parties | None:
     """Return whom it is about; None when the appliance is not the watcher's, or the policy not its monitor's."""
     row, policy = await tx.find_id(told.row), await tx.find_id(proposed.policy)
@@ -114,6 +163,7 @@ def _cause(parties: _Parties, proposed: Proposed, now: float) -> ActionCause:
         actor=f"monitor {parties.monitor.name}",
         monitor=parties.monitor.id,
         policy=parties.policy.id,
+        row=parties.row.id,
         subject=subject,
         incident=proposed.incident,
         epoch=proposed.epoch,
@@ -126,7 +176,7 @@ def _cause(parties: _Parties, proposed: Proposed, now: float) -> ActionCause:
 
 
 def _verdict(
-    monitor: Resource, row: Resource, policy: PolicyDesired, told: Told, now: float
+    monitor: Resource, row: Resource, policy: PolicyDesired, silent: float, now: float
 ) -> tuple[Literal["do", "observe", "held"], str]:
     wish: MonitorDesired = monitor.desired
     decided: MonitorAssigned = monitor.assigned
@@ -142,7 +192,7 @@ def _verdict(
             acted_whole=frozenset(vm for vm, _ in recent(decided.acted, now)),
             appliances=watched,
             fleet_percent=wish.fleet_percent,
-            silent=told.silent,
+            silent=silent,
         )
     )
 

@@ -27,7 +27,7 @@ from pileus.kernel.store import statements as sql
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
-from pileus.monitor.acting import Proposed, Told, write_action
+from pileus.monitor.acting import Proposed, Silence, Told, write_action
 from pileus.monitor.monitor.types import APPLIANCES_MAX, MonitorDesired
 from pileus.monitor.notes import note_state
 from pileus.monitor.policy.plan import engine_policy
@@ -53,12 +53,10 @@ POLLS_MAX = 16
 """Hosts asked at the same time."""
 PRESENT_S = 8.0
 """An agent says that it lives every 5 s: one that was not heard for longer is between two servers, and its rows are old."""
-SILENT_EVERY_S = 5.0
 PAGE = 1000
 KINDS = (
     "monitor.monitor", "monitor.policy", "monitor.state", "monitor.watcher", "monitor.scan", "compute.vm", "fleet.node",
 )  # fmt: skip
-SILENT = "HostSilent"
 FINDINGS = "findings"
 COUNTERS = ("disk_bytes", "disk_operations", "net_bytes")
 """Known from polls only."""
@@ -147,7 +145,7 @@ class Run:
         """Id of a row -> its VM."""
         self._revision = 0
         self._renewed_at = 0.0
-        self._silent, self._silent_at = 0.0, 0.0
+        self._silence, self._silent = Silence(), 0.0
         self._heard: list[dict[str, Any]] = []
         self._rows: dict[str, dict[str, Any]] = {}
         """VM -> a row that waits: its appliance was written just before."""
@@ -435,7 +433,7 @@ class Run:
         rows = {vm: self._rows.pop(vm) for vm in vms if vm in self._rows}
         self._rows = {vm: row for vm, row in self._rows.items() if vm in self._appliances}
         if actions:
-            await self._look_at_hosts()
+            self._silent = await self._silence.share(self._store)
         for start in range(0, len(vms), ROWS_MAX):
             part = vms[start : start + ROWS_MAX]
 
@@ -468,15 +466,6 @@ class Run:
                 return
             written = await tx.update(current, observed=observed, observed_generation=current.generation)
             await note_state(tx, written, current.observed)
-
-    async def _look_at_hosts(self) -> None:
-        now = self._store.clock()
-        if 0 <= now - self._silent_at < SILENT_EVERY_S:
-            return
-        self._silent_at = now
-        hosts = await self._store.list(Filter(kind="infra.host"), limit=100_000)
-        silent = sum(1 for host in hosts if host.ready is not None and host.ready.reason == SILENT)
-        self._silent = silent / len(hosts) if hosts else 0.0
 
     async def _say(self, said: WatcherObserved) -> None:
         """Write how the watcher is."""

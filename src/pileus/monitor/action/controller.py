@@ -11,6 +11,7 @@ from pileus.kernel.outbound import Outbound
 from pileus.kernel.outcome import Done, Outcome
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
+from pileus.monitor.acting import Silence, reconsider
 from pileus.monitor.action import plan
 from pileus.monitor.action.steps import StepDelayed, StepFailed, Task, doers
 from pileus.monitor.action.types import KEPT_S, STEP_S, ActionAssigned, ActionDesired, ActionStep
@@ -19,6 +20,8 @@ from pileus.monitor.notes import note_action
 LOOK_AGAIN_S = 0.2
 ASK_AGAIN_S = 30.0
 DELAYED_S = 5.0
+HELD_S = 10.0
+"""How late a held action is done once nothing holds it."""
 FORGET_S = 600.0
 
 
@@ -28,6 +31,7 @@ class ActionController(Controller):
     def __init__(self, outbound: Outbound, clock: Clock) -> None:
         self._doers = doers(outbound)
         self._clock = clock
+        self._silence = Silence()
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Begin the next step, or look whether the one that is under way is done."""
@@ -35,6 +39,9 @@ class ActionController(Controller):
         desired: ActionDesired = resource.desired
         if resource.deleting:
             return Done()
+        if assigned.verdict == "held" and not assigned.ended_at:
+            silent = await self._silence.share(store)
+            return Done(lambda tx: reconsider(tx, resource, silent), after_s=HELD_S)
         position = plan.current(assigned.steps)
         if assigned.verdict != "do" or position == len(assigned.steps):
             return self._kept(resource)

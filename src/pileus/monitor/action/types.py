@@ -36,6 +36,8 @@ class ActionCause(Struct, frozen=True, kw_only=True):
     """``monitor NAME``, or the user's name."""
     monitor: str = ""
     policy: str = ""
+    row: str = ""
+    """Id of the appliance's row."""
     subject: str = ""
     incident: int = 0
     epoch: int = 0
@@ -60,7 +62,7 @@ class ActionAssigned(Struct, frozen=True, kw_only=True):
     """Its cause, where the appliance is, and what becomes of it.
 
     ``verdict``: ``do`` it; ``observe``: its policy or monitor only looks; ``held``: a cap or the breaker is against it,
-    ``why`` says which.
+    ``why`` says which, and it is done when that ends, if what it is about stands then.
     """
 
     zone: str = ""
