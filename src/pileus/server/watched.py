@@ -12,10 +12,13 @@ from pileus.compute.vm.types import VmObserved, is_hung
 from pileus.fleet.node.types import NodeObserved
 from pileus.fleet.vitals import Vitals
 from pileus.kernel.kind import Resource
+from pileus.kernel.store.store import Store
 from pileus.monitor.state.types import StateObserved
 from pileus.node.monitor.contents import read_status
 from pileus.node.monitor.standing import Standing
 
+COUNTED_S = 30.0
+"""Agents report counters every ten seconds; what is older says nothing of now."""
 ROW_BYTES_MAX = 256 << 10
 """Far more than an honest engine's row takes."""
 
@@ -108,3 +111,23 @@ def from_rows(vm: Resource, node: Resource | None, is_node_new: bool) -> Vitals:
         version=told.version if told is not None else "",
         status=told.status if told is not None else {},
     )
+
+
+class _Disk(Struct, frozen=True):
+    disk_read_bytes: int = 0
+    disk_write_bytes: int = 0
+
+
+class _Port(Struct, frozen=True):
+    tx_bytes: int = 0
+
+
+async def counted(store: Store, vm: Resource, vitals: Vitals) -> Vitals | None:
+    """Return the vitals with the counters that the VM's host reported lately; None when it reported none."""
+    sample = await store.sample(vm.id)
+    if sample is None or not 0 <= store.clock() - sample[0] <= COUNTED_S:
+        return None
+    disk = msgspec.json.decode(sample[1], type=_Disk)
+    ports = [await store.sample(port) for port in vm.assigned.ports]
+    sent = sum(msgspec.json.decode(port[1], type=_Port).tx_bytes for port in ports if port is not None)
+    return replace(vitals, disk_bytes=disk.disk_read_bytes + disk.disk_write_bytes, net_bytes=sent)

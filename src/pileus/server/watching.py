@@ -36,7 +36,16 @@ from pileus.monitor.state.types import StateAssigned, StateObserved
 from pileus.monitor.watcher.types import LEASE_S, WatcherObserved
 from pileus.node.monitor.engine import Work
 from pileus.server.minds import Away, Here, Links, Mind
-from pileus.server.watched import Appliance, as_remembered, bounded, described, described_by, from_rows, is_other
+from pileus.server.watched import (
+    Appliance,
+    as_remembered,
+    bounded,
+    counted,
+    described,
+    described_by,
+    from_rows,
+    is_other,
+)
 
 log = structlog.get_logger()
 
@@ -59,7 +68,7 @@ KINDS = (
 )  # fmt: skip
 FINDINGS = "findings"
 COUNTERS = ("disk_bytes", "disk_operations", "net_bytes")
-"""Known from polls only."""
+"""Known from polls, and from what hosts report of them now and then."""
 OF_NODE = ("node", "boot_id", "hash", "version", "status")
 """What the node itself says."""
 
@@ -346,7 +355,7 @@ class Run:
         known.said = known.node.observed if known.node is not None else None
         self._hear_of(known.vm.id, "push", vitals)
 
-    def _hear_of(self, vm: str, origin: str, vitals: Vitals) -> None:
+    def _hear_of(self, vm: str, origin: str, vitals: Vitals, has_counters: bool = False) -> None:
         """Tell the engine at the next step; what was found in the appliance is said with what it says itself."""
         known = self._appliances.get(vm)
         if known is None:
@@ -354,7 +363,7 @@ class Run:
         known.heard = vitals = as_remembered(known, vitals)
         plain: dict[str, Any] = msgspec.to_builtins(vitals)
         plain["status"] = {**vitals.status, FINDINGS: dict(known.findings)}
-        if origin != "poll":
+        if not has_counters:
             for counter in COUNTERS:
                 del plain[counter]
         self._heard.append({"vm": vm, "origin": origin, "at": self._store.clock(), "vitals": plain})
@@ -402,7 +411,7 @@ class Run:
             if vitals is None or vitals.process == "unknown":
                 self._missed.append(vm)
             else:
-                self._hear_of(vm, "poll", vitals)
+                self._hear_of(vm, "poll", vitals, has_counters=True)
 
     async def _speaks_elsewhere(self, host: str) -> bool:
         """Tell whether the host's agent speaks with another server, lately: then what it reports is in the rows."""
@@ -413,7 +422,9 @@ class Run:
         for vm in vms:
             known = self._appliances.get(vm)
             if known is not None and known.vm is not None:
-                self._hear_of(vm, "host", from_rows(known.vm, known.node, True))
+                said = from_rows(known.vm, known.node, True)
+                with_counters = await counted(self._store, known.vm, said)
+                self._hear_of(vm, "host", with_counters or said, with_counters is not None)
 
     # what was decided
 

@@ -24,7 +24,7 @@ NEEDS: dict[str, tuple[tuple[str, str], ...]] = {
     "suspend-application": (("create", "fleet.request"),),
     "resume-application": (("create", "fleet.request"),),
     "terminate-application": (("create", "fleet.request"),),
-    "restart": (("update", "compute.vm"),),
+    "restart": (("update", "compute.vm"), ("update", "fleet.node")),
     "suspend": (("update", "compute.vm"), ("update", "fleet.node")),
     "isolate": (("update", "compute.vm"),),
     "snapshot": (("create", "storage.snapshot"),),

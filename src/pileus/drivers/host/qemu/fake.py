@@ -413,10 +413,10 @@ class FakeHypervisor:
 
     def _count(self, machine: FakeMachine) -> MachineCounters:
         ran_s = max(0.0, self.host.clock() - (machine.started_at or 0.0))
-        ops = int(ran_s)
+        size, ops = machine.disk or (int(ran_s) * 4096, int(ran_s))
         return MachineCounters(
             cpu_s=1.0 + 0.003 * ran_s, memory_bytes=machine.spec.memory_mib << 19,
-            disk_read_bytes=ops * 4096, disk_write_bytes=ops * 4096, disk_read_ops=ops, disk_write_ops=ops,
+            disk_read_bytes=size, disk_write_bytes=size, disk_read_ops=ops, disk_write_ops=ops,
         )  # fmt: skip
 
 
