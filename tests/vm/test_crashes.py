@@ -107,6 +107,7 @@ def test_a_killed_qemu_runs_again_at_once_and_then_ever_later(cloud: SplitCloud)
     cloud.pileus("delete", "vm", "three", "--account", "acme", "-y", "--wait")
 
 
+@pytest.mark.long
 def test_a_server_killed_in_the_middle_of_ten_creates_makes_each_of_them_once(cloud: SplitCloud) -> None:
     names = [f"many-{number}" for number in range(10)]
     files, taps, volumes = cloud.machine_folders(), cloud.taps(), cloud.volume_files()
