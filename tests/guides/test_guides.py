@@ -26,7 +26,9 @@ GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 LONG = {
     "a-firewall-manager",
     "balancing",
+    "bring-licences-in",
     "feed-suricata",
+    "first-network",
     "keep-a-service-alive",
     "reach-a-vm",
     "scan-a-fleet",
@@ -37,7 +39,7 @@ LONG = {
     "who-talks-to-my-server",
 }
 """What they show is also shown by tests/vm/test_fleet.py, test_appliance.py, test_networks.py, test_sites.py,
-test_monitor.py and test_decapsulator.py, and by tests/contract/monitor_history.
+test_monitor.py and test_decapsulator.py, by tests/contract/monitor_history and tests/cloud/monitor.
 """
 PAGES = [ROOT / "README.md", *GUIDES, *sorted((ROOT / "docs" / "concepts").glob("*.md"))]
 

@@ -40,6 +40,8 @@ WISHES: dict[str, dict[str, Any]] = {
     "storage.volume": {"size_gib": 1, "vdc": "main"},
     "network.network": {"vdc": "main", "range": "10.9.0.0/24"},
     "compute.vm": {"image": "tiny", "vcpus": 1, "memory_mib": 128, "disk_gib": 1, "vdc": "main"},
+    "compute.set": {"image": "tiny", "vcpus": 1, "memory_mib": 128, "count": 0, "vdc": "main"},
+    "compute.request": {"image": "tiny", "vcpus": 1, "memory_mib": 128, "vdc": "main"},
     "gateway.address": {"vdc": "main"},
     "gateway.forward": {"vm": "server", "port": 22},
     "gateway.balancer": {"members": [{"vm": "server"}], "port": 80},
@@ -52,6 +54,18 @@ WISHES: dict[str, dict[str, Any]] = {
     "fleet.node": {"manager": UNIQUE, "package": UNIQUE, "vdc": "main"},
     "fleet.request": {"node": UNIQUE, "payload": "x"},
     "fleet.rollout": {"manager": UNIQUE, "document": {"rules": {"a": 1}}},
+    "monitor.monitor": {"vms": ["server"]},
+    "monitor.policy": {
+        "monitor": UNIQUE,
+        "when": [{"field": "execution.state", "value": "hung"}],
+        "do": [{"do": "restart"}],
+    },
+    "monitor.action": {"vm": "server", "do": [{"do": "ask"}]},
+    "monitor.history": {"monitor": UNIQUE, "host": "db.example.com", "database": "d", "user": "u"},
+    "monitor.signature": {"monitor": UNIQUE},
+    "monitor.scan": {"signature": UNIQUE, "vm": "server"},
+    "monitor.entitlement": {"product": "x", "limit": 1},
+    "monitor.seat": {"entitlement": UNIQUE, "vm": "server"},
     "mirror.filter": {"expression": "tcp"},
     "mirror.sniffer": {"vm": "server"},
     "mirror.session": {"vm": UNIQUE, "filter": UNIQUE, "sniffer": UNIQUE},
@@ -129,6 +143,11 @@ async def tenants(tmp_path: Path) -> AsyncIterator[Tenants]:
                 "network.port", name, port, account_id=owner.account_id, account=account, owner=network
             )
             result.ids[account, "network.port"] = made_port.id
+            copied = KINDS["storage.snapshot"].desired(volume=result.ids[account, "storage.volume"])
+            snapshot = await world.put(
+                "storage.snapshot", name, copied, account_id=owner.account_id, account=account, owner=owner.account_id
+            )
+            result.ids[account, "storage.snapshot"] = snapshot.id
             result.ids[account, "tenancy.account"] = owner.account_id
         yield result
 
@@ -399,7 +418,7 @@ def normal(answer: Reply, word: str) -> str:
 def test_the_kinds_that_accounts_have_are_all_here() -> None:
     accounts: list[Kind] = [kind for kind in KINDS if kind.scope != "cluster" and kind.created_by == "user"]
     writable = {kind.name for kind in accounts if kind.writable_by == "tenant" or kind.scope == "account"}
-    assert writable == set(WISHES)
+    assert writable == {*WISHES, "storage.snapshot"}, "a snapshot is of a volume that a host has"
 
 
 async def test_a_repeated_creation_of_a_key_does_not_tell_the_secret_again(tenants: Tenants) -> None:
