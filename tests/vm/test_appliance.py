@@ -264,6 +264,7 @@ def test_connections_go_on_while_the_document_changes(fabric: Fabric) -> None:
     spread = balancer("tcp", 81)
     spread["members"] = {"web:7": {"address": "10.1.1.10", "port": 7}}
     appliance.apply(router(forwards={"a": forward(70, 7)}, balancers={"b": spread}))
+    until("the balancer runs", lambda: appliance.status()["balancers"].get("b"))
     talks = [
         Talk(fabric, guest, "203.0.113.1", 7),
         Talk(fabric, out, "203.0.113.5", 70),

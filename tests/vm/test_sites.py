@@ -20,6 +20,9 @@ STRETCHED = "10.9.0.0/24"
 VMS = {"zone1": "one", "zone2": "two"}
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def lab() -> Iterator[RealLab]:
     """An account with a VM in each zone."""
