@@ -25,11 +25,14 @@ else:
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 LONG = {
     "a-firewall-manager",
+    "bad-input",
     "balancing",
     "bring-licences-in",
     "feed-suricata",
     "first-network",
     "keep-a-service-alive",
+    "lab",
+    "ovf",
     "reach-a-vm",
     "scan-a-fleet",
     "ship-history",
@@ -39,7 +42,8 @@ LONG = {
     "who-talks-to-my-server",
 }
 """What they show is also shown by tests/vm/test_fleet.py, test_appliance.py, test_networks.py, test_sites.py,
-test_monitor.py and test_decapsulator.py, by tests/contract/monitor_history and tests/cloud/monitor.
+test_bad_input.py, test_lab.py, test_ovf.py, test_monitor.py and test_decapsulator.py, by tests/contract/monitor_history and
+tests/cloud/monitor.
 """
 PAGES = [ROOT / "README.md", *GUIDES, *sorted((ROOT / "docs" / "concepts").glob("*.md"))]
 

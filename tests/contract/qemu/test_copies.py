@@ -32,7 +32,7 @@ SIZE = 16 * MIB
 
 WRITER = (
     "(i=0; while [ ! -e /stop ]; do i=$((i+1)); printf %08d $i | dd of=/dev/vda bs=512 seek=0 conv=notrunc 2>/dev/null; "
-    "printf %08d $i | dd of=/dev/vda bs=512 seek=32000 conv=notrunc,fsync 2>/dev/null; done) &"
+    "printf %08d $i | dd of=/dev/vda bs=512 seek=32000 conv=notrunc,fsync 2>/dev/null; [ -e /once ] || touch /once; done) &"
 )
 """Writes a number at the beginning of the disk and then, much later in it, the same one, again and again."""
 
@@ -91,6 +91,7 @@ async def test_a_guest_that_writes_on_is_copied_as_it_was_at_one_moment(
     await real.guest_ready("m1")
     await real.ask("m1", "dd if=/dev/zero of=/dev/vda bs=512 count=1 2>/dev/null; sync; echo begun")
     await real.type("m1", WRITER)
+    await real.ask("m1", "until [ -e /once ]; do sleep 1; done; echo written")
     path = target(real.folder)
     slow_copies(monkeypatch, SIZE // 4)
     await agent.copy_disk("m1", "m1-disk0", path)
