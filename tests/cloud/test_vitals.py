@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -29,7 +30,7 @@ async def tenancy(*names: str, hosts: int = 1) -> AsyncIterator[tuple[Cloud, dic
         for name in names:
             await world.create("compute.vm", name, "acme", nics=[])
         for name in names:
-            await world.until(lambda name=name: world.is_ready("compute.vm", name, "acme"))  # type: ignore[misc]
+            await world.until(functools.partial(world.is_ready, "compute.vm", name, "acme"))
         yield world, {name: (await world.get("compute.vm", name, "acme"))["id"] for name in names}
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pileus.compute.vm.types import node_space
 from pileus.fleet.node.types import NodeAssigned
-from pileus.fleet.request.queue import give, take_place
-from pileus.fleet.request.types import QUEUE_MAX, RequestAssigned, RequestDesired, RequestObserved, queue_space
-from pileus.kernel.errors import QuotaExceeded
+from pileus.fleet.request.queue import give, require_room, take_place
+from pileus.fleet.request.types import RequestAssigned, RequestDesired, RequestObserved
 from pileus.kernel.kind import Resource
 from pileus.kernel.reader import Reader
 from pileus.kernel.transaction import Transaction
@@ -24,8 +23,7 @@ async def ask(tx: Transaction, node: Resource, owner: Resource, name: str, paylo
     found = await tx.find("fleet.request", owner.account_id, name)
     if found is not None and (found.owner, found.assigned.node) == (owner.id, node.id):
         return found
-    if await tx.claimed(queue_space(node.id)) >= QUEUE_MAX:
-        raise QuotaExceeded(f"{node} has {QUEUE_MAX} requests that are not settled, the most there may be")
+    await require_room(tx, node)
     assigned: NodeAssigned = node.assigned
     id = tx.new_id()
     request = Resource(

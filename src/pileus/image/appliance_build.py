@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 
 import msgspec
@@ -56,7 +56,7 @@ _FILES = Path(__file__).parent / "appliance"
 _NODE = Path(pileus.__file__).parent / "node"
 _PYTHON = "usr/lib/python3.11"
 
-_SCANNER = Path(find_spec("yara_x").origin or "").parent  # type: ignore[union-attr]
+_SCANNER = Path(str(distribution("yara-x").locate_file("yara_x")))
 _SCANNER_RECORDS = tuple(_SCANNER.parent.glob("yara_x-*.dist-info"))
 """YARA-X as it is installed here; its records hold the digests of its files, which are large."""
 

@@ -13,6 +13,7 @@ from pileus.kernel.lease import Lease, check
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import AlreadyClaimed, Transaction
+from pileus.kernel.words import printable
 from pileus.monitor.action import plan
 from pileus.monitor.action.types import ActionAssigned, ActionCause, ActionDesired, key_space
 from pileus.monitor.monitor.plan import recent
@@ -22,8 +23,6 @@ from pileus.monitor.policy.types import PolicyAct, PolicyDesired
 from pileus.monitor.state.types import StateAssigned, StateObserved
 
 CLAUSES_BYTES_MAX = 16_384
-HOST_SILENT = "HostSilent"
-"""Why a host that says nothing is not ready."""
 
 
 class Proposed(Struct, frozen=True, kw_only=True):
@@ -139,7 +138,7 @@ class Silence:
         now = store.clock()
         if not 0 <= now - self._at < self.EVERY_S:
             hosts = await store.list_all(Filter(kind="infra.host"))
-            silent = sum(1 for host in hosts if host.ready is not None and host.ready.reason == HOST_SILENT)
+            silent = sum(1 for host in hosts if host.assigned is not None and host.assigned.silent == "yes")
             self._share, self._at = silent / len(hosts) if hosts else 0.0, now
         return self._share
 
@@ -158,7 +157,7 @@ async def _parties(tx: Transaction, told: Told, proposed: Proposed) -> _Parties 
 
 
 def _cause(parties: _Parties, proposed: Proposed, now: float) -> ActionCause:
-    subject = _printable(proposed.subject)[:63]
+    subject = printable(proposed.subject)[:63]
     return ActionCause(
         actor=f"monitor {parties.monitor.name}",
         monitor=parties.monitor.id,
@@ -169,7 +168,7 @@ def _cause(parties: _Parties, proposed: Proposed, now: float) -> ActionCause:
         epoch=proposed.epoch,
         # By row, not by VM: one that is watched anew counts its incidents from the first again.
         key=f"{parties.policy.id}/{parties.row.id}/{subject}/{proposed.incident}",
-        cause=f"policy {parties.policy.name}: {_printable(str(proposed.cause.get('text', '')))[:400]}",
+        cause=f"policy {parties.policy.name}: {printable(str(proposed.cause.get('text', '')))[:400]}",
         clauses=tuple(_clauses(proposed.cause)),
         at=now,
     )
@@ -216,11 +215,6 @@ async def _count_undone(tx: Transaction, row: Resource) -> None:
     assigned: StateAssigned = row.assigned
     counted = replace(assigned, hour=int(tx.now // plan.HOUR_S), undone=_undone(assigned, tx.now) + 1)
     await tx.update(row, assigned=counted)
-
-
-def _printable(text: str) -> str:
-    """Return the engine's words, as far as they can be printed: they quote what appliances say."""
-    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def _clauses(cause: dict[str, Any]) -> list[dict[str, Any]]:

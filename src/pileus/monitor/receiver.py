@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from pileus.kernel.errors import Transient
 from pileus.kernel.outbound import Names, check_reach
+from pileus.kernel.words import printable
 from pileus.monitor.guarded import Guarded
 from pileus.monitor.history.types import HistoryAssigned, HistoryDesired
 
@@ -117,7 +118,7 @@ class Postgres:
         except TimeoutError:
             raise Transient(f"the database did not answer within {TIMEOUT_S:.0f} s") from None
         except _FAILED as failed:
-            words = "".join(each if each.isprintable() else " " for each in str(failed))[:WORDS_MAX]
+            words = printable(str(failed))[:WORDS_MAX]
             raise Transient(f"the database cannot be written: {words or type(failed).__name__}") from failed
 
     async def _addresses(self, desired: HistoryDesired, assigned: HistoryAssigned) -> list[str]:

@@ -471,8 +471,8 @@ class Run:
             return
         with contextlib.suppress(msgspec.ValidationError):
             observed: StateObserved | None = msgspec.convert(row, StateObserved)
-            if self._watcher.desired.form == "appliance":
-                observed = bounded(msgspec.convert(row, StateObserved))
+            if observed is not None and self._watcher.desired.form == "appliance":
+                observed = bounded(observed)
             if observed is None:
                 return
             written = await tx.update(current, observed=observed, observed_generation=current.generation)

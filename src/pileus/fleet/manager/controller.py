@@ -7,10 +7,7 @@ after that: a server that ends in between sends it again, under the same id.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +28,7 @@ from pileus.kernel.store import statements as sql
 from pileus.kernel.store.engine import Row
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
+from pileus.kernel.turns import Turns
 
 WAITING_MAX = 100_000
 """Notices that wait for a manager of the cluster; of more the oldest about nodes' states go first."""
@@ -100,7 +98,7 @@ class ManagerController(Controller):
         self._random = random.Random()
         self._signer: Signer | None = None
         self._callbacks: dict[str, _Callback] = {}
-        self._turns: Counter[str] = Counter()
+        self._turns = Turns(TURNS_MAX, TURNS_OF_ACCOUNT_MAX)
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Send what waits; what nobody shall be told is dropped."""
@@ -119,7 +117,7 @@ class ManagerController(Controller):
         callback = self._callback(resource.id, (desired.callback_url, desired.callback_ca))
         waiting = await _bounded(store, resource)
         taken, after_s = 0, NO_TURN_S
-        with self._turn(resource.account_id) as has_turn:
+        with self._turns.turn(resource.account_id) as has_turn:
             if has_turn:
                 if waiting and callback.series.not_before <= store.clock():
                     taken = await self._send(resource, store, callback)
@@ -151,20 +149,6 @@ class ManagerController(Controller):
         if known is None or known.target != target:
             known = self._callbacks[manager] = _Callback(target)
         return known
-
-    @contextlib.contextmanager
-    def _turn(self, account_id: str) -> Iterator[bool]:
-        """Give whether there is room to send for one more manager, and hold it for the block."""
-        most = TURNS_OF_ACCOUNT_MAX if account_id else TURNS_MAX
-        if self._turns.total() >= TURNS_MAX or self._turns[account_id] >= most:
-            yield False
-            return
-        self._turns[account_id] += 1
-        try:
-            yield True
-        finally:
-            self._turns[account_id] -= 1
-            self._turns += Counter()  # forgets accounts that have none
 
     async def _send(self, manager: Resource, store: Store, callback: _Callback) -> int:
         """Return how many were taken; a callback that fails is tried with one notice only."""

@@ -12,13 +12,12 @@ from msgspec.structs import replace as changed
 
 from pileus.fleet.admission import require
 from pileus.fleet.node.types import NodeAssigned
-from pileus.fleet.request.queue import give, take_place
+from pileus.fleet.request.queue import give, require_room, take_place
 from pileus.fleet.request.types import (
     DEADLINE_DEFAULT_S,
     DEADLINE_MAX_S,
     INLINE_BYTES_MAX,
     PAYLOAD,
-    QUEUE_MAX,
     RequestAssigned,
     RequestDesired,
     RequestObserved,
@@ -55,10 +54,7 @@ class RequestAdmission(Admission):
                 f"{node} is quarantined ({assigned.quarantined}); raise its readmit_serial first", code="quarantined"
             )
         _check_payload(desired)
-        if await tx.claimed(queue_space(node.id)) >= QUEUE_MAX:
-            raise QuotaExceeded(
-                f"{node} has {QUEUE_MAX} requests that are not settled, the most there may be; wait for some, or delete some"
-            )
+        await require_room(tx, node)
         decided = RequestAssigned(
             manager=assigned.manager,
             node=node.id,

@@ -11,10 +11,19 @@ from msgspec.structs import replace
 from pileus.compute.vm.types import VmAssigned
 from pileus.fleet.node.types import NodeAssigned
 from pileus.fleet.request.plan import NodeSeen, Place
-from pileus.fleet.request.types import GIVEN_MAX, RequestAssigned, is_settled, queue_space, sequence_space
+from pileus.fleet.request.types import GIVEN_MAX, QUEUE_MAX, RequestAssigned, is_settled, queue_space, sequence_space
+from pileus.kernel.errors import QuotaExceeded
 from pileus.kernel.kind import Resource
 from pileus.kernel.reader import Reader
 from pileus.kernel.transaction import Transaction
+
+
+async def require_room(tx: Transaction, node: Resource) -> None:
+    """Raises: QuotaExceeded when so many requests of the node wait that there may be no more."""
+    if await tx.claimed(queue_space(node.id)) >= QUEUE_MAX:
+        raise QuotaExceeded(
+            f"{node} has {QUEUE_MAX} requests that are not settled, the most there may be; wait for some, or delete some"
+        )
 
 
 async def take_place(tx: Transaction, request: str, node: str) -> int:

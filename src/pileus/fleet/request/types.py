@@ -10,6 +10,7 @@ from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.fields import NodeRef, Problem
 from pileus.kernel.kind import Column, Kind, Resource
 from pileus.kernel.notice import Notice
+from pileus.kernel.words import printable
 
 PAYLOAD_BYTES_MAX = 16 << 20
 """Of one that is uploaded."""
@@ -161,7 +162,7 @@ def _words(observed: RequestObserved) -> str:
     """Return what the node says, as far as it can be printed: it is untrusted."""
     if observed.encoding != "utf-8":
         return ""
-    return "".join(each if each.isprintable() else " " for each in observed.answer[:500]).strip()
+    return printable(observed.answer[:500]).strip()
 
 
 KIND = Kind(

@@ -22,7 +22,6 @@ ASK_AGAIN_S = 30.0
 DELAYED_S = 5.0
 HELD_S = 10.0
 """How late a held action is done once nothing holds it."""
-FORGET_S = 600.0
 
 
 class ActionController(Controller):
@@ -93,18 +92,12 @@ class ActionController(Controller):
         assigned: ActionAssigned = action.assigned
         left_s = max(assigned.ended_at, assigned.cause.at) + KEPT_S - self._clock()
         if left_s > 0:
-            return Done(lambda tx: _observe(tx, action), after_s=min(left_s, FORGET_S))
+            return Done(after_s=left_s)
 
         async def forget(tx: Transaction) -> None:
             await tx.mark_deleting(await tx.get(action.id))
-            await tx.enqueue(action.id)
 
         return Done(forget)
-
-
-async def _observe(tx: Transaction, action: Resource) -> None:
-    current = await tx.get(action.id)
-    await tx.update(current, observed=plan.observed(current.assigned))
 
 
 async def _write(tx: Transaction, task: Task, step: ActionStep) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections import Counter
 from collections.abc import Iterator
 
 from msgspec.structs import replace
@@ -19,6 +18,7 @@ from pileus.kernel.store import statements as sql
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
+from pileus.kernel.turns import Turns
 from pileus.monitor.history.types import HistoryDesired, HistoryObserved
 from pileus.monitor.notes import note_state
 from pileus.monitor.receiver import Entry, Receiver
@@ -50,8 +50,8 @@ class HistoryController(Controller):
         self._random = random.Random()
         self._not_before: dict[str, tuple[HistoryDesired, float]] = {}
         """What was tried, and when to connect again."""
-        self._turns: Counter[str] = Counter()
-        self._unproven = 0
+        self._turns = Turns(TURNS_MAX, TURNS_OF_ACCOUNT_MAX)
+        self._unproven = Turns(TURNS_UNPROVEN_MAX, TURNS_UNPROVEN_MAX)
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Deliver the oldest entries; after a failure wait, longer each time."""
@@ -74,21 +74,8 @@ class HistoryController(Controller):
     @contextlib.contextmanager
     def _turn(self, account_id: str, is_unproven: bool) -> Iterator[bool]:
         """Give whether there is room to write to one more database, and hold it for the block."""
-        if (
-            self._turns.total() >= TURNS_MAX
-            or (account_id and self._turns[account_id] >= TURNS_OF_ACCOUNT_MAX)
-            or (is_unproven and self._unproven >= TURNS_UNPROVEN_MAX)
-        ):
-            yield False
-            return
-        self._turns[account_id] += 1
-        self._unproven += is_unproven
-        try:
-            yield True
-        finally:
-            self._unproven -= is_unproven
-            self._turns[account_id] -= 1
-            self._turns += Counter()  # forgets accounts that have none
+        with self._turns.turn(account_id) as has_turn, contextlib.ExitStack() as also:
+            yield has_turn and (not is_unproven or also.enter_context(self._unproven.turn("")))
 
     async def _deliver(self, history: Resource, store: Store, known: HistoryObserved) -> Outcome:
         most = max(BATCH >> known.failures, 1)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from pileus.kernel.words import printable
 from pileus.monitor.scan.types import FINDINGS_MAX, Finding, ScanObserved
 
 COUNT_MAX = (1 << 63) - 1
@@ -41,7 +42,7 @@ def observed(answer: bytes) -> ScanObserved:
         first = findings[0]
         place = first.path or f"process {first.pid}"
         return ScanObserved(state="found", message=f"{first.rule} in {place}", findings=findings, **looked)
-    words = _clean(said.message)[:500]
+    words = printable(said.message)[:500]
     if said.state == "clean":
         return ScanObserved(state="clean", message=words, **looked)
     return ScanObserved(state="unknown", message=words or "the appliance could not say", **looked)
@@ -49,12 +50,8 @@ def observed(answer: bytes) -> ScanObserved:
 
 def _printable(finding: Finding) -> Finding:
     return Finding(
-        rule=_clean(finding.rule)[:128],
-        where=_clean(finding.where)[:16],
-        path=_clean(finding.path)[:500],
+        rule=printable(finding.rule)[:128],
+        where=printable(finding.where)[:16],
+        path=printable(finding.path)[:500],
         pid=finding.pid if 0 <= finding.pid <= COUNT_MAX else 0,
     )
-
-
-def _clean(text: str) -> str:
-    return "".join(each if each.isprintable() else " " for each in text)

@@ -68,4 +68,3 @@ def _lives(vm: Resource) -> bool:
 async def _return(tx: Transaction, seat: Resource, words: str) -> None:
     await tx.event(seat, "Returned", "Returned", f"{seat} was returned: {words}")
     await tx.mark_deleting(await tx.get(seat.id))
-    await tx.enqueue(seat.id)

@@ -1,4 +1,4 @@
-"""Admission of a signature: rules that compile, or none for the test file of EICAR."""
+"""Admission of a signature: rules that may be some, or none for the test file of EICAR."""
 
 from __future__ import annotations
 
