@@ -11,8 +11,11 @@ import json
 import os
 import random
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Protocol
+
+import pytest
 
 from pileus.drivers.host.guest.base import Document, Guest, Seed, SeedNic, Stream
 from pileus.drivers.host.guest.fake import FakeGuest, GuestWorld
@@ -432,3 +435,16 @@ def big_document(hosts: int = 600, rules: int = 500) -> Document:
 def copy(document: Document) -> Document:
     """Return the document as JSON brings it."""
     return json.loads(json.dumps(document))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(params=["fake", "serial", "nic"])
+async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    """A node, simulated or real, of each form."""
+    made: Rig
+    if request.param == "fake":
+        made = FakeRig()
+    else:
+        paths = request.getfixturevalue("paths")
+        made = SerialRig(paths) if request.param == "serial" else NicRig(paths)
+    yield made
+    await made.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,25 +13,24 @@ from pileus.drivers.host.guest.base import Document, Guest, NodeFact
 from pileus.node.document import document_hash
 
 if TYPE_CHECKING:
-    from tests.contract.guest.node_rigs import LIMIT_S, MACHINE, FakeRig, NicRig, Rig, SerialRig, big_document, copy
+    from tests.contract.guest.node_rigs import (
+        LIMIT_S,
+        MACHINE,
+        FakeRig,
+        Rig,
+        SerialRig,
+        big_document,
+        copy,
+        rig,
+    )
 else:
-    from node_rigs import LIMIT_S, MACHINE, FakeRig, NicRig, Rig, SerialRig, big_document, copy
+    from node_rigs import LIMIT_S, MACHINE, FakeRig, Rig, SerialRig, big_document, copy, rig
+
+__all__ = ["rig"]
 
 pytestmark = pytest.mark.anyio
 
 DOCUMENT: Document = {"node": {"self": {"hostname": "router"}}, "hosts": {"52:54:00:00:00:01": {"address": "10.1.1.2"}}}
-
-
-@pytest.fixture(params=["fake", "serial", "nic"])
-async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
-    made: Rig
-    if request.param == "fake":
-        made = FakeRig()
-    else:
-        paths = request.getfixturevalue("paths")
-        made = SerialRig(paths) if request.param == "serial" else NicRig(paths)
-    yield made
-    await made.close()
 
 
 async def until(guest: Guest, wanted: Callable[[NodeFact], bool]) -> NodeFact:

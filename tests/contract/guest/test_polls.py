@@ -15,25 +15,15 @@ from pileus.node.document import document_hash
 from pileus.node.serve import Server
 
 if TYPE_CHECKING:
-    from tests.contract.guest.node_rigs import LIMIT_S, MACHINE, FakeRig, NicRig, Rig, SerialRig
+    from tests.contract.guest.node_rigs import LIMIT_S, MACHINE, FakeRig, Rig, SerialRig, rig
     from tests.contract.guest.test_backchannel import DOCUMENT, ready, until
 else:
-    from node_rigs import LIMIT_S, MACHINE, FakeRig, NicRig, Rig, SerialRig
+    from node_rigs import LIMIT_S, MACHINE, FakeRig, Rig, SerialRig, rig
     from test_backchannel import DOCUMENT, ready, until
 
+__all__ = ["rig"]
+
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=["fake", "serial", "nic"])
-async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
-    made: Rig
-    if request.param == "fake":
-        made = FakeRig()
-    else:
-        paths = request.getfixturevalue("paths")
-        made = SerialRig(paths) if request.param == "serial" else NicRig(paths)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,25 +12,15 @@ from pileus.drivers.host.errors import DriverError
 from pileus.drivers.host.guest.base import ANSWER_BYTES_MAX, PAYLOAD_BYTES_MAX, GuestAnswer, GuestRequest
 
 if TYPE_CHECKING:
-    from tests.contract.guest.node_rigs import MACHINE, FakeRig, NicRig, Rig, SerialRig
+    from tests.contract.guest.node_rigs import MACHINE, FakeRig, NicRig, Rig, rig
     from tests.contract.guest.test_backchannel import DOCUMENT, ready, until_ready
 else:
-    from node_rigs import MACHINE, FakeRig, NicRig, Rig, SerialRig
+    from node_rigs import MACHINE, FakeRig, NicRig, Rig, rig
     from test_backchannel import DOCUMENT, ready, until_ready
 
+__all__ = ["rig"]
+
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=["fake", "serial", "nic"])
-async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
-    made: Rig
-    if request.param == "fake":
-        made = FakeRig()
-    else:
-        paths = request.getfixturevalue("paths")
-        made = SerialRig(paths) if request.param == "serial" else NicRig(paths)
-    yield made
-    await made.close()
 
 
 def asked(sequence: int, payload: bytes = b"", *, in_s: float = 60.0, withdrawn: bool = False) -> GuestRequest:
