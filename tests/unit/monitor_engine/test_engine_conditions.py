@@ -8,7 +8,17 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from tests.unit.monitor_engine.engine_world import FAILED, START, document, hear, keys, policy, row
+from tests.unit.monitor_engine.engine_world import (
+    FAILED,
+    START,
+    applications,
+    document,
+    engine,
+    hear,
+    keys,
+    policy,
+    row,
+)
 
 from pileus.node.monitor.conditions import OPERATORS, Clause, combined, truth
 from pileus.node.monitor.engine import Engine
@@ -97,6 +107,28 @@ def test_of_an_unknown_appliance_only_its_execution_is_known() -> None:
     assert truth(clause("execution.state", "is-not", "running"), unknown, "") is None
     assert truth(clause("applications.web.state", "is", "failed"), unknown, "") is None
     assert truth(clause("other.role", "missing", None), unknown, "") is None
+
+
+def test_nothing_is_missing_in_the_words_of_an_appliance_that_has_not_spoken_since_its_start() -> None:
+    silent = {**ROW, "applications": {}, "other": {"findings": {}, "ignored": 0}}
+    undocumented = {**ROW, "configuration": {"hash": "", "version": "1.4.2"}}
+    for row_of in (silent, undocumented):
+        assert truth(clause("applications.mail.state", "missing", None), row_of, "") is None
+        assert truth(clause("other.nothing", "missing", None), row_of, "") is None
+        assert truth(clause("applications.mail.state", "present", None), row_of, "") is False
+        assert truth(clause("other.findings.eicar", "missing", None), row_of, "") is True
+        assert truth(clause("execution.state", "missing", None), row_of, "") is False
+
+
+def test_a_policy_on_what_is_missing_waits_for_the_first_words_after_each_boot() -> None:
+    made = engine({"p": policy({"field": "applications.web", "operator": "missing"})})
+    assert keys(hear(made, START, node="ready", status={})) == []
+    assert keys(hear(made, START + 1, status={"role": "applications", "applications": {}})) == []
+    said = {"hash": "ab", "status": {"role": "applications", "applications": {}}}
+    assert keys(hear(made, START + 2, **said)) == ["p/a//1"]
+    assert keys(hear(made, START + 20, boots=2, node="silent", heard_s=-1.0, status={})) == []
+    assert keys(hear(made, START + 40, boots=2, hash="ab", status=applications(web="running"))) == []
+    assert row(made)["standing"]["p/"]["since"] is None
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Conditions as closed data: whether a clause holds for what a row says. Pure.
 
 A clause holds, does not, or cannot be known (None); nothing follows from what cannot be known. Of an appliance that is
-``unknown``, only what is said of its execution is known; and ``is-not`` never holds because of not knowing.
+``unknown``, only what is said of its execution is known; and ``is-not`` never holds because of not knowing. Nothing is
+missing in the words of an appliance that has not said what its document came to since it was started.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from pileus.node.monitor.fields import MISSING, Field, value
 from pileus.node.monitor.versions import is_older
 
 Verdict = bool | None
+
+SAID_OF_IT = ("findings", "ignored")
+"""Words of ``other`` that are not the appliance's own."""
 
 
 class Clause(NamedTuple):
@@ -68,7 +72,20 @@ def truth(clause: Clause, row: Mapping[str, Any], subject: str) -> Verdict:
         field.section != "execution" or (field.parts[1] == "state" and clause.operator == "is-not")
     ):
         return None
+    if clause.operator == "missing" and _is_its_word(field) and not _has_spoken(row):
+        return None
     return holds(clause.operator, value(row, field, subject), clause.value)
+
+
+def _is_its_word(field: Field) -> bool:
+    """Return whether the appliance itself says what is there; what scans found is said of it."""
+    return field.section in ("applications", "other") and field.parts[1] not in SAID_OF_IT
+
+
+def _has_spoken(row: Mapping[str, Any]) -> bool:
+    """Return whether it has said how its role is, with a document in force."""
+    has_words = bool(row["applications"]) or any(word not in SAID_OF_IT for word in row["other"])
+    return has_words and bool(row["configuration"]["hash"])
 
 
 def combined(match: str, verdicts: Iterable[Verdict]) -> Verdict:
