@@ -158,6 +158,26 @@ def test_a_stopped_vm_gets_a_new_size_and_a_running_one_is_refused() -> None:
     run(main)
 
 
+def test_a_vm_asked_for_by_what_it_does_grows_with_its_load() -> None:
+    async def main() -> None:
+        async with tenancy(memory_mib=4096) as world:
+            with pytest.raises(Invalid, match="there is no function 'webserver'; there are batch, cache"):
+                await world.create("compute.vm", "web", "acme", function="webserver")
+            await start(world, function="web-server")
+            spec = (await machine(world)).spec
+            assert (spec.vcpus, spec.memory_mib) == (2, 768)
+            with pytest.raises(Conflict, match="web must be stopped to change its size"):
+                await world.patch("compute.vm", "web", "acme", load=300)
+            await world.patch("compute.vm", "web", "acme", power="stopped")
+            await becomes(world, "stopped")
+            await world.patch("compute.vm", "web", "acme", load=300, power="running")
+            await becomes(world, "running")
+            spec = (await machine(world)).spec
+            assert (spec.vcpus, spec.memory_mib) == (3, 1024)
+
+    run(main)
+
+
 def test_a_volume_goes_from_one_vm_to_another_and_never_has_two() -> None:
     async def main() -> None:
         async with tenancy() as world:

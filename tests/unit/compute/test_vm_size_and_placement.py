@@ -8,8 +8,9 @@ import pytest
 from msgspec.structs import replace
 
 from pileus.compute.offering.types import OfferingDesired, limits
+from pileus.compute.sizing import size
 from pileus.compute.vm.placement import Candidate, Need, explain, fits, rank, refusal, summary
-from pileus.compute.vm.plan import Made, NicKey, matched, refuse_bad_keys, size
+from pileus.compute.vm.plan import Made, NicKey, matched, refuse_bad_keys
 from pileus.compute.vm.types import VmDesired
 from pileus.drivers.host.guest.base import Seed
 from pileus.drivers.host.guest.seed import seed_files
@@ -85,6 +86,13 @@ def test_the_disk_is_as_asked_else_the_larger_of_offering_and_image() -> None:
     assert size(VmDesired(vcpus=1, memory_mib=64), None, image_gib=0).disk_gib == 1
 
 
+def test_a_function_and_its_load_say_the_size() -> None:
+    got = size(VmDesired(function="web-server", load=500), None, image_gib=1)
+    assert (got.vcpus, got.memory_mib, got.disk_gib) == (4, 1536, 8)
+    assert size(VmDesired(function="web-server", disk_gib=40), None, image_gib=9).disk_gib == 40
+    assert size(VmDesired(function="web-server"), None, image_gib=9).disk_gib == 9
+
+
 @pytest.mark.parametrize(
     ("desired", "offering", "message"),
     [
@@ -92,6 +100,13 @@ def test_the_disk_is_as_asked_else_the_larger_of_offering_and_image() -> None:
         (VmDesired(vcpus=1), None, "vcpus and memory_mib belong together; give both, or an offering"),
         (VmDesired(memory_mib=64), None, "vcpus and memory_mib belong together; give both, or an offering"),
         (VmDesired(disk_gib=2), OFFERING, "the image needs a disk of 3 GiB, 2 were asked"),
+        (VmDesired(load=5), None, "load is that of a function; say which, or leave it out"),
+        (VmDesired(function="cache"), OFFERING, "give a function, or an offering, or vcpus with memory_mib, only one"),
+        (
+            VmDesired(function="cache", memory_mib=64),
+            None,
+            "give a function, or an offering, or vcpus with memory_mib, only one",
+        ),
     ],
 )
 def test_a_size_that_makes_no_sense_is_refused(

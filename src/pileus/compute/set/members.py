@@ -31,7 +31,7 @@ async def make_member(
         id=tx.new_id(),
         kind="compute.vm",
         name=await _name(tx, owner, number),
-        desired=_wish(desired, owner.assigned),
+        desired=_wish(desired),
         assigned=_decision(owner.assigned),
         owner=owner.id,
         account_id=owner.account_id,
@@ -77,13 +77,14 @@ async def take_over(tx: Transaction, vm: Resource, row: Resource) -> None:
         raise Waiting("NoCapacity", "the host was made smaller since it had room for all members", 5.0) from None
 
 
-def _wish(desired: SetDesired, assigned: SetAssigned) -> VmDesired:
-    is_by_function = bool(desired.function)
+def _wish(desired: SetDesired) -> VmDesired:
     return VmDesired(
         image=desired.image,
         offering=desired.offering,
-        vcpus=assigned.vcpus if is_by_function else desired.vcpus,
-        memory_mib=assigned.memory_mib if is_by_function else desired.memory_mib,
+        vcpus=desired.vcpus,
+        memory_mib=desired.memory_mib,
+        function=desired.function,
+        load=desired.load,
         disk_gib=desired.disk_gib,
         nics=tuple(VmNic(network=nic.network) for nic in desired.nics),
         power=desired.power,

@@ -7,21 +7,19 @@ from ipaddress import IPv4Address
 
 import msgspec
 
-from pileus.compute.offering.types import OfferingDesired
+from pileus.compute.sizing import Size, sized
 from pileus.compute.vm.capacity import candidates
 from pileus.compute.vm.parts import made_for, ports_of
 from pileus.compute.vm.placement import explain, rank, reasons
 from pileus.compute.vm.plan import (
     Made,
     NicKey,
-    Size,
     hold_of,
     is_switched_only,
     isolation_noted,
     matched,
     nic_key,
     refuse_bad_keys,
-    size,
 )
 from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved, is_of_cloud
 from pileus.kernel.access import OPERATOR, Principal
@@ -33,11 +31,8 @@ from pileus.kernel.transaction import AlreadyClaimed, Exhausted, Transaction
 from pileus.network.addresses import claim_addresses
 from pileus.network.network.plan import offset, parse_range
 from pileus.network.network.types import address_space
-from pileus.storage.image.types import ImageObserved, kernel_arguments, refuse_unready
+from pileus.storage.image.types import kernel_arguments, refuse_unready
 from pileus.storage.volume.types import attachment_space
-
-DEFAULT_OFFERING = "tiny"
-"""What a VM gets that asks for no size at all."""
 
 
 class VmAdmission(Admission):
@@ -58,7 +53,7 @@ class VmAdmission(Admission):
         if change.old is None:
             refuse_unready(image)
             refuse_bad_keys(desired.ssh_keys)
-        wanted = await _size(tx, change, image)
+        wanted = await sized(tx, change, image)
         if change.old is None:
             vdc = await tx.get(change.links.get("vdc") or (await only(tx, "tenancy.vdc", new.account_id, "vdc")).id)
         else:
@@ -135,22 +130,6 @@ async def _hold(tx: Transaction, change: Change) -> str:
         if network.observed is not None:
             await tx.enqueue(network.observed.router)
     return hold_of(change.new, networks)
-
-
-async def _size(tx: Transaction, change: Change, image: Resource) -> Size:
-    desired: VmDesired = change.new.desired
-    offering: OfferingDesired | None = None
-    if "offering" in change.links:
-        offering = (await tx.get(change.links["offering"])).desired
-    elif not desired.vcpus and not desired.memory_mib:
-        default = await tx.find("compute.offering", "", DEFAULT_OFFERING)
-        if default is None:
-            raise Invalid("say the VM's size: an offering, or vcpus with memory_mib", field="desired.offering")
-        change.links["offering"] = default.id  # also when it was not said: the VM has its limits
-        offering = default.desired
-    observed: ImageObserved | None = image.observed
-    image_gib = -(-observed.virtual_size_bytes // 2**30) if observed else 0
-    return size(desired, offering, image_gib)
 
 
 def _kept_disk(old: Resource, desired: VmDesired, wanted: Size) -> Size:

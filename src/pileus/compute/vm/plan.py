@@ -11,7 +11,6 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pileus.compute.offering.types import OfferingDesired
 from pileus.compute.vm.types import Power, VmAssigned, VmDesired, VmNic, VmObserved, is_of_cloud
 from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
@@ -29,31 +28,6 @@ DISK_RETRY_S = 5.0
 
 _SSH_KEY = re.compile(r"((?:ssh|ecdsa|sk)-[a-z0-9@.-]{1,60}) ([A-Za-z0-9+/]{16,16384}={0,3})(?: [^\r\n]*)?")
 """What a seed can say (drivers.host.guest.seed), so that no VM is taken that could never start."""
-
-
-class Size(Struct, frozen=True, kw_only=True):
-    """What a VM gets."""
-
-    vcpus: int
-    memory_mib: int
-    disk_gib: int
-
-
-def size(desired: VmDesired, offering: OfferingDesired | None, image_gib: int) -> Size:
-    """Return the size from the offering or the explicit numbers; the disk is what was asked, offered, or the image's.
-
-    Raises: Invalid when both or half of the explicit numbers are given, or the disk is too small for the image.
-    """
-    if offering is not None and (desired.vcpus or desired.memory_mib):
-        raise Invalid("give an offering, or vcpus with memory_mib, not both", field="desired.offering")
-    if offering is None:
-        if not desired.vcpus or not desired.memory_mib:
-            raise Invalid("vcpus and memory_mib belong together; give both, or an offering", field="desired.vcpus")
-        offering = OfferingDesired(vcpus=desired.vcpus, memory_mib=desired.memory_mib, disk_gib=max(image_gib, 1))
-    disk_gib = desired.disk_gib or max(offering.disk_gib, image_gib)
-    if disk_gib < image_gib:
-        raise Invalid(f"the image needs a disk of {image_gib} GiB, {disk_gib} were asked", field="desired.disk_gib")
-    return Size(vcpus=offering.vcpus, memory_mib=offering.memory_mib, disk_gib=disk_gib)
 
 
 def refuse_bad_keys(texts: Sequence[str]) -> None:

@@ -55,15 +55,24 @@ class VmVolume(Struct, frozen=True, kw_only=True):
 
 
 class VmDesired(Struct, frozen=True, kw_only=True):
-    """The wish. Size: an offering, or ``vcpus`` with ``memory_mib``; neither: the offering tiny."""
+    """The wish.
+
+    Size: an offering, or ``vcpus`` with ``memory_mib``, or a function with its load; none of them: the offering tiny.
+    """
 
     image: Annotated[ImageRef, Meta(description="Image the root volume starts from.")] = "tiny"
     offering: Annotated[OfferingRef, Meta(description="Named size; left out with vcpus and memory_mib.")] = ""
     vcpus: Annotated[int, Meta(ge=0, le=256, description="Virtual CPUs, instead of an offering.")] = 0
     memory_mib: Annotated[int, Meta(ge=0, le=4_194_304, description="Memory in MiB, instead of an offering.")] = 0
+    function: Annotated[
+        str, Meta(max_length=40, description="What it shall do, such as web-server, instead of an offering.")
+    ] = ""
+    load: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="How much of that, in the function's unit; 0: its usual load.")
+    ] = 0
     disk_gib: Annotated[
         int,
-        Meta(ge=0, le=65_536, description="Root volume in GiB; 0: what the offering says, else the image."),
+        Meta(ge=0, le=65_536, description="Root volume in GiB; 0: what offering or function say, else the image."),
     ] = 0
     nics: Annotated[tuple[VmNic, ...], Meta(max_length=8, description="NICs, in the order the guest sees them.")] = (
         VmNic(),
