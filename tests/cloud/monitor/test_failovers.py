@@ -23,6 +23,8 @@ NODES, APPLICATIONS = 4, 40
 WRITES_MAX = 12
 """A death comes at one of so many writes after the failure: an action, its steps and its request take about ten."""
 ACTED_S = 60.0
+NOTED_ROUNDS = 16
+"""A node keeps the newest 256 requests: they are noted before any is forgotten."""
 
 
 class Heard(Apps):
@@ -43,6 +45,8 @@ class Failovers:
         self.failed: Counter[tuple[str, str]] = Counter()
         """(VM, application) -> how often it ended."""
         self.waited_s: list[float] = []
+        self.asked: dict[str, str] = {}
+        """Request -> the action that it is of."""
         self._chance = random.Random(seed)
 
     async def prepare(self) -> list[Resource]:
@@ -59,7 +63,7 @@ class Failovers:
         """Do that many rounds, each after all is as it should be."""
         subjects = [(node, f"a{number}") for node in nodes for number in range(APPLICATIONS)]
         self._chance.shuffle(subjects)
-        for _ in range(rounds):
+        for number in range(rounds):
             self.deaths.arm(WRITES_MAX)
             count = self._chance.randint(1, 4)
             failing, subjects = subjects[:count], subjects[count:] + subjects[:count]
@@ -75,6 +79,12 @@ class Failovers:
                 raise AssertionError(await self._told()) from None
             self.waited_s.append(clock() - began)
             assert self._restarted() == self.failed
+            if number % NOTED_ROUNDS == 0:
+                await self._note_requests()
+
+    async def _note_requests(self) -> None:
+        requests = await self.world.store.list(Filter(kind="fleet.request"), limit=100_000)
+        self.asked.update((each.id, each.owner) for each in requests)
 
     def _restarted(self) -> dict[tuple[str, str], int]:
         return {(vm, name): count for (vm, verb, name), count in self.apps.done.items() if verb == "restart"}
@@ -106,8 +116,8 @@ class Failovers:
         assert incidents == self.failed
         numbers = {(each.assigned.vm, each.assigned.cause.subject, each.assigned.cause.incident) for each in actions}
         assert len(numbers) == len(actions) == self.failed.total()
-        requests = await self.world.store.list(Filter(kind="fleet.request"), limit=100_000)
-        assert len({each.owner for each in requests}) == len(requests) == len(actions), "an action asked twice"
+        await self._note_requests()
+        assert len(set(self.asked.values())) == len(self.asked) == len(actions), "an action asked twice"
         assert self._restarted() == self.failed
 
 
