@@ -6,8 +6,7 @@ from msgspec import Struct
 
 from pileus.compute.functions import resources_of
 from pileus.compute.offering.types import OfferingDesired
-from pileus.compute.set.types import Template
-from pileus.compute.vm.types import VmDesired
+from pileus.compute.vm.types import Sized
 from pileus.kernel.admission import Change
 from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
@@ -33,7 +32,7 @@ async def sized(tx: Transaction, change: Change, image: Resource) -> Size:
     return size(change.new.desired, await _offering(tx, change), image_gib)
 
 
-def size(wish: VmDesired | Template, offering: OfferingDesired | None, image_gib: int) -> Size:
+def size(wish: Sized, offering: OfferingDesired | None, image_gib: int) -> Size:
     """Return the size by the offering, the function or the numbers; the disk is what was asked, what they say, or the image's.
 
     Raises: Invalid for more than one of them, for half of the numbers, and for a disk too small for the image.
@@ -52,7 +51,7 @@ def size(wish: VmDesired | Template, offering: OfferingDesired | None, image_gib
     return Size(vcpus=offering.vcpus, memory_mib=offering.memory_mib, disk_gib=disk_gib)
 
 
-def _by_function(wish: VmDesired | Template, offering: OfferingDesired | None) -> OfferingDesired:
+def _by_function(wish: Sized, offering: OfferingDesired | None) -> OfferingDesired:
     if not wish.function:
         raise Invalid("load is that of a function; say which, or leave it out", field="desired.load")
     if offering is not None or wish.vcpus or wish.memory_mib:
@@ -62,7 +61,7 @@ def _by_function(wish: VmDesired | Template, offering: OfferingDesired | None) -
 
 
 async def _offering(tx: Transaction, change: Change) -> OfferingDesired | None:
-    wish: VmDesired | Template = change.new.desired
+    wish: Sized = change.new.desired
     if "offering" in change.links:
         named: OfferingDesired = (await tx.get(change.links["offering"])).desired
         return named

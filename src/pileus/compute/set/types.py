@@ -6,9 +6,9 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from pileus.compute.vm.types import Power
+from pileus.compute.vm.types import Power, Sized
 from pileus.kernel.condition import Condition, ready, unready
-from pileus.kernel.fields import ImageRef, NetworkRef, OfferingRef, VdcRef
+from pileus.kernel.fields import NetworkRef, VdcRef
 from pileus.kernel.kind import Column, Kind, Resource
 from pileus.storage.image.types import Firmware
 
@@ -28,26 +28,9 @@ class MemberNic(Struct, frozen=True, kw_only=True):
     )
 
 
-class Template(Struct, frozen=True, kw_only=True):
-    """What each member is.
+class Template(Sized, frozen=True, kw_only=True):
+    """What each member is."""
 
-    Size: an offering, or ``vcpus`` with ``memory_mib``, or a function with its load; none of them: the offering tiny.
-    """
-
-    image: Annotated[ImageRef, Meta(description="Image the root volumes start from.")] = "tiny"
-    offering: Annotated[OfferingRef, Meta(description="Named size; left out with vcpus and memory_mib.")] = ""
-    vcpus: Annotated[int, Meta(ge=0, le=256, description="Virtual CPUs, instead of an offering.")] = 0
-    memory_mib: Annotated[int, Meta(ge=0, le=4_194_304, description="Memory in MiB, instead of an offering.")] = 0
-    function: Annotated[
-        str, Meta(max_length=40, description="What it shall do, such as web-server, instead of an offering.")
-    ] = ""
-    load: Annotated[
-        int, Meta(ge=0, le=1_000_000, description="How much of that, in the function's unit; 0: its usual load.")
-    ] = 0
-    disk_gib: Annotated[
-        int,
-        Meta(ge=0, le=65_536, description="Root volume in GiB; 0: what offering or function say, else the image."),
-    ] = 0
     nics: Annotated[
         tuple[MemberNic, ...], Meta(max_length=8, description="NICs, in the order the guest sees them.")
     ] = (MemberNic(),)

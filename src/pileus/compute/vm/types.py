@@ -54,13 +54,10 @@ class VmVolume(Struct, frozen=True, kw_only=True):
     volume: Annotated[VolumeRef, Meta(description="A volume of the account that no other VM has.")]
 
 
-class VmDesired(Struct, frozen=True, kw_only=True):
-    """The wish.
+class Sized(Struct, frozen=True, kw_only=True):
+    """What a machine starts from, and how large it is."""
 
-    Size: an offering, or ``vcpus`` with ``memory_mib``, or a function with its load; none of them: the offering tiny.
-    """
-
-    image: Annotated[ImageRef, Meta(description="Image the root volume starts from.")] = "tiny"
+    image: Annotated[ImageRef, Meta(description="Image that the root volume starts from.")] = "tiny"
     offering: Annotated[OfferingRef, Meta(description="Named size; left out with vcpus and memory_mib.")] = ""
     vcpus: Annotated[int, Meta(ge=0, le=256, description="Virtual CPUs, instead of an offering.")] = 0
     memory_mib: Annotated[int, Meta(ge=0, le=4_194_304, description="Memory in MiB, instead of an offering.")] = 0
@@ -74,6 +71,11 @@ class VmDesired(Struct, frozen=True, kw_only=True):
         int,
         Meta(ge=0, le=65_536, description="Root volume in GiB; 0: what offering or function say, else the image."),
     ] = 0
+
+
+class VmDesired(Sized, frozen=True, kw_only=True):
+    """The wish. Size: an offering, ``vcpus`` with ``memory_mib``, or a function with its load; nothing: offering tiny."""
+
     nics: Annotated[tuple[VmNic, ...], Meta(max_length=8, description="NICs, in the order the guest sees them.")] = (
         VmNic(),
     )
