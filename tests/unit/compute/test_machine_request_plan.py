@@ -112,8 +112,11 @@ def test_windows() -> None:
     assert window(RequestDesired(start_within_s=60), NOW) == (NOW, NOW + 60)
     assert window(RequestDesired(start_at=iso(NOW + 60)), NOW) == (NOW + 60, NOW + 60)
     wishes: list[dict[str, Any]] = [
-        {"start_at": "later"}, {"start_at": iso(NOW - 1)}, {"start_at": iso(NOW + 9), "start_within_s": 9}
-    ]  # fmt: skip
+        {"start_at": "later"},
+        {"start_at": "2031-01-01T00:00:00"},
+        {"start_at": iso(NOW - 1)},
+        {"start_at": iso(NOW + 9), "start_within_s": 9},
+    ]
     for wish in wishes:
         with pytest.raises(Invalid):
             window(RequestDesired(**wish), NOW)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from pileus.compute.placement.types import PlacementAssigned
 from pileus.compute.request.types import TOLD_MAX, Missing, RequestAssigned, RequestDesired, RequestObserved
-from pileus.kernel.clock import iso, unix
+from pileus.kernel.clock import iso
 from pileus.kernel.errors import Invalid
+from pileus.kernel.times import parse_time
 
 
 def window(desired: RequestDesired, now: float) -> tuple[float, float]:
@@ -16,12 +17,7 @@ def window(desired: RequestDesired, now: float) -> tuple[float, float]:
         raise Invalid("start_at and start_within_s are two words for one thing; give one", field="desired.start_at")
     if not desired.start_at:
         return now, now + desired.start_within_s
-    try:
-        start = unix(desired.start_at)
-    except ValueError:
-        raise Invalid(
-            f"start_at {desired.start_at!r} is no time such as 2026-01-31T18:00:00Z", field="desired.start_at"
-        ) from None
+    start = parse_time(desired.start_at, "desired.start_at")
     if start < now:
         raise Invalid(f"start_at {desired.start_at} has passed already", field="desired.start_at")
     return start, start
