@@ -36,6 +36,17 @@ EntitlementRef = Annotated[str, Meta(extra={"ref": "monitor.entitlement"})]
 FilterRef = Annotated[str, Meta(extra={"ref": "mirror.filter"})]
 SnifferRef = Annotated[str, Meta(extra={"ref": "mirror.sniffer"})]
 
+YEAR_S = 31_622_400
+EndAt = Annotated[
+    str, Meta(max_length=40, description="When it ends, as 2026-01-31T18:00:00Z; empty: at no certain time.")
+]
+DurationS = Annotated[
+    int, Meta(ge=0, le=YEAR_S, description="How long after it was made it ends, in seconds; 0: not for that.")
+]
+WarnS = Annotated[
+    int, Meta(ge=0, le=YEAR_S, description="How long before the end it is said, as EndsSoon, in seconds.")
+]
+
 
 class Problem(Struct, frozen=True, kw_only=True):
     """What keeps a host from doing what was decided: a CamelCase reason and a sentence with the next step."""

@@ -13,6 +13,7 @@ from pileus.compute.placement.types import HELD, Contribution, PlacementAssigned
 from pileus.compute.request.types import RequestAssigned, RequestDesired
 from pileus.compute.vm.plan import is_off
 from pileus.compute.vm.types import VmObserved
+from pileus.kernel import term
 from pileus.kernel.kind import Resource
 
 CONFIRM_S = 60.0
@@ -25,8 +26,6 @@ RETRY_S = 30.0
 """How often a place is looked for again for machines that are missing."""
 LOOK_S = 2.0
 """How late a silence is seen; what is said wakes the request."""
-SLACK_S = 2.0
-"""Before its end a machine is told to stop so much earlier than its guest may need."""
 
 SILENT = frozenset({"HostSilent", "HostReturned", "NotReported"})
 NOT_THE_HOST = frozenset({"NetworkNotServed", "ImageNotReady"})
@@ -65,15 +64,12 @@ class Next(Struct, frozen=True, kw_only=True):
 
 def end_of(desired: RequestDesired, assigned: RequestAssigned) -> float:
     """Return when it ends; 0: at no certain time."""
-    return (assigned.start or assigned.start_from) + desired.duration_s if desired.duration_s else 0.0
+    return term.end_of(assigned.start or assigned.start_from, 0.0, desired.duration_s)
 
 
 def stop_at(desired: RequestDesired, assigned: RequestAssigned) -> float:
     """Return when its machines are told to stop, so that none runs past the end; 0: never."""
-    if not assigned.end:
-        return 0.0
-    span = assigned.end - (assigned.start or assigned.start_from)
-    return assigned.end - min(desired.shutdown_timeout_s + SLACK_S, span / 2)
+    return term.stop_at(assigned.start or assigned.start_from, assigned.end, desired.shutdown_timeout_s)
 
 
 def needs(
@@ -226,8 +222,7 @@ def _next_look_s(desired: RequestDesired, assigned: RequestAssigned, stops: floa
     times = [stops, assigned.end - desired.warn_s if assigned.end else 0.0]
     if desired.mode == "best-effort" or desired.service == "best-effort":
         times.append(now + RETRY_S)
-    ahead = [at - now for at in times if at > now]
-    return max(min(ahead), 0.05) if ahead else 0.0
+    return term.next_look_s(times, now)
 
 
 def is_silent(row: PlacementAssigned) -> bool:

@@ -9,7 +9,9 @@ from msgspec import Meta, Struct
 from pileus.compute.placement.types import Service
 from pileus.compute.set.types import MEMBERS_MAX, TEMPLATE, MemberSpec, Template
 from pileus.kernel.condition import Condition, ready, unready
+from pileus.kernel.fields import YEAR_S, WarnS
 from pileus.kernel.kind import Column, Kind, Resource
+from pileus.kernel.term import ENDS_SOON
 
 Mode = Literal["all-or-nothing", "best-effort"]
 Phase = Literal["choosing", "reserved", "starting", "running", "ending", "releasing", "ended", "refused"]
@@ -19,7 +21,6 @@ OVER: frozenset[Phase] = frozenset({"ended", "refused"})
 
 TOLD_MAX = 20
 """Missing machines and refusals that are told one by one."""
-YEAR_S = 31_622_400
 
 
 class RequestDesired(Template, frozen=True, kw_only=True):
@@ -44,9 +45,7 @@ class RequestDesired(Template, frozen=True, kw_only=True):
         Literal["end", "exit"],
         Meta(description="exit: each ends when its guest powers itself off, too; all with the last."),
     ] = "end"
-    warn_s: Annotated[
-        int, Meta(ge=0, le=YEAR_S, description="How long before the end it is said, as EndsSoon, in seconds.")
-    ] = 600
+    warn_s: WarnS = 600
 
 
 class RequestAssigned(MemberSpec, frozen=True, kw_only=True):
@@ -124,7 +123,7 @@ def _running(resource: Resource, observed: RequestObserved) -> Condition:
         reason = "Starting" if observed.phase == "starting" else "Missing"
         return unready(reason, f"{done} of {desired.count} machines are confirmed{why}")
     if observed.is_ending == "yes":
-        return ready("EndsSoon", f"all machines end at {observed.ends_at}")
+        return ready(ENDS_SOON, f"all machines end at {observed.ends_at}")
     return ready("AsDesired", f"{confirmed} machines run")
 
 

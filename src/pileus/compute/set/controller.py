@@ -7,16 +7,17 @@ from msgspec.structs import replace
 from pileus.compute.pace import APART_S, Pace
 from pileus.compute.placement.types import MEMBER
 from pileus.compute.set.members import make_member
-from pileus.compute.set.plan import Plan, member_of, observe, plan
-from pileus.compute.set.types import MEMBERS_MAX, SetAssigned, SetDesired
+from pileus.compute.set.plan import Plan, due_of, member_of, observe, plan, term_of
+from pileus.compute.set.types import MEMBERS_MAX, SetAssigned, SetDesired, SetObserved
 from pileus.compute.template import charge_members
 from pileus.compute.vm.types import VmDesired
-from pileus.kernel.clock import Clock
+from pileus.kernel.clock import Clock, iso, unix
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
+from pileus.kernel.term import ENDS_SOON, next_look_s
 from pileus.kernel.transaction import Transaction
 
 PAGE = 100
@@ -41,8 +42,12 @@ class SetController(Controller):
             return GOING if left_s else await _let_go(resource, store)
         if left_s:
             return Done(after_s=left_s)
-        desired: SetDesired = resource.desired
         assigned: SetAssigned = resource.assigned
+        now, start = store.clock(), unix(resource.created_at)
+        term, stops = term_of(resource.desired, assigned.end, start, now)
+        if term == "ended" and resource.desired.at_end == "delete":
+            return Done(lambda tx: _delete(tx, resource))
+        desired = due_of(resource.desired, term)
         places = await _places(store, assigned.request) if assigned.request else {}
         wanted = set(places) if assigned.request else set(range(1, desired.count + 1))
         vms = await store.list(Filter(kind="compute.vm", owner=resource.id), limit=READ_MAX)
@@ -54,13 +59,30 @@ class SetController(Controller):
         async def apply(tx: Transaction) -> None:
             await _change(tx, due, desired)
             for number in due.make[:PAGE]:
-                await make_member(tx, resource, number, places.get(number), links)
+                await make_member(tx, resource, number, places.get(number), links, desired)
             if not assigned.request:
                 await charge_members(tx, assigned, resource.id, max(len(wanted), len(members)))
             seen = observe(wanted, members, desired)
-            await tx.update(resource, observed=seen, observed_generation=resource.generation)
+            said = replace(seen, term=term, ends_at=iso(assigned.end) if assigned.end else "")
+            await _say(tx, resource, said)
 
-        return Done(apply, after_s=SOON_S if _is_long(due) else 0.0)
+        ahead_s = next_look_s((assigned.end - desired.warn_s, stops, assigned.end), now)
+        return Done(apply, after_s=SOON_S if _is_long(due) else ahead_s)
+
+
+async def _say(tx: Transaction, own: Resource, said: SetObserved) -> None:
+    """Write how it is; that it ends soon is an event, also while its members are not as wished."""
+    before: SetObserved | None = own.observed
+    told = await tx.update(own, observed=said, observed_generation=own.generation)
+    is_news = said.term == "soon" and (before is None or before.term != "soon")
+    if is_news and (told.ready is None or told.ready.reason != ENDS_SOON):
+        await tx.event(told, ENDS_SOON, ENDS_SOON, f"it ends at {said.ends_at}")
+
+
+async def _delete(tx: Transaction, own: Resource) -> None:
+    """Delete a set whose time is over."""
+    await tx.event(own, "Ended", "Ended", "its time is over, and at_end says that it is deleted then")
+    await tx.mark_deleting(own)
 
 
 async def _let_go(resource: Resource, store: Store) -> Outcome:

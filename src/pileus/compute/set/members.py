@@ -17,15 +17,19 @@ from pileus.kernel.transaction import Exhausted, Transaction
 
 
 async def make_member(
-    tx: Transaction, owner: Resource, number: int, place: Resource | None, links: Mapping[str, str]
+    tx: Transaction,
+    owner: Resource,
+    number: int,
+    place: Resource | None,
+    links: Mapping[str, str],
+    desired: SetDesired,
 ) -> Resource | None:
-    """Make one member and return it; one that was placed goes there, and is charged what was held there for it.
+    """Make one member as it is ``desired`` now and return it; one that was placed goes there, charged what was held for it.
 
     None: the host is gone, and the placement says so. Raises: Waiting when the host was made smaller meanwhile.
     """
     if place is not None and await _is_lost(tx, place.id):
         return None
-    desired: SetDesired = owner.desired
     networks = [await tx.get(links[f"nics.{position}.network"]) for position in range(len(desired.nics))]
     vm = Resource(
         id=tx.new_id(),

@@ -6,10 +6,12 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pileus.compute.set.types import NUMBER_LABEL, RESULTS_MAX, MemberResult, SetDesired, SetObserved
 from pileus.compute.vm.types import VmDesired, VmObserved
 from pileus.kernel.kind import Resource
+from pileus.kernel.term import Phase, phase_of, stop_at
 
 RESTART_PERCENT = 10
 """Of the members, how many may be on their way through a restart; at least one."""
@@ -39,6 +41,17 @@ class Plan(Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     power: tuple[str, ...] = ()
     boot: tuple[str, ...] = ()
+
+
+def term_of(desired: SetDesired, end: float, start: float, now: float) -> tuple[Phase, float]:
+    """Return how near its end a set is that was made at ``start``, and when its members are told to stop; 0: never."""
+    stops = stop_at(start, end, desired.shutdown_timeout_s)
+    return phase_of(end, stops, desired.warn_s, now), stops
+
+
+def due_of(desired: SetDesired, term: Phase) -> SetDesired:
+    """Return what its members shall be now: as is wished, or stopped at its end."""
+    return replace(desired, power="stopped") if term in ("ending", "ended") else desired
 
 
 def member_of(vm: Resource) -> Member:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
 from pileus.compute.vm.types import Power, Sized
 from pileus.kernel.condition import Condition, ready, unready
-from pileus.kernel.fields import NetworkRef, VdcRef
+from pileus.kernel.fields import DurationS, EndAt, NetworkRef, VdcRef, WarnS
 from pileus.kernel.kind import Column, Kind, Resource
+from pileus.kernel.term import ENDS_SOON, Phase
 from pileus.storage.image.types import Firmware
 
 MEMBERS_MAX = 1000
@@ -65,7 +66,7 @@ class MemberSpec(Struct, frozen=True, kw_only=True):
 
 
 class SetDesired(Template, frozen=True, kw_only=True):
-    """The wish: a template, how many, and what they shall be."""
+    """The wish: a template, how many, what they shall be, and until when: whichever word of its end comes first."""
 
     count: Annotated[
         int, Meta(ge=0, le=MEMBERS_MAX, description="How many members; fewer: those with the highest numbers go.")
@@ -74,12 +75,20 @@ class SetDesired(Template, frozen=True, kw_only=True):
     restart_serial: Annotated[
         int, Meta(ge=0, description="Raising it boots every member once more, a tenth of them at a time.")
     ] = 0
+    end_at: EndAt = ""
+    duration_s: DurationS = 0
+    warn_s: WarnS = 600
+    at_end: Annotated[
+        Literal["stop", "delete"],
+        Meta(description="What becomes of it: its members are stopped until its end is put off, or it is deleted."),
+    ] = "stop"
 
 
 class SetAssigned(MemberSpec, frozen=True, kw_only=True):
-    """The decisions. ``request``: whose members they are, and who says on which hosts."""
+    """The decisions. ``request``: whose members they are, and who says on which hosts. ``end``: Unix seconds; 0: never."""
 
     request: str = ""
+    end: float = 0.0
 
 
 class MemberResult(Struct, frozen=True, kw_only=True):
@@ -101,6 +110,9 @@ class SetObserved(Struct, frozen=True, kw_only=True):
     powers: dict[str, int] = {}
     results: tuple[MemberResult, ...] = ()
     """Of members that are not as wished, at most RESULTS_MAX."""
+    term: Phase = "on"
+    ends_at: str = ""
+    """RFC 3339; empty: at no certain time."""
 
 
 def _ready(resource: Resource) -> Condition:
@@ -108,10 +120,25 @@ def _ready(resource: Resource) -> Condition:
     if observed is None or resource.observed_generation < resource.generation:
         return unready("Deciding", "its wish is not looked at yet")
     if observed.ready == observed.wanted == observed.members:
-        return ready("AsDesired", f"{observed.ready} members")
+        return _as_desired(resource.desired, observed)
     first = next(iter(observed.results), None)
     why = f"; member {first.number}: {first.message or first.reason}" if first is not None else ""
     return unready("Converging", f"{observed.ready} of {observed.wanted} members are as wished{why}")
+
+
+def _as_desired(desired: SetDesired, observed: SetObserved) -> Condition:
+    done = "deleted" if desired.at_end == "delete" else "stopped"
+    match observed.term:
+        case "soon":
+            return ready(ENDS_SOON, f"its members are {done} at {observed.ends_at}")
+        case "ending":
+            return ready("Ending", f"its members are stopped, for it ends at {observed.ends_at}")
+        case "ended":
+            return ready(
+                "Ended", f"it ended at {observed.ends_at}, and its members are {done}; a later end starts them"
+            )
+        case _:
+            return ready("AsDesired", f"{observed.ready} members")
 
 
 KIND = Kind(
@@ -127,6 +154,7 @@ KIND = Kind(
         Column("READY", "observed.ready"),
         Column("POWER", "desired.power"),
         Column("IMAGE", "desired.image"),
+        Column("ENDS", "observed.ends_at", wide=True),
         Column("VCPUS", "assigned.vcpus"),
         Column("MEMORY", "assigned.memory_mib"),
         Column("VDC", "vdc", wide=True, ref="tenancy.vdc"),
