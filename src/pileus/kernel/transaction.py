@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from pileus.kernel import records
+from pileus.kernel import holding, records
 from pileus.kernel.clock import Clock, iso
 from pileus.kernel.condition import Condition, unknown
 from pileus.kernel.errors import Conflict, LeaseLost, NotFound, QuotaExceeded
@@ -292,23 +292,28 @@ class Transaction:
         rows = await self._session.all(sql.BUDGET, space=space)
         return (rows[0][0], rows[0][1]) if rows else (0, 0)
 
-    async def charge(self, space: str, owner: str, amount: int) -> None:
-        """Let ``owner`` use exactly ``amount`` of ``space``, in place of what it used before. Raises: Exhausted."""
-        rows = await self._session.all(sql.CHARGE, space=space, owner=owner)
-        delta = amount - (rows[0][0] if rows else 0)
-        if delta == 0:
-            return
-        added = await self._session.run(sql.BUDGET_ADD, b_space=space, delta=delta)
-        if added != 1 and delta > 0:  # giving back always succeeds, also to a budget that went first
+    async def charge(self, space: str, owner: str, amount: int, until: float | None = None) -> None:
+        """Let ``owner`` use exactly ``amount`` of ``space``, in place of what it used before. Raises: Exhausted.
+
+        ``until``: when it is to be given back; 0: nobody knows; None: as before.
+        """
+        await self._refuse(space, await holding.charge(self._session, self.now, space, owner, amount, until))
+
+    async def promise(self, space: str, owner: str, amount: int, start: float, until: float = 0.0) -> None:
+        """Promise ``owner`` exactly ``amount`` of ``space`` from ``start`` on; amount 0: nothing. Raises: Exhausted."""
+        wished = holding.Promise(amount, start, until)
+        await self._refuse(space, await holding.promise(self._session, self.now, space, owner, wished))
+
+    async def _refuse(self, space: str, asked: int) -> None:
+        if asked:
             capacity, used = await self.budget(space)
-            raise Exhausted(space, delta, used, capacity)
-        if amount:
-            await self._session.run(self._insert.charge, space=space, owner=owner, amount=amount)
-        else:
-            await self._session.run(sql.CHARGE_DELETE, space=space, owner=owner)
+            raise Exhausted(space, asked, used, capacity)
 
     async def uncharge(self, owner: str, prefix: str = "") -> None:
-        """Give back what ``owner`` was charged, in all spaces that start with ``prefix``."""
+        """Give back what ``owner`` was charged and promised, in all spaces that start with ``prefix``."""
+        for (space,) in await self._session.all(sql.PROMISES_OF, owner=owner):
+            if space.startswith(prefix):
+                await self.promise(space, owner, 0, 0.0)
         for space, _ in await self._session.all(sql.CHARGES_OF, owner=owner):
             if space.startswith(prefix):
                 await self.charge(space, owner, 0)

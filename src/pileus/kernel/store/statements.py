@@ -24,6 +24,7 @@ from pileus.kernel.store.tables import (
     link,
     notice,
     presence,
+    promise,
     resource,
     sample,
     setting,
@@ -154,9 +155,23 @@ BUDGET_ADD = (
     .values(used=budget.c.used + _p("delta"))
 )
 BUDGET_DELETE = sa.delete(budget).where(budget.c.space == _p("space"))
-CHARGE = sa.select(charge.c.amount).where(charge.c.space == _p("space"), charge.c.owner == _p("owner"))
+_CHARGED = sa.and_(charge.c.space == _p("space"), charge.c.owner == _p("owner"))
+CHARGE = sa.select(
+    sa.func.coalesce(sa.select(charge.c.amount).where(_CHARGED).scalar_subquery(), 0),
+    sa.func.coalesce(sa.select(charge.c.until).where(_CHARGED).scalar_subquery(), 0.0),
+    sa.exists().where(promise.c.space == _p("space")),
+)
+"""How much is charged, until when, and whether anything of the space is promised; always one row."""
 CHARGES_OF = sa.select(charge.c.space, charge.c.amount).where(charge.c.owner == _p("owner"))
-CHARGE_DELETE = sa.delete(charge).where(charge.c.space == _p("space"), charge.c.owner == _p("owner"))
+CHARGE_DELETE = sa.delete(charge).where(_CHARGED)
+CHARGES_TIMED = sa.select(charge.c.owner, charge.c.amount, charge.c.until).where(
+    charge.c.space == _p("space"), charge.c.until != sa.literal_column("0")
+)
+PROMISES = sa.select(promise.c.owner, promise.c.amount, promise.c.start, promise.c.until).where(
+    promise.c.space == _p("space")
+)
+PROMISES_OF = sa.select(promise.c.space).where(promise.c.owner == _p("owner"))
+PROMISE_DELETE = sa.delete(promise).where(promise.c.space == _p("space"), promise.c.owner == _p("owner"))
 
 WORK_DUE = (
     sa.select(work.c.id, work.c.token, work.c.attempts, work.c.seq)
@@ -249,6 +264,13 @@ JOURNAL_NEXT = (
     .order_by(journal.c.seq)
     .limit(_p("n"))
 )
+JOURNAL_AFTER = (
+    sa.select(journal.c.seq, journal.c.at, journal.c.kind, journal.c.body)
+    .where(_stream, journal.c.seq > _p("after"))
+    .order_by(journal.c.seq)
+    .limit(_p("n"))
+)
+JOURNAL_LAST = sa.select(sa.func.max(journal.c.seq)).where(_stream, journal.c.seq <= _p("until"))
 JOURNAL_WAITING = sa.select(sa.func.count(), sa.func.min(journal.c.at)).where(_stream)
 JOURNAL_DELETE = sa.delete(journal).where(_stream, journal.c.seq <= _p("until"))
 JOURNAL_END = sa.delete(journal).where(_stream)
@@ -322,6 +344,7 @@ class Statements:
             index_elements=["space"], set_={"capacity": self.capacity.excluded.capacity}
         )
         self.charge = upsert(charge)
+        self.promise = upsert(promise)
         enqueue = insert(work).values(
             id=_p("id"), due=_p("due"), lease_until=0.0, server="", token=0, attempts=0, seq=1
         )

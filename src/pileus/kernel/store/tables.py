@@ -127,8 +127,22 @@ charge = sa.Table(
     _text("space", primary_key=True),
     _text("owner", primary_key=True),
     _number("amount"),
+    _seconds("until"),
 )
 sa.Index("charge_owner", charge.c.owner)
+_timed = charge.c.until != sa.literal_column("0")
+sa.Index("charge_timed", charge.c.space, charge.c.until, sqlite_where=_timed, postgresql_where=_timed)
+
+promise = sa.Table(
+    "promise",
+    metadata,
+    _text("space", primary_key=True),
+    _text("owner", primary_key=True),
+    _number("amount"),
+    _seconds("start"),
+    _seconds("until"),
+)
+sa.Index("promise_owner", promise.c.owner)
 
 work = sa.Table(
     "work",
