@@ -55,9 +55,9 @@ async def make_node(
 
 
 async def _ensure_package(tx: Transaction, appliance: Appliance, image: Resource) -> Resource:
-    """Return the package of such appliances made of ``image``."""
+    """Return the package of such appliances made of ``image``, which is where the image is: an account's is its own."""
     name = f"{appliance.role}-{image.id[-12:]}"
-    known = await tx.find("fleet.package", "", name)
+    known = await tx.find("fleet.package", image.account_id, name)
     if known is not None:
         return known
     found = await tx.find("fleet.manager", "", appliance.manager)
@@ -67,6 +67,8 @@ async def _ensure_package(tx: Transaction, appliance: Appliance, image: Resource
         kind="fleet.package",
         name=name,
         owner=image.id,
+        account_id=image.account_id,
+        account=image.account,
         desired=PackageDesired(
             manager=appliance.manager,
             version=image.id[-12:],

@@ -16,7 +16,7 @@ from pileus.kernel.transaction import AlreadyClaimed, Transaction
 from pileus.kernel.words import printable
 from pileus.monitor.action import plan
 from pileus.monitor.action.types import ActionAssigned, ActionCause, ActionDesired, key_space
-from pileus.monitor.monitor.plan import recent
+from pileus.monitor.monitor.plan import is_over, recent
 from pileus.monitor.monitor.types import MonitorAssigned, MonitorDesired
 from pileus.monitor.notes import note_action
 from pileus.monitor.policy.types import PolicyAct, PolicyDesired
@@ -104,7 +104,7 @@ async def reconsider(tx: Transaction, action: Resource, silent: float) -> None:
     cause = assigned.cause
     row, policy = await tx.find_id(cause.row), await tx.find_id(cause.policy)
     monitor = await tx.find_id(cause.monitor)
-    if row is None or policy is None or monitor is None or not _stands(row, cause):
+    if row is None or policy is None or monitor is None or is_over(monitor, tx.now) or not _stands(row, cause):
         decided = replace(assigned, why=f"{assigned.why}; it passed without it", ended_at=tx.now)
     else:
         desired: PolicyDesired = policy.desired
@@ -144,14 +144,20 @@ class Silence:
 
 
 async def _parties(tx: Transaction, told: Told, proposed: Proposed) -> _Parties | None:
-    """Return whom it is about; None when the appliance is not the watcher's, or the policy not its monitor's."""
+    """Return whom it is about; None when the appliance is not the watcher's, the policy not its monitor's, or that ended."""
     row, policy = await tx.find_id(told.row), await tx.find_id(proposed.policy)
     if row is None or policy is None or row.deleting or policy.deleting or policy.kind != "monitor.policy":
         return None
     assigned: StateAssigned = row.assigned
     is_its = (assigned.watcher, assigned.epoch, assigned.vm) == (told.lease.id, proposed.epoch, proposed.vm)
     monitor, vm = await tx.find_id(assigned.monitor), await tx.find_id(assigned.vm)
-    if not is_its or monitor is None or vm is None or (await tx.links(policy.id)).get("monitor") != monitor.id:
+    if (
+        not is_its
+        or monitor is None
+        or vm is None
+        or is_over(monitor, tx.now)
+        or (await tx.links(policy.id)).get("monitor") != monitor.id
+    ):
         return None
     return _Parties(monitor, policy, row, vm)
 

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
+from pileus.kernel.clock import iso
 from pileus.kernel.kind import Resource
 from pileus.kernel.lease import holder
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
+from pileus.kernel.term import ENDS_SOON, Phase, next_look_s
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.monitor import plan
 from pileus.monitor.monitor.types import APPLIANCES_MAX, MonitorAssigned, MonitorDesired, MonitorObserved
@@ -36,6 +38,8 @@ class World(Struct, frozen=True, kw_only=True):
     rows: dict[str, Resource]
     watchers: Sequence[Resource]
     at_work: Sequence[str]
+    """Watchers that appliances are given to: none past its end, and none before its inventory has moved in."""
+    term: Phase
 
 
 class MonitorController(Controller):
@@ -45,17 +49,39 @@ class MonitorController(Controller):
         """Make, give and remove what differs, a bounded number at once."""
         if resource.deleting:
             return Done()
-        world = await _world(resource, store)
+        now = store.clock()
+        term = plan.term_of(resource, now)
+        if term == "ended" and resource.desired.at_end == "delete":
+            return Done(lambda tx: _delete(tx, resource))
+        world = await _world(resource, store, term)
         given = plan.shared_out((vm.id for vm in world.vms), world.at_work)
         changes = _Changes(world, given)
 
         async def apply(tx: Transaction) -> None:
             await _keep_watchers(tx, world)
             await changes.write(tx)
-            own = await tx.get(resource.id)
-            await tx.update(own, observed=_observed(world, given))
+            await _say(tx, await tx.get(resource.id), _observed(world, given))
 
-        return Done(apply, after_s=AT_ONCE_S if changes.has_more else LOOK_AGAIN_S)
+        end: float = resource.assigned.end
+        ahead_s = next_look_s((now + LOOK_AGAIN_S, end - resource.desired.warn_s, end), now)
+        return Done(apply, after_s=AT_ONCE_S if changes.has_more else ahead_s)
+
+
+async def _say(tx: Transaction, own: Resource, said: MonitorObserved) -> None:
+    """Write how it is; that it ends soon is an event, also while something keeps it from watching."""
+    before: MonitorObserved | None = own.observed
+    told = await tx.update(own, observed=said)
+    is_news = said.term == "soon" and (before is None or before.term != "soon")
+    if is_news and (told.ready is None or told.ready.reason != ENDS_SOON):
+        await tx.event(told, ENDS_SOON, ENDS_SOON, f"it ends at {said.ends_at}")
+
+
+async def _delete(tx: Transaction, own: Resource) -> None:
+    """Delete a monitor whose time is over, with what is nothing without it."""
+    await tx.event(own, "Ended", "Ended", "its time is over, and at_end says that it is deleted then")
+    await tx.mark_deleting(own)
+    for each in await tx.referrers(own.id):
+        await tx.mark_deleting(each)
 
 
 class _Changes:
@@ -98,20 +124,22 @@ class _Changes:
         )
 
 
-async def _world(own: Resource, store: Store) -> World:
+async def _world(own: Resource, store: Store, term: Phase) -> World:
     desired: MonitorDesired = own.desired
     rows = await store.list_all(Filter(kind="monitor.state", owner=own.id))
     watchers = await store.list(Filter(kind="monitor.watcher", owner=own.id))
-    labels = () if desired.vms else tuple(sorted(desired.labels.items()))
+    labels = () if plan.names(own) else tuple(sorted(desired.labels.items()))
     vms = await store.list_all(Filter(kind="compute.vm", account_id=own.account_id, labels=labels))
-    meant = plan.selected(desired, vms)
+    meant = plan.selected(own, vms)
+    is_idle = term == "ended" or plan.is_moving(own)
     return World(
         own=own,
         meant=len(meant),
         vms=meant[:APPLIANCES_MAX],
         rows={row.assigned.vm: row for row in rows},
         watchers=watchers,
-        at_work=[each.id for each in watchers if is_at_work(each) and await holder(store, each.id)],
+        at_work=[each.id for each in watchers if not is_idle and is_at_work(each) and await holder(store, each.id)],
+        term=term,
     )
 
 
@@ -119,18 +147,21 @@ async def _keep_watchers(tx: Transaction, world: World) -> None:
     desired: MonitorDesired = world.own.desired
     assigned: MonitorAssigned = world.own.assigned
     known = {each.desired.number: each for each in world.watchers}
-    for number in range(desired.replicas):
+    replicas = 0 if world.term == "ended" else desired.replicas
+    for number in range(replicas):
         if number not in known:
             watcher = Resource(
                 id="",
                 kind="monitor.watcher",
                 name=plan.watcher_name(world.own, number),
                 desired=WatcherDesired(form=desired.form, number=number),
-                assigned=WatcherAssigned(monitor=world.own.id, zone=assigned.zone, vdc=assigned.vdc),
+                assigned=WatcherAssigned(
+                    monitor=world.own.id, zone=assigned.zone, vdc=assigned.vdc, image=assigned.image
+                ),
             )
             await tx.ensure_child(world.own, watcher)
     for number, each in known.items():
-        if number >= desired.replicas:
+        if number >= replicas:
             await tx.mark_deleting(await tx.get(each.id))
 
 
@@ -140,10 +171,14 @@ def _observed(world: World, given: dict[str, str]) -> MonitorObserved:
         row = world.rows.get(vm.id)
         observed: StateObserved | None = row.observed if row is not None else None
         seen[observed.execution.state if observed is not None else "unknown"] += 1
+    assigned: MonitorAssigned = world.own.assigned
     return MonitorObserved(
         watched=sum(1 for watcher in given.values() if watcher),
         unwatched=sum(1 for watcher in given.values() if not watcher),
         states=dict(sorted(seen.items())),
         watchers=len(world.at_work),
-        message=plan.told(world.meant, len(world.at_work)),
+        message=plan.told(world.meant, len(world.at_work), "yes" if plan.is_moving(world.own) else "no"),
+        moved_in=plan.told_of(assigned.moved_in),
+        term=world.term,
+        ends_at=iso(assigned.end) if assigned.end else "",
     )

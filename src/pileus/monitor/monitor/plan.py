@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from pileus.compute.vm.types import is_of_cloud
 from pileus.kernel.kind import Resource
-from pileus.monitor.monitor.types import APPLIANCES_MAX, MonitorDesired
+from pileus.kernel.term import Phase, phase_of
+from pileus.monitor.monitor.types import APPLIANCES_MAX, MonitorAssigned, MonitorDesired, MovedIn
 
 FLEET_S = 600.0
 """Of the cap on appliances that are acted on as a whole."""
 
 
-def selected(desired: MonitorDesired, vms: Iterable[Resource]) -> list[Resource]:
+def selected(monitor: Resource, vms: Iterable[Resource]) -> list[Resource]:
     """Return the VMs that are meant, in the order of their ids; a monitor's own appliances are the cloud's."""
-    named = set(desired.vms)
+    desired: MonitorDesired = monitor.desired
+    named = set(names(monitor))
     everything = not named and not desired.labels
     wanted = desired.labels.items()
 
@@ -26,6 +29,33 @@ def selected(desired: MonitorDesired, vms: Iterable[Resource]) -> list[Resource]
         return everything or is_labelled or vm.name in named or vm.id in named
 
     return sorted(filter(is_watched, vms), key=lambda vm: vm.id)
+
+
+def names(monitor: Resource) -> tuple[str, ...]:
+    """Return the VMs that are named: by its wish, and when that says nothing, by the inventory that it came with."""
+    desired: MonitorDesired = monitor.desired
+    assigned: MonitorAssigned | None = monitor.assigned
+    if desired.vms or desired.labels or assigned is None or assigned.moved_in is None:
+        return desired.vms
+    return assigned.moved_in.vms
+
+
+def term_of(monitor: Resource, now: float) -> Phase:
+    """Return how near its end it is; it stops at once, so it is never ending."""
+    assigned: MonitorAssigned = monitor.assigned
+    return phase_of(assigned.end, assigned.end, monitor.desired.warn_s, now)
+
+
+def is_over(monitor: Resource, now: float) -> bool:
+    """Tell whether its time is over: nothing is done by it any more."""
+    assigned: MonitorAssigned | None = monitor.assigned
+    return assigned is not None and 0 < assigned.end <= now
+
+
+def is_moving(monitor: Resource) -> bool:
+    """Tell whether the inventory that it came with is not read yet: until then it watches nothing."""
+    assigned: MonitorAssigned = monitor.assigned
+    return bool(assigned.image) and assigned.moved_in is None
 
 
 def shared_out(vms: Iterable[str], watchers: Sequence[str]) -> dict[str, str]:
@@ -59,15 +89,31 @@ def recent(acted: Iterable[tuple[str, float]], now: float) -> tuple[tuple[str, f
     return tuple((vm, at) for vm, at in acted if now - FLEET_S < at <= now + FLEET_S)
 
 
-def told(meant: int, watchers: int) -> str:
+def told(meant: int, watchers: int, is_moving: Literal["yes", "no"] = "no") -> str:
     """Return what keeps it from watching all ``meant`` VMs; empty for nothing."""
     if meant > APPLIANCES_MAX:
         return (
             f"it means {meant} VMs, and a monitor watches {APPLIANCES_MAX}: the newest are not watched; "
             "share them out among several monitors by labels"
         )
+    if is_moving == "yes":
+        return "the inventory on its image is not read yet"
     if not meant:
         return "no VM of the account is named by it or has its labels"
     if not watchers:
         return "none of its watchers is at work yet"
     return ""
+
+
+def told_of(moved_in: MovedIn | None) -> str:
+    """Return what a person should know of the inventory that came; empty for nothing."""
+    if moved_in is None:
+        return ""
+    if moved_in.problem:
+        return f"no inventory moved in: {moved_in.problem}"
+    words = []
+    if moved_in.missing_count:
+        more = ", …" if moved_in.missing_count > len(moved_in.missing) else ""
+        words.append(f"of its inventory no VM here is {', '.join(moved_in.missing)}{more}")
+    words += [f"policy {each}" for each in moved_in.left_out[:3]]
+    return "; ".join(words)

@@ -31,9 +31,15 @@ class WatcherController(Controller):
         if await store.list(Filter(kind="fleet.node", owner=resource.id), limit=1):
             return Done()
         zone = await store.get(assigned.zone)
-        image = await store.find("storage.image", "", zone.desired.router_image)
+        found = (
+            store.find_id(assigned.image)
+            if assigned.image
+            else store.find("storage.image", "", zone.desired.router_image)
+        )
+        image = await found
         if image is None or not is_available(image):
-            return Wait("NoImage", f"the image {zone.desired.router_image} is not available; ask the operator", 10.0)
+            name = image.name if image is not None else zone.desired.router_image
+            return Wait("NoImage", f"the image {name} is not available; ask the operator", 10.0)
 
         async def apply(tx: Transaction) -> None:
             try:

@@ -26,6 +26,8 @@ class WatcherAssigned(Struct, frozen=True, kw_only=True):
     monitor: str
     zone: str = ""
     vdc: str = ""
+    image: str = ""
+    """Id of the imported image that its appliance is made of; empty: the cloud's own."""
 
 
 class WatcherObserved(Struct, frozen=True, kw_only=True):
