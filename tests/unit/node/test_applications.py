@@ -229,6 +229,26 @@ def test_a_document_whose_update_fails_is_refused_and_what_ran_before_runs_on(ma
     assert list(role.status()["applications"]) == ["web"]
 
 
+def test_a_refused_document_is_tried_again_once_a_request_mended_something(make: Make, tmp_path: Path) -> None:
+    role = make()
+    key = tmp_path / "key"
+    smith = entry(["sh", "-c", f"[ -e {tmp_path}/begun ] && touch {key}; touch {tmp_path}/begun"])
+    role.apply(document(web=entry(settle_s=1), smith=smith))
+    until(role, lambda: state(role, "smith") == "stopped")
+    wish = document(web=entry(["sh", "-c", f"[ -e {key} ] && exec sleep 1000"], version="2", settle_s=1), smith=smith)
+    with pytest.raises(RoleRefused, match="web: version 2: exit 1 within 1 s"):
+        role.apply(wish)
+    before = pid_of(role)
+    ask(role, do="log", application="smith")
+    with pytest.raises(RoleRefused, match="web: version 2: exit 1 within 1 s"):
+        role.apply(wish)
+    assert pid_of(role) == before, "it was not even tried"
+    ask(role, do="start", application="smith")
+    until(role, lambda: state(role, "smith") == "stopped")
+    role.apply(wish)
+    assert (told(role)["version"], told(role)["state"]) == ("2", "running")
+
+
 def test_an_update_that_fails_while_nobody_knows_what_was_before_leaves_what_runs(make: Make, tmp_path: Path) -> None:
     child = node_with(tmp_path, document(web=entry()))
     child.kill()

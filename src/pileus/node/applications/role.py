@@ -33,6 +33,9 @@ from pileus.node.role import RoleRefused
 from pileus.node.scanning import ScanRefused, scan_inside
 
 FOLDER = "var/lib/pileus/applications"
+READING = frozenset({"log", "scan"})
+"""Deeds that mend nothing."""
+
 UPDATED = ("version", "command", "environment", "files", "user", "restart", "stop_s", "settle_s")
 """What an update may give of an entry, the version always."""
 
@@ -81,7 +84,7 @@ class Applications:
     def apply(self, document: Document) -> None:
         """Run what the document says; when an update fails, run what ran before. Raises RoleRefused.
 
-        A document that was refused for that is not tried again before another one came.
+        A document that was refused for that is not tried again before another one came, or something was mended by a request.
         """
         if document == self._refused[0]:
             raise RoleRefused(self._refused[1])
@@ -110,6 +113,8 @@ class Applications:
         if deed is None:
             raise RoleRefused(f"there is nothing like {str(asked.get('do'))[:60]!r}; there is {', '.join(self._deeds)}")
         answer = deed(id, asked)
+        if asked["do"] not in READING:
+            self._refused = None, ""
         self._kept.save()
         return json.dumps(answer).encode()
 
