@@ -87,6 +87,7 @@ class Shops:
     def __init__(self, cloud: SplitCloud, count: int) -> None:
         self.cloud = cloud
         self.appliances = Appliances(cloud)
+        cloud.pileus("patch", "consent", "appliances", *ACME, "--nodes-max", str(count))
         self.names = [f"n{number:02}" for number in range(count)]
         self.faults = {self.names[number]: fault for number, fault in zip(NUMBERS[count], FAULTS, strict=True)}
         for name in self.names:
