@@ -32,6 +32,8 @@ class Apps:
     async def furnish(self, nodes: int = 2) -> None:
         """Make an account with a manager of its own and nodes of its package."""
         await self.world.create("tenancy.account", ACCOUNT)
+        quota = {"vms": 20 + nodes, "vcpus": 40 + nodes, "volumes": 60 + nodes}
+        await self.world.patch("tenancy.vdc", "main", ACCOUNT, quota=quota)
         await self.world.create("fleet.manager", MANAGER, ACCOUNT)
         await self.world.create(
             "fleet.package", "apps", ACCOUNT, manager=MANAGER, version="1", image="appliance", role="applications",
