@@ -78,10 +78,7 @@ class Book:
 
     def put(self, offer: Offer) -> None:
         """Take a server's offer as it is now; what is held of it is not in its quantity any more."""
-        if offer.server in self._places:
-            shelf, load = self._places.pop(offer.server)
-            hosts = self.zones[shelf.zone][shelf]
-            del hosts[bisect_left(hosts, load)]
+        self._unshelve(offer.server)
         self.offers[offer.server] = offer
         self.rooms.pop(offer.server, None)
         if offer.kind == "host" and not offer.refuses:
@@ -89,6 +86,19 @@ class Book:
             insort(self.zones[offer.zone][place[0]], place[1])
         if offer.kind == "images":
             self._sort_images()
+
+    def drop(self, server: str) -> None:
+        """Forget a server that offers nothing any more, and what is held of it."""
+        self._unshelve(server)
+        self.rooms.pop(server, None)
+        if self.offers.pop(server).kind == "images":
+            self._sort_images()
+
+    def _unshelve(self, server: str) -> None:
+        if server in self._places:
+            shelf, load = self._places.pop(server)
+            hosts = self.zones[shelf.zone][shelf]
+            del hosts[bisect_left(hosts, load)]
 
     def _sort_images(self) -> None:
         servers = (offer for offer in self.offers.values() if offer.kind == "images")

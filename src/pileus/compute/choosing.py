@@ -210,6 +210,8 @@ class _Attempt:
     def _hosts(self, need: Machine) -> Iterator[Load]:
         """Return the hosts that may do, in the order in which they are looked at."""
         some = self._book.hosts(need)
+        if need.not_on:
+            some = [[load for load in hosts if load[2] not in need.not_on] for hosts in some]
         if self._packed:
             return iter(sorted((rank, -load, host) for hosts in some for rank, load, host in hosts))
         return heapq.merge(*some)

@@ -69,6 +69,8 @@ class Machine(Struct, frozen=True, kw_only=True):
     uefi: YesNo = "no"
     only_host: str = ""
     """Id of the only host that will do; empty: any."""
+    not_on: frozenset[str] = frozenset()
+    """Ids of hosts that refused it or its like."""
     apart: str = ""
     """Group whose members go to different hosts as long as there are any."""
 

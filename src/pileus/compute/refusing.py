@@ -114,6 +114,7 @@ class _Judge:
                 "another host is wished",
             ),
             (bool(offer.refuses), offer.refuses, "takes no machines now"),
+            (offer.server in machine.not_on, "RefusedBefore", "refused one of the machines"),
             (machine.role not in offer.roles, f"Not{machine.role.capitalize()}", f"is not for {machine.role}"),
             (machine.uefi == "yes" and offer.uefi == "no", "NoUefi", "has no UEFI firmware"),
             (

@@ -108,7 +108,7 @@ def test_no_room_for_all_is_a_refusal_with_reasons_and_within_a_window_is_waited
             began = clock()
             await ask(world, "second", count=1, vcpus=1, memory_mib=free * 3 // 5, start_within_s=3600)
             await asyncio.sleep(60)
-            assert (await request(world, "second"))["conditions"][0]["reason"] == "NoCapacity"
+            assert (await request(world, "second"))["conditions"][0]["reason"] == "Reserved"
             await comes_to(world, "running", "second", limit_s=600)
             assert 200 < clock() - began < 330
             await ask(world, "third", count=1, vcpus=1, memory_mib=free * 3 // 5, start_within_s=120)

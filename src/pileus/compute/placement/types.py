@@ -11,7 +11,7 @@ from pileus.kernel.kind import Column, Kind, Resource
 
 Service = Literal["guaranteed", "best-effort"]
 State = Literal["offered", "instructed", "confirmed", "refused", "moving", "preempted", "released"]
-"""``offered``: room is held. ``instructed``: the host was told. ``confirmed``: the machine ran there.
+"""``offered``: room is held, or promised. ``instructed``: the host was told. ``confirmed``: the machine ran there.
 
 ``refused``: it did not. ``moving``: its host is to say that it is off there, then it goes elsewhere. ``preempted``: it
 went to make room for a guaranteed one. ``released``: what was held is given back.
@@ -54,6 +54,8 @@ class PlacementAssigned(Struct, frozen=True, kw_only=True):
     service: Service = "guaranteed"
     start: float = 0.0
     end: float = 0.0
+    promised: Literal["yes", "no"] = "no"
+    """Whether its room is promised from its start on, and not held yet."""
     vm: str = ""
     """Empty until it is made; the same after a server was replaced."""
     state: State = "offered"

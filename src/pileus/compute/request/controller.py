@@ -8,31 +8,38 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from pileus.compute.choosing import choose
-from pileus.compute.offers import Choice, Machine, Mode, Offer, summary
+from pileus.compute.offers import Choice, Machine, Mode, summary
 from pileus.compute.pace import Pace
 from pileus.compute.placement.types import PlacementAssigned
-from pileus.compute.request.moves import give_place, make_rows, make_set
+from pileus.compute.placing import promise_place
+from pileus.compute.request.moves import fulfil, give_place, make_rows, make_set
 from pileus.compute.request.plan import (
+    NOT_FREE,
     RETRY_S,
     Changes,
     Next,
     VmSeen,
+    begins,
     contributions,
     end_of,
     follow,
+    found,
     is_silent,
+    late_by,
     needs,
+    not_free,
     see,
     stop_at,
+    without_room,
 )
 from pileus.compute.request.preempt import best_effort, preempt, victims
-from pileus.compute.request.servers import OfferTable
+from pileus.compute.request.table import OfferTable
 from pileus.compute.request.telling import observe
 from pileus.compute.request.types import OVER, RequestAssigned, RequestDesired
 from pileus.compute.set.types import MEMBERS_MAX
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
-from pileus.kernel.outcome import Done, Outcome, Wait
+from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
@@ -41,6 +48,8 @@ NO_CAPACITY_RECHECK_S = 5.0
 ROOM_S = 120.0
 """How long machines that make room may take to stop."""
 ROOM_RECHECK_S = 3.0
+LATE_RECHECK_S = 1.0
+"""How often promised room that is not free yet is looked at."""
 RELEASING_S = 30.0
 """Its set wakes it when it is gone."""
 READ_MAX = 2 * MEMBERS_MAX
@@ -81,15 +90,15 @@ class RequestController(Controller):
         search = await self._search(request, store, range(1, desired.count + 1), desired.mode)
         choice = search.choice
         if not choice.chosen:
-            self._table.forget()  # for the next look
             return await self._wait_for_room(request, store, search)
-        start = max(assigned.start_from, now)
-        then = replace(assigned, start=start, chosen_at=now, phase="reserved", message=summary(choice))
+        start = min(each.start for each in choice.chosen)
+        chosen = [each for each in choice.chosen if each.start == start]
+        then = replace(assigned, start=start, chosen_at=now, phase="reserved", message=found(choice, start))
         then = replace(then, end=end_of(desired, then))
 
         async def apply(tx: Transaction) -> None:
             made = await make_set(tx, request)
-            await make_rows(tx, request, then, choice.chosen)
+            await make_rows(tx, request, then, chosen)
             await _say(tx, request, replace(then, set=made.id))
             await tx.enqueue(made.id)
 
@@ -100,7 +109,7 @@ class RequestController(Controller):
         assigned: RequestAssigned = request.assigned
         now = store.clock()
         message = summary(search.choice)
-        in_the_way = await _in_the_way(request, store, search) if not assigned.room_by else []
+        in_the_way = await self._in_the_way(request, store, search) if not assigned.room_by else []
         if in_the_way:
             then = replace(assigned, room_by=now + ROOM_S)
 
@@ -127,7 +136,7 @@ class RequestController(Controller):
         avoided = frozenset(host for row in refused for host in (*row.assigned.refused_by, row.assigned.server))
         search = await self._search(request, store, numbers, "best-effort", avoided)
         choice = search.choice
-        in_the_way = await _in_the_way(request, store, search) if choice.refused else []
+        in_the_way = await self._in_the_way(request, store, search) if choice.refused else []
         looked_at = now - RETRY_S + ROOM_RECHECK_S if in_the_way else now
         then = replace(request.assigned, chosen_at=looked_at, message=summary(choice))
         chosen = {each.number: each for each in choice.chosen}
@@ -152,29 +161,27 @@ class RequestController(Controller):
     ) -> Search:
         """Look for places of these machines, on hosts that refused none of them."""
         links = await store.links(request.id)
-        offers = [offer for offer in await self._table.offers(links) if offer.server not in avoided]
+        machines = needs(request.desired, request.assigned, links, numbers, store.clock())
+        machines = [replace(machine, not_on=avoided) for machine in machines]
+        return Search(machines, await self._table.choose(links, machines, mode))
+
+    async def _in_the_way(self, request: Resource, store: Store, search: Search) -> list[Resource]:
+        """Return the best-effort machines that have to go for guaranteed ones without a place; empty: none would help."""
+        if request.desired.service != "guaranteed":
+            return []
+        rows = await best_effort(store)
+        if not rows:
+            return []
+        offers, held = await self._table.offers(await store.links(request.id))
         now = store.clock()
-        machines = needs(request.desired, request.assigned, links, numbers, now)
-        choice = choose(machines, offers, mode, now)
-        self._table.take(choice)
-        return Search(machines, offers, choice)
+        return victims(rows, offers, held, now, lambda book: choose(search.machines, book, "all-or-nothing", now))
 
 
 class Search(NamedTuple):
-    """What was looked for, where, and what came of it."""
+    """What was looked for, and what came of it."""
 
     machines: list[Machine]
-    offers: list[Offer]
     choice: Choice
-
-
-async def _in_the_way(request: Resource, store: Store, search: Search) -> list[Resource]:
-    """Return the best-effort machines that have to go for guaranteed ones without a place; empty: none would help."""
-    if request.desired.service != "guaranteed":
-        return []
-    rows = await best_effort(store)
-    now = store.clock()
-    return victims(rows, search.offers, lambda offers: choose(search.machines, offers, "all-or-nothing", now))
 
 
 def _is_lacking(request: Resource, rows: Sequence[Resource], seen: Mapping[str, VmSeen], now: float) -> bool:
@@ -214,6 +221,7 @@ def _is_known(row: Resource) -> bool:
 
 async def _apply(tx: Transaction, request: Resource, rows: Sequence[Resource], decided: Next) -> None:
     """Write what was decided, all in one transaction: no server can stop in between."""
+    decided = await _hold_promised(tx, request, rows, decided)
     is_released = decided.drop == "yes"
     places = []
     for row in rows:
@@ -229,6 +237,22 @@ async def _apply(tx: Transaction, request: Resource, rows: Sequence[Resource], d
     elif decided.rows:
         await tx.enqueue(decided.assigned.set)
     await _say(tx, request, decided.assigned, places)
+
+
+async def _hold_promised(tx: Transaction, request: Resource, rows: Sequence[Resource], decided: Next) -> Next:
+    """Hold what was promised to machines that start now, and return what is to be done about those who find it taken.
+
+    Raises: Waiting when all are to start together and there is time.
+    """
+    starting = [row for row in rows if begins(row.assigned, decided.rows.get(row.id, {}))]
+    late = [row for row in starting if not await fulfil(tx, row)]
+    is_over = tx.now >= late_by(request.assigned)
+    if late and request.desired.mode == "all-or-nothing" and not is_over:
+        raise Waiting(NOT_FREE, not_free(len(late)), LATE_RECHECK_S)
+    if late and not is_over:
+        for row in late:
+            await promise_place(tx, row.id, row.assigned)
+    return without_room(request.desired, decided, [row.id for row in late], is_over=is_over)
 
 
 async def _write(tx: Transaction, row: Resource, changes: Changes) -> PlacementAssigned:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import sqlalchemy as sa
 from msgspec.structs import replace
 
 from pileus.compute.offers import Chosen
 from pileus.compute.placement.types import Contribution, PlacementAssigned, PlacementDesired, State
+from pileus.compute.placing import charge_place, promise_place
 from pileus.compute.request.preempt import SERVICE_LABEL
 from pileus.compute.request.servers import IMAGES
 from pileus.compute.request.types import RequestAssigned, RequestDesired
 from pileus.compute.set.types import TEMPLATE, MemberSpec, SetAssigned, SetDesired
 from pileus.kernel.kind import Resource
 from pileus.kernel.outcome import Waiting
-from pileus.kernel.quota import space
+from pileus.kernel.store.tables import charge, promise, resource
 from pileus.kernel.transaction import Exhausted, Transaction
 from pileus.storage.volume.types import attachment_space
 
@@ -23,6 +26,22 @@ REFUSED_MAX = 20
 OF_HOST = ("host", "pool")
 RACE_S = 0.6
 """After somebody else was faster: longer than offers are kept in memory."""
+
+
+def _owned_by(owners: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    is_owned = resource.c.owner != sa.literal_column("''")  # so that an index serves it
+    return sa.select(resource.c.id).where(is_owned, owners)
+
+
+_MACHINES = _owned_by(resource.c.owner == sa.bindparam("set"))
+_OWNERS = sa.union_all(
+    _owned_by(resource.c.owner == sa.bindparam("request")), _MACHINES, _owned_by(resource.c.owner.in_(_MACHINES))
+)
+CHARGED = sa.select(charge.c.space, charge.c.owner, charge.c.amount).where(charge.c.owner.in_(_OWNERS))
+PROMISED = sa.select(promise.c.space, promise.c.owner, promise.c.amount, promise.c.start).where(
+    promise.c.owner.in_(_OWNERS)
+)
+"""What placements, machines and their volumes hold."""
 
 
 async def make_set(tx: Transaction, request: Resource) -> Resource:
@@ -59,8 +78,9 @@ async def make_rows(tx: Transaction, request: Resource, assigned: RequestAssigne
             memory_mib=assigned.memory_mib,
             disk_gib=assigned.disk_gib,
             service=desired.service,
-            start=max(assigned.start, each.start),
+            start=assigned.start,
             end=assigned.end,
+            promised="yes" if assigned.start > tx.now else "no",
             message=each.reason,
             contributions=_contributions(each, assigned, desired),
         )
@@ -104,6 +124,7 @@ async def bring_back(tx: Transaction, row: Resource, chosen: Chosen) -> None:
         state="offered",
         reason="",
         message=chosen.reason,
+        promised="yes" if before.start > tx.now else "no",
         contributions=_renewed(before, chosen, "offered"),
     )
     await _hold(tx, await tx.update(await tx.get(row.id), assigned=after))
@@ -123,6 +144,7 @@ async def move(tx: Transaction, row: Resource, chosen: Chosen, now: float) -> No
         reason="",
         message=chosen.reason,
         since=now,
+        promised="no",
         doubted_at=0.0,
         refused_by=_remembered(before),
     )
@@ -146,7 +168,7 @@ async def _bring(tx: Transaction, vm: Resource, before: PlacementAssigned, row: 
     for server in filter(None, (before.server, before.pool)):
         await tx.uncharge(vm.id, f"{server}/")
     await tx.uncharge(row.id)
-    await _charge(tx, vm.id, place)
+    await charge_place(tx, vm.id, place)
     for child in await tx.children(vm.id):
         if child.kind == "storage.volume":
             await tx.release(vm.id, attachment_space(child.id))
@@ -156,17 +178,31 @@ async def _bring(tx: Transaction, vm: Resource, before: PlacementAssigned, row: 
 
 
 async def _hold(tx: Transaction, row: Resource) -> None:
+    hold = promise_place if row.assigned.promised == "yes" else charge_place
     try:
-        await _charge(tx, row.id, row.assigned)
+        await hold(tx, row.id, row.assigned)
     except Exhausted:
         raise Waiting("NoCapacity", "hosts that had room were filled by others; others are chosen", RACE_S) from None
 
 
-async def _charge(tx: Transaction, owner: str, place: PlacementAssigned) -> None:
-    await tx.charge(space(place.server, "memory_mib"), owner, place.memory_mib)
-    await tx.charge(space(place.server, "vcpus"), owner, place.vcpus)
-    if place.pool:
-        await tx.charge(space(place.pool, "disk_gib"), owner, place.disk_gib)
+async def fulfil(tx: Transaction, row: Resource) -> bool:
+    """Charge what was promised to a machine that starts now. False: it is not free, and nothing of it is held."""
+    await tx.uncharge(row.id)
+    try:
+        await charge_place(tx, row.id, row.assigned)
+    except Exhausted:
+        await tx.uncharge(row.id)
+        return False
+    return True
+
+
+async def end_at(tx: Transaction, request: Resource, end: float) -> None:
+    """Let all that its machines hold, and were promised, be held until another end. Raises: Exhausted."""
+    ids = {"request": request.id, "set": request.assigned.set}
+    for space, owner, amount in await tx.statement(CHARGED, **ids):
+        await tx.charge(space, owner, amount, end)
+    for space, owner, amount, start in await tx.statement(PROMISED, **ids):
+        await tx.promise(space, owner, amount, start, end)
 
 
 def _renewed(before: PlacementAssigned, chosen: Chosen, state: State) -> tuple[Contribution, ...]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pileus.compute.offers import Machine
+from pileus.compute.offers import Choice, Machine, summary
 from pileus.compute.placement.types import HELD, Contribution, PlacementAssigned, State
 from pileus.compute.request.types import RequestAssigned, RequestDesired
 from pileus.compute.vm.plan import is_off
@@ -24,6 +24,9 @@ START_MAX_S = 600.0
 """How long a machine may take in all that its host says is on its way: its image is fetched, its disk made."""
 RETRY_S = 30.0
 """How often a place is looked for again for machines that are missing."""
+NOT_FREE = "NotFree"
+LATE_S = 30.0
+"""How long one that was promised room waits for it at least, when what should have ended there has not."""
 LOOK_S = 2.0
 """How late a silence is seen; what is said wakes the request."""
 
@@ -72,10 +75,21 @@ def stop_at(desired: RequestDesired, assigned: RequestAssigned) -> float:
     return term.stop_at(assigned.start or assigned.start_from, assigned.end, desired.shutdown_timeout_s)
 
 
+def late_by(assigned: RequestAssigned) -> float:
+    """Return until when it waits for the room that it was promised."""
+    return max(assigned.start_by, assigned.start + LATE_S)
+
+
 def needs(
     desired: RequestDesired, assigned: RequestAssigned, links: Mapping[str, str], numbers: Sequence[int], now: float
 ) -> list[Machine]:
-    """Return what the machines with these numbers need."""
+    """Return what the machines with these numbers need: from any moment of the window, or beside those that have theirs."""
+    first, last, duration_s = max(assigned.start_from, now), max(assigned.start_by, now), float(desired.duration_s)
+    if assigned.room_by > now:
+        last = first  # room is being made at once, so it waits for no later one
+    if assigned.start:
+        first = last = max(assigned.start, now)
+        duration_s = max(assigned.end - first, 0.001) if assigned.end else 0.0
     networks = tuple(links[f"nics.{position}.network"] for position in range(len(desired.nics)))
     return [
         Machine(
@@ -87,8 +101,9 @@ def needs(
             image=assigned.image,
             networks=networks,
             zone=assigned.zone,
-            start_from=max(assigned.start_from, now),
-            start_by=max(assigned.start_by, now),
+            start_from=first,
+            start_by=last,
+            duration_s=duration_s,
             uefi="yes" if assigned.firmware == "uefi" and not assigned.append else "no",
         )
         for number in numbers
@@ -141,13 +156,49 @@ def follow(
     after = {id: replace(row, **changes.get(id, {})) for id, row in rows.items()}
     refused = [row for row in after.values() if row.state == "refused"]
     if refused and desired.mode == "all-or-nothing" and assigned.phase != "running":
-        return _release(assigned, changes, "refused", "Refused", _blame(refused))
+        return release(assigned, changes, "refused", "Refused", _blame(refused))
     if after and all(row.state == "released" for row in after.values()):
-        return _release(assigned, changes, "ended", "Done", "every machine has done its task")
+        return release(assigned, changes, "ended", "Done", "every machine has done its task")
     is_starting = any(row.state in ("instructed", "moving") for row in after.values())
     then = replace(assigned, phase="starting" if is_starting and assigned.phase != "running" else "running")
     after_s = LOOK_S if is_starting else _next_look_s(desired, then, stops, now)
     return Next(assigned=then, rows=changes, after_s=after_s)
+
+
+def begins(row: PlacementAssigned, changes: Changes) -> bool:
+    """Tell whether what was promised to a machine is needed now."""
+    return row.promised == "yes" and changes.get("state") == "instructed"
+
+
+def without_room(desired: RequestDesired, decided: Next, late: Collection[str], *, is_over: bool) -> Next:
+    """Return what was decided, but for the machines in these rows, whose promised room is not free: they wait.
+
+    ``is_over``: no longer; they look for other places, or all is released.
+    """
+    begun: Changes = {"promised": "no"}
+    rows = {
+        id: {**changes, **begun} if changes.get("state") == "instructed" else changes
+        for id, changes in decided.rows.items()
+        if id not in late
+    }
+    if not late or not is_over:
+        return replace(decided, rows=rows)
+    if desired.mode == "all-or-nothing":
+        return release(decided.assigned, {}, "refused", NOT_FREE, not_free(len(late)))
+    refused: Changes = {"state": "refused", "promised": "no", "reason": NOT_FREE, "message": not_free(1)}
+    return replace(decided, rows={**rows, **dict.fromkeys(late, refused)})
+
+
+def not_free(count: int) -> str:
+    """Return why machines do not start that were promised room."""
+    return f"what should have ended has not, and has the room that {count} of the machines were promised"
+
+
+def found(choice: Choice, start: float) -> str:
+    """Return what is said of a choice of which those that start first are taken; empty: all is well."""
+    late = sum(each.start > start for each in choice.chosen)
+    said = f"{late} of the machines find a place later only, and come when they do" if late else ""
+    return "; ".join(filter(None, (summary(choice), said)))
 
 
 def _end(
@@ -157,18 +208,19 @@ def _end(
     live = [vms[row.vm] for row in rows.values() if row.vm in vms]
     is_off = all(vm.power in ("stopped", "absent") for vm in live)
     if now >= assigned.end or (assigned.phase == "ending" and is_off):
-        return _release(assigned, {}, "ended", "Ended", "its time is over")
+        return release(assigned, {}, "ended", "Ended", "its time is over")
     then = replace(assigned, phase="ending", message="its machines are told to stop")
     return Next(assigned=then, power="stopped", after_s=min(assigned.end - now, LOOK_S))
 
 
-def _release(
+def release(
     assigned: RequestAssigned,
     changes: dict[str, Changes],
     outcome: Literal["ended", "refused"],
     reason: str,
     message: str,
 ) -> Next:
+    """Return that all of it goes, and what it comes to."""
     then = replace(assigned, phase="releasing", outcome=outcome, reason=reason, message=message)
     return Next(assigned=then, rows=changes, drop="yes")
 

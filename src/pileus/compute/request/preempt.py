@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from math import inf
 
 from msgspec.structs import replace
 
-from pileus.compute.offers import Choice, Offer
+from pileus.compute.book import Book
+from pileus.compute.offers import Choice, Held, Offer
 from pileus.compute.placement.types import HELD, PlacementAssigned
 from pileus.kernel.kind import Resource
 from pileus.kernel.store.lists import Filter
@@ -19,8 +20,6 @@ SERVICE_LABEL = "service"
 ROWS_MAX = 100_000
 PREEMPTED = "Preempted"
 
-Quantity = dict[str, int]
-
 
 async def best_effort(store: Store) -> list[Resource]:
     """Return the rows of all best-effort machines that hold something, of every account."""
@@ -30,57 +29,41 @@ async def best_effort(store: Store) -> list[Resource]:
 
 
 def victims(
-    rows: Sequence[Resource], offers: Sequence[Offer], choose: Callable[[list[Offer]], Choice]
+    rows: Sequence[Resource],
+    offers: Sequence[Offer],
+    held: Sequence[Held],
+    now: float,
+    choose: Callable[[Book], Choice],
 ) -> list[Resource]:
     """Return the rows whose machines must go so that all is chosen; empty when even that would not do.
 
-    ``choose`` chooses from offers. Of each host the newest go first, and no more than are in the way.
+    ``choose`` chooses from offers, of which ``held`` is taken. Of each host the newest go first, and no more than are in
+    the way.
     """
-    free = {offer.server: dict(offer.quantity) for offer in offers}
-    at_most = {server: dict(quantity) for server, quantity in free.items()}
-    for row in rows:
-        _give(at_most, row.assigned)
-    choice = choose([replace(offer, quantity=at_most[offer.server]) for offer in offers])
+    choice = choose(Book(offers, [*held, *(back for row in rows for back in _given_back(row.assigned))], now))
     if choice.refused or not choice.chosen:
         return []
-    short = _shortage(choice, free)
+    needed = [one for chosen in choice.chosen for one in chosen.held]
+    servers = {one.server for one in needed}
+    after = Book(offers, held, now)
+    after.take(needed, now)
     found = []
     for row in sorted(rows, key=lambda each: (each.assigned.start, each.id), reverse=True):
-        place: PlacementAssigned = row.assigned
-        if _is_short(short, (place.server, place.pool)):
+        back = _given_back(row.assigned)
+        if any(each.server in servers and min(after.rooms[each.server].floor.values()) < 0 for each in back):
             found.append(row)
-            _give(free, place)
-            short = _shortage(choice, free)
+            after.take(back, now)
     return found
 
 
-def _give(quantities: Mapping[str, Quantity], place: PlacementAssigned) -> None:
-    """Add what a machine holds to what there is."""
-    for server, word, amount in (
-        (place.server, "vcpus", place.vcpus),
-        (place.server, "memory_mib", place.memory_mib),
-        (place.pool, "disk_gib", place.disk_gib),
-    ):
-        if server in quantities:
-            quantities[server][word] = quantities[server].get(word, 0) + amount
-
-
-def _shortage(choice: Choice, free: Mapping[str, Quantity]) -> set[str]:
-    """Return the servers of which more is chosen than is free."""
-    needed: dict[str, Quantity] = defaultdict(lambda: defaultdict(int))
-    for chosen in choice.chosen:
-        for held in chosen.held:
-            for word, amount in held.quantity.items():
-                needed[held.server][word] += amount
-    return {
-        server
-        for server, quantity in needed.items()
-        if any(free.get(server, {}).get(word, 0) < amount for word, amount in quantity.items())
-    }
-
-
-def _is_short(short: set[str], servers: Iterable[str]) -> bool:
-    return any(server in short for server in servers)
+def _given_back(place: PlacementAssigned) -> list[Held]:
+    """Return what there is more of without a machine."""
+    start = place.start if place.promised == "yes" else 0.0
+    amounts = (
+        (place.server, {"vcpus": -place.vcpus, "memory_mib": -place.memory_mib}),
+        (place.pool, {"disk_gib": -place.disk_gib}),
+    )
+    return [Held(server=id, quantity=less, start=start, until=place.end or inf) for id, less in amounts if id]
 
 
 async def preempt(tx: Transaction, rows: Sequence[Resource], reason: str) -> None:
@@ -90,7 +73,8 @@ async def preempt(tx: Transaction, rows: Sequence[Resource], reason: str) -> Non
         if row is None or row.assigned.state not in HELD:
             continue
         await tx.uncharge(row.id)
-        decided = replace(row.assigned, state="preempted", reason=PREEMPTED, message=reason, vm="", doubted_at=0.0)
+        decided = replace(row.assigned, state="preempted", reason=PREEMPTED, message=reason)
+        decided = replace(decided, vm="", promised="no", doubted_at=0.0)
         await tx.update(row, assigned=decided)
         request = await tx.find_id(row.owner)
         if request is not None:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from msgspec.structs import replace
 
 from pileus.compute.placement.types import PlacementAssigned
+from pileus.compute.placing import charge_place
 from pileus.compute.set.types import NUMBER_LABEL, SET_LABEL, SetAssigned, SetDesired
 from pileus.compute.vm.plan import hold_of
 from pileus.compute.vm.types import VmAssigned, VmDesired, VmNic
 from pileus.kernel.kind import Resource
 from pileus.kernel.outcome import Waiting
-from pileus.kernel.quota import space
 from pileus.kernel.transaction import Exhausted, Transaction
 
 
@@ -73,10 +73,7 @@ async def take_over(tx: Transaction, vm: Resource, row: Resource) -> None:
     place: PlacementAssigned = row.assigned
     await tx.uncharge(row.id)
     try:
-        await tx.charge(space(place.server, "memory_mib"), vm.id, place.memory_mib)
-        await tx.charge(space(place.server, "vcpus"), vm.id, place.vcpus)
-        if place.pool:
-            await tx.charge(space(place.pool, "disk_gib"), vm.id, place.disk_gib)
+        await charge_place(tx, vm.id, place)
     except Exhausted:
         raise Waiting("NoCapacity", "the host was made smaller since it had room for all members", 5.0) from None
 

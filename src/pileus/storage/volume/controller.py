@@ -8,6 +8,7 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
 from pileus.kernel.quota import space
+from pileus.kernel.store import statements as sql
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Exhausted, Transaction
@@ -44,8 +45,9 @@ class VolumeController(Controller):
         placed = replace(await _limited(resource, store), host=vm.host, pool=pools[0].id, image=source)
 
         async def apply(tx: Transaction) -> None:
+            held = await tx.statement(sql.CHARGE, space=space(placed.pool, "disk_gib"), owner=vm.id)
             await tx.uncharge(vm.id, f"{placed.pool}/")  # what was held there for it before it was made
-            await _charge_pool(tx, resource, placed.pool)
+            await _charge_pool(tx, resource, placed.pool, until=held[0][1])
             await tx.update(resource, assigned=placed)
 
         return Done(apply)
@@ -98,9 +100,9 @@ async def _limited(volume: Resource, store: Store) -> VolumeAssigned:
     return replace(assigned, iops_limit=limits.iops_limit, throughput_limit_kib_s=limits.throughput_limit_kib_s)
 
 
-async def _charge_pool(tx: Transaction, volume: Resource, pool: str) -> None:
+async def _charge_pool(tx: Transaction, volume: Resource, pool: str, until: float | None = None) -> None:
     desired: VolumeDesired = volume.desired
     try:
-        await tx.charge(space(pool, "disk_gib"), volume.id, desired.size_gib)
+        await tx.charge(space(pool, "disk_gib"), volume.id, desired.size_gib, until)
     except Exhausted:
         raise Waiting("PoolFull", "its pool has too little room left for it", 30.0) from None
