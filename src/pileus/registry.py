@@ -33,6 +33,7 @@ from pileus.mirror.sniffer import types as sniffer
 from pileus.monitor.action import types as action
 from pileus.monitor.entitlement import types as entitlement
 from pileus.monitor.history import types as history
+from pileus.monitor.look import types as look
 from pileus.monitor.monitor import types as monitor
 from pileus.monitor.policy import types as policy
 from pileus.monitor.scan import types as scan
@@ -97,6 +98,7 @@ KINDS = Registry(
         history.KIND,
         signature.KIND,
         scan.KIND,
+        look.KIND,
         entitlement.KIND,
         seat.KIND,
         session.KIND,

@@ -35,6 +35,7 @@ from pileus.image.cache import built_image
 from pileus.kernel.clock import system_clock
 from pileus.kernel.errors import Rejected
 from pileus.registry import KINDS
+from pileus.scan.real import CLAMD, JailedScanner
 
 LOG_LIMIT_BYTES = 4 * 2**20
 ROTATE_EVERY_S = 30.0
@@ -48,6 +49,8 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
     network: str = ""
     """The network namespace of its switch, if somebody prepared one; empty: one of its own."""
     uplinks: Uplinks = Uplinks()
+    clamd: Path = CLAMD
+    """The socket of its ClamAV daemon, if it has one."""
 
     @property
     def identity(self) -> Path:
@@ -106,12 +109,14 @@ async def opened_drivers(settings: AgentSettings) -> AsyncIterator[Drivers]:
         snapshot_notes=FileNotes(paths.state / "snapshots-made"),
         leg_notes=FileNotes(paths.state / "mirror-sources-made"),
         mirror=KernelMirror(paths, settings.uplinks),
+        scanner=JailedScanner(paths.state / "scans", clamd=settings.clamd),
         uplinks=settings.uplinks,
     )
     await drivers.switch.open()
     await drivers.disks.open()
     await drivers.hypervisor.open()
     await drivers.mirror.open()
+    await drivers.scanner.open()
     try:
         yield drivers
     finally:

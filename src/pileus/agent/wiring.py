@@ -19,8 +19,10 @@ from pileus.fleet.request.host import RequestHalf
 from pileus.infra.host.host import HostHalf
 from pileus.kernel.half import Half
 from pileus.mirror.leg.host import LegHalf
+from pileus.monitor.look.host import LookHalf
 from pileus.network.port.host import PortHalf
 from pileus.network.segment.host import SegmentHalf
+from pileus.scan.base import Scanner
 from pileus.storage.pool.host import PoolHalf
 from pileus.storage.snapshot.host import SnapshotHalf
 from pileus.storage.volume.host import VolumeHalf
@@ -39,13 +41,14 @@ class Drivers(Struct, frozen=True, kw_only=True):
     snapshot_notes: Notes
     leg_notes: Notes
     mirror: Mirror
+    scanner: Scanner
     uplinks: Uplinks = Uplinks()
 
 
 def halves(drivers: Drivers) -> list[Half[Any, Any]]:
     """Return the host halves, one per host-bound kind."""
     return [
-        HostHalf(drivers.system, drivers.hypervisor, drivers.uplinks),
+        HostHalf(drivers.system, drivers.hypervisor, drivers.uplinks, drivers.scanner),
         PoolHalf(drivers.disks),
         VolumeHalf(drivers.disks, drivers.volume_notes),
         SnapshotHalf(drivers.disks, drivers.hypervisor, drivers.snapshot_notes),
@@ -54,5 +57,6 @@ def halves(drivers: Drivers) -> list[Half[Any, Any]]:
         VmHalf(drivers.hypervisor, drivers.guest, drivers.disks, drivers.switch, drivers.notes),
         NodeHalf(drivers.guest),
         RequestHalf(drivers.guest),
+        LookHalf(drivers.disks, drivers.hypervisor, drivers.scanner),
         LegHalf(drivers.mirror, drivers.leg_notes),
     ]

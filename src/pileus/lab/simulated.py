@@ -24,6 +24,7 @@ from pileus.drivers.host.system.fake import FakeSystem
 from pileus.kernel.clock import Clock
 from pileus.node.mirror.wire import Arrived
 from pileus.registry import KINDS
+from pileus.scan.fake import FakeScanner, FakeScans
 
 DISK_BYTES = 10 * 2**40
 INSTANT = FakeLatency(
@@ -83,6 +84,7 @@ class SimulatedHost:
         self.guests = GuestWorld(
             running=self._runs, boot_of=self._boot_of, clock=clock, status_of=self._decapsulator_status
         )
+        self.scans = FakeScans(scan_s=0.0) if instant else FakeScans()
         self.notes = MemoryNotes()
         self.volume_notes = MemoryNotes()
         self.snapshot_notes = MemoryNotes()
@@ -141,10 +143,12 @@ class SimulatedHost:
             leg_notes=self.leg_notes,
             uplinks=self._uplinks,
             mirror=FakeMirror(self.mirror),
+            scanner=FakeScanner(self.scans),
         )
         await drivers.hypervisor.open()
         await drivers.switch.open()
         await drivers.disks.open()
+        await drivers.scanner.open()
         converger = Converger(KINDS, halves(drivers), self._clock, simulated_image, fetch_content)
         drivers.hypervisor.on_change(converger.wake)
         drivers.hypervisor.on_change(guest.hint)

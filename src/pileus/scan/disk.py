@@ -18,12 +18,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.drivers.host.disk import command, files
+from pileus.drivers.host.disk.base import DiskLayer as Layer
 from pileus.drivers.host.errors import DriverError
 from pileus.image.jail import JAIL_USER
-from pileus.scan.inmate import Ended, Layer, Line, Order
+from pileus.scan.inmate import Ended, Line, Order
 from pileus.scan.report import FINDINGS_MAX, PARTS_MAX, Finding, Part, Report, printable
 
 LINE_BYTES_MAX = 16 * 1024
+LAST = ("nice", "-n", "19", "ionice", "-c", "3")
+"""Put before a command so that it gets what others leave of CPU and disk."""
 SAID_BYTES_MAX = LINE_BYTES_MAX * (FINDINGS_MAX + PARTS_MAX)
 
 __all__ = ["DEFAULT_LIMITS", "Layer", "Limits", "scan_disk"]
@@ -45,22 +48,24 @@ DEFAULT_LIMITS = Limits()
 
 async def scan_disk(
     layers: Sequence[Layer],
-    rules: str,
+    sought: str | Path,
     *,
     scratch: Path | None = None,
     limits: Limits = DEFAULT_LIMITS,
     files_too: bool = True,
-    heard: Callable[[Finding], None] = lambda _: None,
+    heard: Callable[[Finding | int], None] = lambda _: None,
 ) -> Report:
     """Return what is on the disk of these files: its own first, then what it is a copy-on-write child of.
 
-    ``scratch``: a folder of ours for what the scan needs meanwhile. ``heard`` gets each finding at once. The files are
-    only read; while a machine writes to them, what it has not yet flushed is not seen, and what moves meanwhile may be
-    missed or unreadable (``unknown``): a copy, or a machine that is paused, is better evidence.
+    ``sought``: YARA rules, or the socket of a ClamAV daemon that is asked instead. ``scratch``: a folder of ours for
+    what the scan needs meanwhile. ``heard`` gets each finding at once, and about every second how many bytes were
+    looked at. The files are only read, when nobody else wants the disk or the CPU; while a machine writes to them, what
+    it has not yet flushed is not seen, and what moves meanwhile may be missed or unreadable (``unknown``): a copy, or a
+    machine that is paused, is better evidence.
     """
     if os.geteuid() != 0:
         return Report(reason="NoJail", message="disks are scanned in a jail that only root can make")
-    folder = Path(await files.in_thread(_prepare, scratch, rules))
+    folder = Path(await files.in_thread(_prepare, scratch, sought if isinstance(sought, str) else ""))
     said = _Said(heard)
     order = Order(
         root=str(folder / "root"),
@@ -73,6 +78,7 @@ async def scan_disk(
             "core_bytes": 0,
         },
         rules=str(folder / "rules"),
+        clamd="" if isinstance(sought, str) else str(sought),
         layers=tuple(layers),
         time_s=limits.time_s,
         files=files_too,
@@ -80,7 +86,7 @@ async def scan_disk(
     words = (sys.executable, "-I", "-m", "pileus.scan.inmate", msgspec.json.encode(order).decode())
     try:
         ended = await command.run(
-            (*command.DIE_WITH_AGENT, *words), timeout_s=limits.time_s + limits.grace_s, on_stdout=said.hear
+            (*command.DIE_WITH_AGENT, *LAST, *words), timeout_s=limits.time_s + limits.grace_s, on_stdout=said.hear
         )
     except DriverError as exc:
         return said.report(exc.reason if exc.reason == "TimedOut" else "Crashed", "the scan was stopped: " + str(exc))
@@ -100,7 +106,7 @@ def _prepare(scratch: Path | None, rules: str) -> str:
 class _Said:
     """What the process said, taken line by line within bounds; it may be in the hands of what it read."""
 
-    def __init__(self, heard: Callable[[Finding], None]) -> None:
+    def __init__(self, heard: Callable[[Finding | int], None]) -> None:
         self._heard = heard
         self._rest = b""
         self._bytes = 0
@@ -153,6 +159,8 @@ class _Said:
         elif said.finding is not None and len(self._findings) < FINDINGS_MAX:
             self._findings.append(_harmless(said.finding))
             self._heard(self._findings[-1])
+        elif said.looked_bytes > 0:
+            self._heard(said.looked_bytes)
 
 
 def _harmless(found: Finding) -> Finding:

@@ -71,8 +71,12 @@ class Span:
         self.size_bytes = size_bytes
 
     def ranges(self) -> Iterator[tuple[int, int]]:
-        """Yield start and end of what may be written in it."""
-        yield 0, self.size_bytes
+        """Yield start and end of what may be written in it. Raises: Unreadable."""
+        for low, high in self._whole.ranges():
+            if low >= self._start + self.size_bytes:
+                return
+            if high > self._start:
+                yield max(low - self._start, 0), min(high - self._start, self.size_bytes)
 
     def read(self, offset: int, length: int) -> bytes:
         """Return that many bytes of it; zeros behind its end, which are not the next part's."""

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-import yara_x
 from msgspec import Struct
 
 from pileus.scan.disks import Readable, Span, Unreadable
+from pileus.scan.engines import Engine, Sighting, Stopped
 from pileus.scan.ext4 import FileSystem, Walk
 from pileus.scan.partitions import ENCRYPTED, Place, parts
-from pileus.scan.report import FINDINGS_MAX, Finding, Part, printable
+from pileus.scan.report import FINDINGS_MAX, Finding, Part
 
 WINDOW_BYTES = 8 * 1024**2
 OVERLAP_BYTES = 128 * 1024
@@ -34,16 +34,6 @@ WHOLE_BYTES_MAX = 32 * 1024**2
 """Files up to this size are looked at as a whole, as rules expect that speak of sizes or headers."""
 
 FINDINGS_PER_RULE_MAX = 100
-MATCHES_PER_PATTERN_MAX = 16
-
-
-class Stopped(Exception):
-    """The scan ends before its end: ``reason`` and words for the report."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
 
 
 class Window(Struct, frozen=True):
@@ -55,13 +45,17 @@ class Window(Struct, frozen=True):
 
 
 class Hunt:
-    """One scan with one set of rules. ``clock`` in seconds; ``heard`` gets each finding that is kept, at once."""
+    """One scan by one engine. ``clock`` in seconds; ``heard`` gets each finding that is kept, at once.
+
+    ``looked`` is called whenever more was looked at.
+    """
+
+    looked: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(
-        self, rules: yara_x.Rules, heard: Callable[[Finding], None], clock: Callable[[], float], until: float
+        self, engine: Engine, heard: Callable[[Finding], None], clock: Callable[[], float], until: float
     ) -> None:
-        self._scanner = yara_x.Scanner(rules)
-        self._scanner.max_matches_per_pattern(MATCHES_PER_PATTERN_MAX)
+        self._engine = engine
         self._heard = heard
         self._clock = clock
         self._until = until
@@ -73,10 +67,14 @@ class Hunt:
         self.problems: list[Stopped] = []
         """What was not looked at; the scan goes on."""
 
-    def bytes_of(self, disk: Readable) -> None:
-        """Look at everything that is written on a disk. Raises: Stopped, Unreadable."""
-        self._windows(disk, lambda rule, pattern, at, length: Finding(
-            rule=rule, where="disk", pattern=pattern, offset=at, length=length
+    def bytes_of(self, disk: Readable, start: int = 0, partition: int = 0) -> None:
+        """Look at everything that is written on a disk, or on the part that begins at ``start``.
+
+        Raises: Stopped, Unreadable.
+        """
+        self._windows(disk, lambda seen, at: Finding(
+            rule=seen.rule, where="disk", pattern=seen.pattern, offset=start + at, length=seen.length,
+            partition=partition,
         ))  # fmt: skip
 
     def files_of(self, disk: Readable) -> Iterator[Part]:
@@ -85,8 +83,10 @@ class Hunt:
             if place.content == ENCRYPTED:
                 words = f"partition {place.number} is encrypted; nothing in it can be found"
                 self.problems.append(Stopped("Encrypted", words))
-            count, read = (self._files_in(disk, place), "files") if place.content == "ext4" else (0, "bytes")
-            yield _part(place, "files" if read == "files" and count >= 0 else "bytes", max(0, count))
+            count = self._files_in(disk, place) if place.content == "ext4" else -1
+            if count < 0 and self._engine.looks_at == "files":
+                self.bytes_of(Span(disk, place.start, place.size_bytes), place.start, place.number)
+            yield _part(place, "files" if count >= 0 else "bytes", max(0, count))
 
     def _files_in(self, disk: Readable, place: Place) -> int:
         """Return how many files were read; -1: none, because the file system cannot be read."""
@@ -109,10 +109,11 @@ class Hunt:
     def file(self, content: Readable, path: str, partition: int) -> None:
         """Look at one file. Raises: Stopped, Unreadable."""
 
-        def finding(rule: str, pattern: str, at: int, length: int) -> Finding:
+        def finding(seen: Sighting, at: int) -> Finding:
             return Finding(
-                rule=rule, where="file", pattern=pattern, offset=at, length=length, path=path, partition=partition
-            )
+                rule=seen.rule, where="file", pattern=seen.pattern, offset=at, length=seen.length, path=path,
+                partition=partition,
+            )  # fmt: skip
 
         self.files += 1
         if content.size_bytes <= WHOLE_BYTES_MAX:
@@ -120,35 +121,27 @@ class Hunt:
         else:
             self._windows(content, finding)
 
-    def _windows(self, disk: Readable, finding: Callable[[str, str, int, int], Finding]) -> None:
+    def _windows(self, disk: Readable, finding: Callable[[Sighting, int], Finding]) -> None:
         before: set[str] = set()
         for window in ahead(windows(disk)):
             before = self._look(window, finding, before, whole=False)
 
     def _look(
-        self, window: Window, finding: Callable[[str, str, int, int], Finding], before: set[str], *, whole: bool
+        self, window: Window, finding: Callable[[Sighting, int], Finding], before: set[str], *, whole: bool
     ) -> set[str]:
         """Return the rules that match here. ``before``: those of the window before. Raises: Stopped."""
         left_s = self._until - self._clock()
         if left_s <= 0:
             raise Stopped("TimedOut", "the scan took longer than it may")
-        self._scanner.set_timeout(int(left_s) + 1)
-        try:
-            matching = self._scanner.scan(window.content).matching_rules
-        except yara_x.TimeoutError:
-            raise Stopped("TimedOut", "the rules took longer than they may") from None
-        except yara_x.ScanError as exc:
-            raise Stopped("RulesFailed", printable(str(exc))) from None
+        seen = self._engine.look(window.content, left_s)
         self.scanned_bytes += len(window.content)
-        for rule in matching:
-            places = [(one.identifier, at.offset, at.length) for one in rule.patterns for at in one.matches]
-            if rule.identifier in before:
-                places = [place for place in places if window.start + place[1] + place[2] > window.known]
-            elif not places and whole:
-                places = [("", 0, 0)]
-            for pattern, at, length in places:
-                self._keep(finding(rule.identifier, pattern, window.start + at, length))
-        return {rule.identifier for rule in matching}
+        self.looked()
+        for one in seen:
+            at = window.start + one.offset
+            is_known = one.rule in before and at + one.length <= window.known
+            if (whole or one.length) and not is_known:
+                self._keep(finding(one, at))
+        return {one.rule for one in seen}
 
     def _keep(self, found: Finding) -> None:
         """Let one more finding be heard, unless there are too many, of this rule or in all."""

@@ -7,38 +7,40 @@ line nothing is known. It compiles the rules in there too.
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import sys
 import time
-from typing import Literal
+from collections.abc import Callable
 
 import msgspec
 from msgspec import Struct
 
+from pileus.drivers.host.disk.base import DiskLayer as Layer
 from pileus.image import cell
+from pileus.scan.base import NO_CLAMD
 from pileus.scan.disks import RawDisk, Readable, Unreadable
-from pileus.scan.hunt import Hunt, Stopped
+from pileus.scan.engines import Engine, Session, Stopped, Yara
+from pileus.scan.hunt import Hunt
 from pileus.scan.qcow2 import Qcow2Disk
 from pileus.scan.report import Finding, Part
 from pileus.scan.rules import RulesRefused, compile_rules
 
-DiskFormat = Literal["qcow2", "raw"]
-
-
-class Layer(Struct, frozen=True):
-    """A file of a disk, and its format, which is always said and never guessed."""
-
-    path: str
-    format: DiskFormat
+PROGRESS_S = 1.0
+CONNECT_S = 10.0
 
 
 class Order(Struct, frozen=True, kw_only=True):
-    """What the process is told. ``layers``: the disk's own file first, then what lies below it."""
+    """What the process is told. ``layers``: the disk's own file first, then what lies below it.
+
+    ``rules``: a file of them. ``clamd``: the socket of a daemon that is asked instead; empty: the rules are used.
+    """
 
     root: str
     user: int
     limits: dict[str, int]
     rules: str
+    clamd: str
     layers: tuple[Layer, ...]
     time_s: float
     files: bool = True
@@ -60,6 +62,8 @@ class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     finding: Finding | None = None
     part: Part | None = None
+    looked_bytes: int = 0
+    """How much was looked at so far."""
     ended: Ended | None = None
 
 
@@ -69,7 +73,17 @@ def main() -> int:
     files = [_opened(layer.path) for layer in order.layers]
     with open(order.rules, encoding="utf-8", errors="surrogateescape") as file:
         rules = file.read()
-    return cell.confine(order.root, order.user, order.limits, lambda: _work(order, files, rules))
+    daemon = None
+    if order.clamd:
+        daemon = socket.socket(socket.AF_UNIX)
+        daemon.settimeout(CONNECT_S)
+        try:
+            daemon.connect(order.clamd)
+        except OSError as exc:
+            message = f"clamd at {order.clamd} cannot be asked: {exc.strerror}"
+            _say(Line(ended=Ended(reason=NO_CLAMD, message=message)))
+            return 0
+    return cell.confine(order.root, order.user, order.limits, lambda: _work(order, files, daemon or rules))
 
 
 def _opened(path: str) -> int:
@@ -80,9 +94,9 @@ def _opened(path: str) -> int:
     return file
 
 
-def _work(order: Order, files: list[int], rules: str) -> int:
+def _work(order: Order, files: list[int], sought: str | socket.socket) -> int:
     try:
-        ended = _scan(order, files, rules)
+        ended = _scan(order, files, Yara(compile_rules(sought)) if isinstance(sought, str) else Session(sought))
     except (Stopped, Unreadable) as exc:
         ended = Ended(reason=exc.reason, message=exc.message)
     except RulesRefused as exc:
@@ -93,14 +107,16 @@ def _work(order: Order, files: list[int], rules: str) -> int:
     return 0
 
 
-def _scan(order: Order, files: list[int], rules: str) -> Ended:
-    """Return how it ended. Raises: RulesRefused, Unreadable."""
+def _scan(order: Order, files: list[int], engine: Engine) -> Ended:
+    """Return how it ended. Raises: Unreadable."""
     until = time.monotonic() + order.time_s
-    hunt = Hunt(compile_rules(rules), lambda finding: _say(Line(finding=finding)), time.monotonic, until)
+    hunt = Hunt(engine, lambda finding: _say(Line(finding=finding)), time.monotonic, until)
+    hunt.looked = _progress(hunt)
     disk = _disk(order, files)
     stopped = None
     try:
-        hunt.bytes_of(disk)
+        if engine.looks_at == "bytes":
+            hunt.bytes_of(disk)
         if order.files:
             for part in hunt.files_of(disk):
                 _say(Line(part=part))
@@ -115,6 +131,20 @@ def _scan(order: Order, files: list[int], rules: str) -> Ended:
         reason=problem.reason if problem else "",
         message=problem.message if problem else "",
     )
+
+
+def _progress(hunt: Hunt) -> Callable[[], None]:
+    """Return what says now and then how far the hunt is."""
+    said_at = time.monotonic()
+
+    def looked() -> None:
+        nonlocal said_at
+        now = time.monotonic()
+        if now - said_at >= PROGRESS_S:
+            said_at = now
+            _say(Line(looked_bytes=hunt.scanned_bytes))
+
+    return looked
 
 
 def _disk(order: Order, files: list[int]) -> Readable:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from pileus.scan.disks import Span, Unreadable, both, joined
-from pileus.scan.hunt import EDGE_BYTES, FINDINGS_PER_RULE_MAX, OVERLAP_BYTES, WINDOW_BYTES, Hunt, Stopped, windows
+from pileus.scan.engines import Stopped, Yara
+from pileus.scan.hunt import EDGE_BYTES, FINDINGS_PER_RULE_MAX, OVERLAP_BYTES, WINDOW_BYTES, Hunt, windows
 from pileus.scan.partitions import parts
 from pileus.scan.report import FINDINGS_MAX, Finding
 from pileus.scan.rules import compile_rules
@@ -40,7 +41,7 @@ class Written:
 
 def hunted(disk: Written, rules: str = RULE, until: float = 1e9) -> list[Finding]:
     heard: list[Finding] = []
-    Hunt(compile_rules(rules), heard.append, lambda: 0.0, until).bytes_of(disk)
+    Hunt(Yara(compile_rules(rules)), heard.append, lambda: 0.0, until).bytes_of(disk)
     return heard
 
 
@@ -76,7 +77,7 @@ def test_a_rule_must_match_something_in_bytes_that_are_no_file() -> None:
 def test_a_noisy_rule_hides_no_other() -> None:
     noisy = "\n".join(f'rule noisy{number} {{ strings: $a = "zz" condition: $a }}' for number in range(20))
     heard: list[Finding] = []
-    hunt = Hunt(compile_rules(noisy + RULE), heard.append, lambda: 0.0, 1e9)
+    hunt = Hunt(Yara(compile_rules(noisy + RULE)), heard.append, lambda: 0.0, 1e9)
     gap = b"\0" * 100_000
     for _ in range(FINDINGS_PER_RULE_MAX // 16 + 4):
         hunt.bytes_of(Written(4096, {0: b"zz " * 1000}))

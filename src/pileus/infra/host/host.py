@@ -13,6 +13,7 @@ from pileus.infra.host.types import HostNic, HostObserved
 from pileus.kernel.fields import Problem
 from pileus.kernel.half import Half, Peers, Step
 from pileus.kernel.kind import Resource
+from pileus.scan.base import Scanner
 
 
 class Seen(Struct, frozen=True):
@@ -20,6 +21,7 @@ class Seen(Struct, frozen=True):
 
     system: SystemFacts
     accelerator: Accelerator
+    clamd: str
 
 
 class HostHalf(Half[Seen, Step]):
@@ -27,15 +29,16 @@ class HostHalf(Half[Seen, Step]):
 
     kind = "infra.host"
 
-    def __init__(self, system: System, hypervisor: Hypervisor, uplinks: Uplinks) -> None:
+    def __init__(self, system: System, hypervisor: Hypervisor, uplinks: Uplinks, scanner: Scanner) -> None:
         """``uplinks``: those that the agent was started with."""
         self._system = system
         self._hypervisor = hypervisor
         self._uplinks = uplinks
+        self._scanner = scanner
 
     async def observe(self, resource: Resource, peers: Peers) -> Seen:
         """Look at the machine."""
-        return Seen(await self._system.facts(), self._hypervisor.accelerator())
+        return Seen(await self._system.facts(), self._hypervisor.accelerator(), await self._scanner.clamd())
 
     def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
         """Return None: a host is as it is."""
@@ -63,5 +66,6 @@ class HostHalf(Half[Seen, Step]):
             has_trunk="yes" if uplinks.trunk else "no",
             has_public="yes" if uplinks.public else "no",
             has_uefi="yes" if system.has_uefi else "no",
+            clamd=fact.clamd,
             problem=problem,
         )

@@ -76,6 +76,8 @@ class HostObserved(Struct, frozen=True, kw_only=True):
     has_public: Literal["yes", "no"] = "no"
     has_uefi: Literal["yes", "no"] = "no"
     """Whether it has firmware for VMs that start by UEFI."""
+    clamd: str = ""
+    """The version of the ClamAV daemon that scans disks there; empty: none answers."""
     problem: Problem | None = None
 
 

@@ -21,5 +21,9 @@ class SignatureAdmission(Admission):
             raise Invalid(f"rules take at most {RULES_CHARACTERS_MAX} bytes", field="desired.rules")
         if desired.rules and "rule" not in desired.rules:
             raise Invalid("these are no YARA rules: there is no rule in them", field="desired.rules")
+        if desired.engine == "clamav" and desired.rules:
+            raise Invalid("ClamAV brings its own signatures; leave the rules out", field="desired.rules")
+        if desired.engine == "clamav" and desired.look in ("inside", "both"):
+            raise Invalid("ClamAV looks at disks from outside only; leave look out", field="desired.look")
         assigned = change.new.assigned or SignatureAssigned()
         return replace(change.new, assigned=assigned)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -24,12 +24,21 @@ class SignatureDesired(Struct, frozen=True, kw_only=True):
         str,
         Meta(
             max_length=RULES_CHARACTERS_MAX,
-            description="YARA rules; empty: the harmless test file of EICAR.",
+            description="YARA rules; empty: the harmless test file of EICAR, or with clamav all that the host's ClamAV knows.",
             extra={"file": True},
         ),
     ] = ""
+    engine: Annotated[
+        Literal["yara", "clamav"],
+        Meta(description="What looks: YARA rules, or the ClamAV daemon of the host, which looks from outside only."),
+    ] = "yara"
+    look: Annotated[
+        Literal["auto", "inside", "outside", "both"],
+        Meta(description="From where: inside by its node, outside at its disks; auto: inside while its node answers."),
+    ] = "auto"
     paths: Annotated[
-        tuple[Path, ...], Meta(max_length=64, description="Folders and files that are read; processes always are.")
+        tuple[Path, ...],
+        Meta(max_length=64, description="Folders and files that are read from inside; processes always are."),
     ] = ("/",)
     every_s: Annotated[
         int, Meta(ge=0, le=2_592_000, description="Seconds between two scans of an appliance; 0: only when asked.")
@@ -80,6 +89,8 @@ KIND = Kind(
     columns=(
         Column("MONITOR", "desired.monitor"),
         Column("EVERY_S", "desired.every_s"),
+        Column("LOOK", "desired.look", wide=True),
+        Column("ENGINE", "desired.engine", wide=True),
         Column("APPLIANCES", "observed.appliances"),
         Column("STATES", "observed.states"),
     ),

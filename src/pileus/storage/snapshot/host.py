@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 from msgspec import Struct
@@ -11,6 +10,7 @@ from msgspec import Struct
 from pileus.drivers.host.disk.base import DiskPool, SnapshotFact
 from pileus.drivers.host.notes import Notes
 from pileus.drivers.host.qemu.base import Hypervisor
+from pileus.drivers.host.qemu.opened import copier
 from pileus.drivers.host.snapshot import Snapshot
 from pileus.kernel.clock import iso
 from pileus.kernel.fields import Problem
@@ -73,19 +73,14 @@ class SnapshotHalf(Half[Seen, Step]):
             return
         self._taking.add(resource.id)
         try:
-            await self._disks.take_snapshot(resource.id, assigned.volume, await self._copier(assigned.volume))
+            await self._disks.take_snapshot(
+                resource.id, assigned.volume, await copier(self._hypervisor, assigned.volume)
+            )
         finally:
             self._taking.discard(resource.id)
             self._snapshots.changed()
         # A volume that is being deleted waits for its copies.
         peers.wake(assigned.volume)
-
-    async def _copier(self, volume: str) -> Callable[[str], Awaitable[float]] | None:
-        """Return what copies the volume out of the machine that has it open; None: nobody has."""
-        for machine in (await self._hypervisor.observe()).values():
-            if machine.state in ("running", "paused") and volume in machine.disks:
-                return functools.partial(self._hypervisor.copy_disk, machine.id, volume)
-        return None
 
     def report(self, resource: Resource, fact: Seen | None, problem: Problem | None) -> Struct:
         """Return the snapshot's observed section."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -86,6 +87,17 @@ class SnapshotFact(Struct, frozen=True, kw_only=True):
     taken_at: float
 
 
+class DiskLayer(Struct, frozen=True):
+    """A file of a disk, and its format, which is always said and never guessed."""
+
+    path: str
+    format: DiskFormat
+
+
+Copy = Callable[[str], Awaitable[float]]
+"""Fills an empty qcow2 at a path from the machine that has the disk open, and returns the moment that it shows."""
+
+
 class PoolCapacity(Struct, frozen=True, kw_only=True):
     """The file system under the pool, in bytes."""
 
@@ -124,12 +136,18 @@ class DiskPool(Protocol):
         Raises: DiskFull, DriverError (NoVolume, VolumeInUse).
         """
 
+    def layers(self, volume: str, copy: Copy | None = None) -> AbstractAsyncContextManager[tuple[DiskLayer, ...]]:
+        """Give what the volume is read from, for the block: its own file first, then what lies below it.
+
+        With ``copy``: a whole copy of one moment, made for the block and gone after it, whatever ends it. Without: the
+        volume's own files, which no machine has open. Raises: DiskFull, DriverError (NoVolume; VolumeChanged at the
+        block's end when somebody wrote to it), and whatever ``copy`` raises.
+        """
+
     async def snapshots(self) -> dict[str, SnapshotFact]:
         """Return every complete snapshot."""
 
-    async def take_snapshot(
-        self, snapshot: str, volume: str, copy: Callable[[str], Awaitable[float]] | None = None
-    ) -> SnapshotFact:
+    async def take_snapshot(self, snapshot: str, volume: str, copy: Copy | None = None) -> SnapshotFact:
         """Keep the volume as it is at one moment, whole or not at all; there already: the one that is there.
 
         ``copy`` fills an empty qcow2 at a path and returns that moment, for a volume that a machine has open; None: no

@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -18,6 +18,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.drivers.host.disk.base import (
+    Copy,
+    DiskLayer,
     ImageFile,
     ImageSpec,
     PartName,
@@ -37,7 +39,7 @@ SECTOR_BYTES = 512
 
 Call = Literal[
     "open", "capacity", "volumes", "create", "resize", "delete", "packed", "images", "put_image", "delete_image",
-    "snapshots", "take_snapshot", "delete_snapshot",
+    "snapshots", "take_snapshot", "delete_snapshot", "layers",
 ]  # fmt: skip
 
 LATENCIES_S: Mapping[Call, float] = {
@@ -76,6 +78,8 @@ class FakePoolWorld:
         self.images: dict[str, ImageFile] = {}
         self.volumes: dict[str, VolumeFact] = {}
         self.snapshots: dict[str, SnapshotFact] = {}
+        self.copies: dict[str, int] = {}
+        """Path -> bytes of each copy that is read just now."""
         self.calls: Counter[Call] = Counter()
         self.latencies_s = latencies_s
         self.faults = list(faults)
@@ -109,7 +113,7 @@ class FakePool:
     async def open(self) -> None:
         """Find everything as it is: an interrupted call leaves nothing in the world."""
         async with self._world.call("open"):
-            pass
+            self._world.copies.clear()
 
     async def capacity(self) -> PoolCapacity:
         """Return the simulated disk's size and room."""
@@ -164,14 +168,33 @@ class FakePool:
         for part in await asyncio.to_thread(_blank_vmdk, fact.size_bytes):
             yield part
 
+    @asynccontextmanager
+    async def layers(self, volume: str, copy: Copy | None = None) -> AsyncIterator[tuple[DiskLayer, ...]]:
+        """Give what the volume is read from, for the block. Raises what the real pool does."""
+        async with self._world.call("layers"):
+            fact = self._world.volumes.get(volume)
+            if fact is None:
+                raise DriverError("NoVolume", f"volume {volume} is not in the simulated pool")
+        if copy is None:
+            yield (DiskLayer(fact.path, "qcow2"),)
+            if self._world.volumes.get(volume) != fact:
+                raise DriverError("VolumeChanged", f"volume {volume} was written to while it was read")
+            return
+        self._take(f"a copy of volume {volume}", fact.used_bytes)
+        target = f"{fact.path}.tmp"
+        self._world.copies[target] = fact.used_bytes
+        try:
+            await copy(target)
+            yield (DiskLayer(target, "qcow2"),)
+        finally:
+            self._world.copies.pop(target, None)
+
     async def snapshots(self) -> dict[str, SnapshotFact]:
         """Return every snapshot."""
         async with self._world.call("snapshots"):
             return dict(self._world.snapshots)
 
-    async def take_snapshot(
-        self, snapshot: str, volume: str, copy: Callable[[str], Awaitable[float]] | None = None
-    ) -> SnapshotFact:
+    async def take_snapshot(self, snapshot: str, volume: str, copy: Copy | None = None) -> SnapshotFact:
         """Keep the volume; there already: its fact. Raises what the real pool does."""
         async with self._world.call("take_snapshot"):
             found = self._world.snapshots.get(snapshot)
@@ -222,7 +245,7 @@ class FakePool:
 
     def _free_bytes(self) -> int:
         used_bytes = sum(fact.used_bytes for fact in self._world.volumes.values())
-        used_bytes += sum(fact.used_bytes for fact in self._world.snapshots.values())
+        used_bytes += sum(fact.used_bytes for fact in self._world.snapshots.values()) + sum(self._world.copies.values())
         cached_bytes = sum(image.size_bytes for image in self._world.images.values())
         return max(0, self._total_bytes - self._world.other_bytes - used_bytes - cached_bytes)
 

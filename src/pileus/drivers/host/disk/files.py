@@ -54,6 +54,15 @@ def full(pool: str, folder: Path, subject: str, needed_bytes: int) -> DiskFull:
     )
 
 
+def mark(path: Path) -> tuple[int, ...]:
+    """Return what differs once somebody wrote to the file, or put another in its place; nothing for one that is gone."""
+    try:
+        now = path.stat()
+    except FileNotFoundError:
+        return ()
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
+
+
 def sync(path: Path) -> None:
     """Return once the file's content, or the folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

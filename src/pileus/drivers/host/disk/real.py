@@ -15,8 +15,8 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import cast
 from weakref import WeakValueDictionary
@@ -26,6 +26,8 @@ from msgspec import Struct
 
 from pileus.drivers.host.disk import command, files
 from pileus.drivers.host.disk.base import (
+    Copy,
+    DiskLayer,
     ImageFile,
     ImageSpec,
     PoolCapacity,
@@ -196,13 +198,43 @@ class QemuImgPool:
             raise files.full(self._name, self._folder, subject, needed_bytes)
         return fact, image
 
+    @asynccontextmanager
+    async def layers(self, volume: str, copy: Copy | None = None) -> AsyncIterator[tuple[DiskLayer, ...]]:
+        """Give what the volume is read from, for the block. What an agent that dies leaves of a copy, ``open`` clears.
+
+        Raises: DiskFull, DriverError (NoVolume, VolumeChanged, DiskToolFailed, TimedOut), and whatever ``copy`` raises.
+        """
+        _check_id(volume)
+        if copy is None:
+            fact = await files.in_thread(self._find, volume)
+            if fact is None:
+                raise DriverError("NoVolume", f"volume {volume} is not in the {self._name}")
+            image = await files.in_thread(self._cache.find, fact.image) if fact.image is not None else None
+            below = (DiskLayer(image.path, image.format),) if image is not None else ()
+            before = await files.in_thread(files.mark, Path(fact.path))
+            yield (DiskLayer(fact.path, "qcow2"), *below)
+            if await files.in_thread(files.mark, Path(fact.path)) != before:
+                raise DriverError("VolumeChanged", f"volume {volume} was written to while it was read")
+            return
+        target = self._volumes / f"{volume}-{secrets.token_hex(4)}{VOLUME_SUFFIX}{files.TEMPORARY}"
+        try:
+            async with self._packing:
+                fact, _ = await self._copied(volume, f"a copy of volume {volume}")
+                await self._copy_out(f"a copy of volume {volume}", fact, target, copy)
+            yield (DiskLayer(str(target), "qcow2"),)
+        finally:
+            await files.in_thread(files.remove, target)
+
+    async def _copy_out(self, subject: str, fact: VolumeFact, target: Path, copy: Copy) -> float:
+        """Let a machine fill ``target``, and return the moment that it shows."""
+        await self._qemu_img(subject, "create", "-q", "-f", "qcow2", str(target), str(fact.size_bytes))
+        return await copy(str(target))
+
     async def snapshots(self) -> dict[str, SnapshotFact]:
         """Return every complete snapshot."""
         return await files.in_thread(self._snapshots.scan)
 
-    async def take_snapshot(
-        self, snapshot: str, volume: str, copy: Callable[[str], Awaitable[float]] | None = None
-    ) -> SnapshotFact:
+    async def take_snapshot(self, snapshot: str, volume: str, copy: Copy | None = None) -> SnapshotFact:
         """Keep the volume as it is at one moment, whole or not at all; there already: the one that is there.
 
         Raises: DiskFull, DriverError (NoVolume, VolumeInUse, DiskToolFailed, TimedOut), and whatever ``copy`` raises.
@@ -218,9 +250,7 @@ class QemuImgPool:
             async def fill(path: Path) -> float:
                 at = time.time()
                 if copy is not None:
-                    words = ["create", "-q", "-f", "qcow2", str(path), str(fact.size_bytes)]
-                    await self._qemu_img(f"snapshot {snapshot}", *words)
-                    return await copy(str(path))
+                    return await self._copy_out(f"snapshot {snapshot}", fact, path, copy)
                 words = ["convert", "-q", "-O", "qcow2", _source(fact, image), str(path)]
                 await self._qemu_img(f"volume {volume}", *words, timeout_s=PACK_TIMEOUT_S)
                 return at
