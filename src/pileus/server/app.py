@@ -18,6 +18,7 @@ from pileus.server.content import Content
 from pileus.server.disks import Disks
 from pileus.server.edge import Edge
 from pileus.server.entrance import Entrance
+from pileus.server.histories import Histories
 from pileus.server.mirrors import Mirrors
 from pileus.server.openapi import openapi
 from pileus.server.parts import Parts
@@ -31,6 +32,7 @@ FEATURES = (
     "console",
     "download",
     "dry-run",
+    "history-entries",
     "idempotency-key",
     "join-token",
     "merge-patch",
@@ -51,7 +53,7 @@ def build(parts: Parts) -> Edge:
 
 def _routes(parts: Parts) -> list[BaseRoute]:
     meta, resources, content, entrance = Meta(parts), Resources(parts), Content(parts), Entrance(parts)
-    payloads, disks = Payloads(parts), Disks(parts)
+    payloads, disks, histories = Payloads(parts), Disks(parts), Histories(parts)
     return [
         # First what is asked most: routes are tried in this order.
         _route(
@@ -92,6 +94,7 @@ def _routes(parts: Parts) -> list[BaseRoute]:
         Route("/v1/fleet.node/{ident}/document", content.document),
         _route("/v1/fleet.request/{ident}/payload", GET=payloads.payload, PUT=payloads.upload),
         Route("/v1/fleet.request/{ident}/answer", payloads.answer),
+        _route("/v1/monitor.history/{ident}/entries", GET=histories.entries, DELETE=histories.taken),
     ]
 
 

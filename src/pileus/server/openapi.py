@@ -120,6 +120,7 @@ def _own_paths(by_type: dict[Any, Json]) -> Json:
             "get": _plain("document", {"type": "object"}),
         },
         **_request_paths(binary),
+        **_history_paths(),
         "/v1/infra.host/{ident}/join-token": {
             "parameters": [_ident_of("host")],
             "post": _plain("join-token", by_type[JoinToken], "201"),
@@ -160,6 +161,28 @@ def _request_paths(binary: Json) -> Json:
             "get": {"operationId": "answer", "responses": _file(binary)},
         },
     }
+
+
+def _history_paths() -> Json:
+    """Return what a history of form sqlite has besides: its entries, until they are kept elsewhere."""
+    whole, text = {"type": "integer"}, {"type": "string"}
+    entry = {"seq": whole, "at": {**text, "format": "date-time"}, "kind": text, "body": {"type": "object"}}
+    page: Json = {
+        "type": "object",
+        "properties": {
+            "stream": text,
+            "items": {"type": "array", "items": {"type": "object", "properties": entry}},
+            "taken": {**whole, "description": "The last entry that somebody has said to keep."},
+            "dropped": {**whole, "description": "Entries that went because more than waiting_max waited."},
+        },
+    }
+    read, forget = _plain("entries", page), _plain("entries-taken", _named("monitor.history"))
+    read["parameters"] = [_parameter("after", "The `seq` of the last that is known."), _parameter("limit", "1 to 500.")]
+    forget["parameters"] = [
+        _parameter("until", "The `seq` of the last that is kept; it and all before it are forgotten.")
+    ]
+    path = "/v1/monitor.history/{ident}/entries"
+    return {path: {"parameters": [_ident_of("history")], "get": read, "delete": forget}}
 
 
 def _file(binary: Json) -> Json:

@@ -13,6 +13,8 @@ from tests.cloud.world import cloud
 from tests.virtual_time import run
 
 from pileus.kernel.errors import Conflict, Transient
+from pileus.kernel.transaction import Transaction
+from pileus.monitor.history.controller import LOOK_S
 from pileus.monitor.history.types import HistoryAssigned, HistoryDesired
 from pileus.monitor.receiver import Entry
 
@@ -43,7 +45,7 @@ class Receiver:
                 continue
             self.rows[stream, entry.seq] = entry
             self.order.append(entry.seq)
-        if self.losing or self._random.random() < 0.2:
+        if (self.losing and entries) or self._random.random() < 0.2:
             self.losing = max(self.losing - 1, 0)
             raise Transient("the connection broke before the answer")
 
@@ -98,6 +100,45 @@ def test_a_history_begins_with_what_is_known(monkeypatch: pytest.MonkeyPatch) ->
 
             await world.until(is_told, limit_s=60.0)
             assert len(receiver.rows) == len(vms) == 5
+
+    run(main)
+
+
+def test_what_nobody_pulls_is_bounded_and_the_history_says_so() -> None:
+    async def main() -> None:
+        async with cloud(1, receiver=Receiver(seed=11)) as world:
+            await world.create("tenancy.account", ACCOUNT)
+            await world.create("monitor.monitor", MONITOR, ACCOUNT)
+            trial = {"monitor": MONITOR, "form": "sqlite", "waiting_max": 1000}
+            id = (await world.create("monitor.history", "trial", ACCOUNT, **trial))["id"]
+
+            async def condition() -> tuple[str, str]:
+                told = (await world.get("monitor.history", "trial", ACCOUNT))["conditions"][0]
+                return told["reason"], told["message"]
+
+            async def note(count: int) -> None:
+                async def work(tx: Transaction) -> None:
+                    for number in range(count):
+                        await tx.note(id, "state", json.dumps({"number": number}))
+
+                await world.store.write(work)
+                await asyncio.sleep(2 * LOOK_S)
+
+            await note(900)
+            reason, message = await condition()
+            assert (reason, message.split()[0]) == ("Kept", "900")
+            await note(900)
+            reason, message = await condition()
+            assert reason == "Full"
+            assert "1000 entries wait, and the oldest of more go; 800 were dropped" in message
+            await world.patch(
+                "monitor.history", "trial", ACCOUNT, form="postgresql", host="h.io", database="d", user="u"
+            )
+
+            async def is_delivered() -> bool:
+                return (await condition())[0] == "Delivering"
+
+            await world.until(is_delivered, limit_s=600.0)
 
     run(main)
 

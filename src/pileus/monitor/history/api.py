@@ -1,4 +1,4 @@
-"""Admission of a history: one for each monitor, and a database that the caller may lead the cloud to."""
+"""Admission of a history: one for each monitor, and a database that the caller may lead the cloud to, or none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class HistoryAdmission(Admission):
         is_elsewhere = old is None or (old.host, old.port) != (desired.host, desired.port)
         if desired.tls == "off" and not is_operator and (old is None or old.tls != "off" or is_elsewhere):
             raise Denied("only the cloud's operator may have a history written unencrypted; leave tls at verify")
-        _check_host(desired.host, is_operator)
+        _check_form(desired)
+        if desired.form == "postgresql":
+            _check_host(desired.host, is_operator)
         if change.old is None:
             try:
                 await tx.claim(history_space(), change.links["monitor"], new.id)
@@ -39,6 +41,26 @@ class HistoryAdmission(Admission):
             return replace(new, assigned=HistoryAssigned(reach="any" if is_operator else "public"))
         reach = ("any" if is_operator else "public") if is_elsewhere else new.assigned.reach
         return replace(new, assigned=changed(new.assigned, reach=reach))
+
+
+def _check_form(desired: HistoryDesired) -> None:
+    """Raises: Invalid for a database without what it takes to write there, or a file with it."""
+    words = {word: getattr(desired, word) for word in ("host", "database", "user")}
+    if desired.form == "postgresql":
+        missing = [word for word, said in words.items() if not said]
+        if missing:
+            raise Invalid(
+                f"a PostgreSQL needs {', '.join(missing)}; a file of yours needs none of it: form=sqlite",
+                field=f"desired.{missing[0]}",
+            )
+        return
+    given = [word for word, said in {**words, "password": desired.password, "ca": desired.ca}.items() if said]
+    if given:
+        raise Invalid(
+            f"with form=sqlite the cloud connects to nothing, so leave out {', '.join(given)}; `pileus history pull` "
+            "fetches what waits",
+            field=f"desired.{given[0]}",
+        )
 
 
 def _check_host(host: str, is_operator: bool) -> None:

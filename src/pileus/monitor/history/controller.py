@@ -1,10 +1,11 @@
-"""The server half of a history: what waits is delivered in order, and forgotten once the receiver keeps it."""
+"""The server half of a history: what waits is delivered in order, or pulled, and forgotten once the receiver keeps it."""
 
 from __future__ import annotations
 
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -38,6 +39,8 @@ GATHER_S = 1.0
 """Between two connections to a database that has everything: what comes meanwhile goes together."""
 PAGE = 200
 """Rows of the state table that are noted at once."""
+LOOK_S = 30.0
+"""Between two looks at how much waits to be pulled."""
 ALL = "all"
 LOOK_AGAIN_S = 300.0
 
@@ -64,6 +67,9 @@ class HistoryController(Controller):
             return Done(after_s=left_s)
         if resource.assigned.begun != ALL:
             return await _begin(resource, store)
+        if resource.desired.form == "sqlite":
+            self._not_before[resource.id] = (resource.desired, self._clock() + LOOK_S)
+            return Done(lambda tx: _count(tx, resource.id), after_s=LOOK_S)
         known: HistoryObserved = resource.observed or HistoryObserved()
         is_unproven = resource.observed is None or known.failures > 0
         with self._turn(resource.account_id, is_unproven) as has_turn:
@@ -101,15 +107,7 @@ class HistoryController(Controller):
         failures = known.failures + 1
         wait_s = min(RETRY_FIRST_S * 2 ** min(failures, 10), RETRY_MAX_S) * self._random.uniform(0.5, 1.0)
         self._not_before[history.id] = (history.desired, self._clock() + wait_s)
-
-        async def note(tx: Transaction) -> None:
-            current = await tx.get(history.id)
-            dropped = await _bounded(tx, current)
-            assigned = replace(current.assigned, dropped=current.assigned.dropped + dropped)
-            said = replace(await _observed(tx, current), failures=failures, message=message)
-            await tx.update(current, assigned=assigned, observed=said)
-
-        return Done(note, after_s=wait_s)
+        return Done(lambda tx: _count(tx, history.id, failures=failures, message=message), after_s=wait_s)
 
 
 async def _begin(history: Resource, store: Store) -> Outcome:
@@ -137,6 +135,24 @@ def _fitting(entries: list[Entry]) -> list[Entry]:
         if left < 0 and index:
             return entries[:index]
     return entries
+
+
+async def taken(tx: Transaction, history: Resource, until: int) -> None:
+    """Forget the entries up to that one: whoever pulls says that they are kept. What is forgotten already is no mistake."""
+    last = (await tx.statement(sql.JOURNAL_LAST, stream=history.id, until=until))[0][0]
+    if last is None:
+        return
+    await tx.change(sql.JOURNAL_DELETE, stream=history.id, until=last)
+    current = await tx.get(history.id)
+    assigned = replace(current.assigned, taken=max(current.assigned.taken, last))
+    await tx.update(current, assigned=assigned, observed=await _observed(tx, current))
+
+
+async def _count(tx: Transaction, id: str, **said: Any) -> None:
+    """Write how much waits, with what is said besides, and drop the oldest of too many."""
+    current = await tx.get(id)
+    assigned = replace(current.assigned, dropped=current.assigned.dropped + await _bounded(tx, current))
+    await tx.update(current, assigned=assigned, observed=replace(await _observed(tx, current), **said))
 
 
 async def _observed(tx: Transaction, history: Resource) -> HistoryObserved:

@@ -12,13 +12,19 @@ from pileus.kernel.kind import Column, Kind, Resource
 
 
 class HistoryDesired(Struct, frozen=True, kw_only=True):
-    """A PostgreSQL database of the customer's. Tables and views are made there; see the concept page for them."""
+    """A PostgreSQL database of the customer's, or a file of theirs. See the concept page for tables and views."""
 
     monitor: Annotated[MonitorRef, Meta(description="Whose history.")]
-    host: Annotated[str, Meta(min_length=1, max_length=253, description="Name or address of the database's server.")]
+    form: Annotated[
+        Literal["postgresql", "sqlite"],
+        Meta(
+            description="postgresql: the cloud writes into that database; sqlite: `pileus history pull` fetches it into a file."
+        ),
+    ] = "postgresql"
+    host: Annotated[str, Meta(max_length=253, description="Name or address of the database's server.")] = ""
     port: Annotated[int, Meta(ge=1, le=65_535, description="Its port.")] = 5432
-    database: Annotated[str, Meta(min_length=1, max_length=63, description="The database.")]
-    user: Annotated[str, Meta(min_length=1, max_length=63, description="Who writes there.")]
+    database: Annotated[str, Meta(max_length=63, description="The database.")] = ""
+    user: Annotated[str, Meta(max_length=63, description="Who writes there.")] = ""
     password: Annotated[
         str,
         Meta(
@@ -39,7 +45,7 @@ class HistoryDesired(Struct, frozen=True, kw_only=True):
         ),
     ] = ""
     waiting_max: Annotated[
-        int, Meta(ge=1000, le=10_000_000, description="Entries kept while it does not answer; of more the oldest go.")
+        int, Meta(ge=1000, le=10_000_000, description="How many entries may wait; of more the oldest go.")
     ] = 1_000_000
 
 
@@ -50,6 +56,8 @@ class HistoryAssigned(Struct, frozen=True, kw_only=True):
     dropped: int = 0
     begun: str = ""
     """Id of the last row of the state table that was noted because it was there before the history; then ``all``."""
+    taken: int = 0
+    """The last entry that whoever pulls has said to keep; the cloud forgot it then."""
 
 
 class HistoryObserved(Struct, frozen=True, kw_only=True):
@@ -74,13 +82,27 @@ def _ready(resource: Resource) -> Condition:
     if observed.failures:
         return unready("Failing", f"{observed.waiting} entries wait since {observed.since}: {observed.message}")
     dropped = resource.assigned.dropped
+    desired: HistoryDesired = resource.desired
+    if desired.form == "sqlite":
+        return _kept(observed, desired.waiting_max, dropped)
     words = f"{dropped} entries were dropped: more than waiting_max waited" if dropped else ""
     return ready("Delivering", words)
 
 
+def _kept(observed: HistoryObserved, most: int, dropped: int) -> Condition:
+    """Return how a history is that is pulled."""
+    lost = f"; {dropped} were dropped" if dropped else ""
+    if observed.waiting >= most:
+        return unready(
+            "Full", f"{observed.waiting} entries wait, and the oldest of more go{lost}: `pileus history pull`"
+        )
+    since = f" since {observed.since}" if observed.waiting else ""
+    return ready("Kept", f"{observed.waiting} entries wait{since} for `pileus history pull`{lost}")
+
+
 KIND = Kind(
     name="monitor.history",
-    summary="Where a monitor's states and actions go: a PostgreSQL database outside the cloud.",
+    summary="Where a monitor's states and actions go: a PostgreSQL database outside the cloud, or a file.",
     desired=HistoryDesired,
     assigned=HistoryAssigned,
     observed=HistoryObserved,
@@ -90,6 +112,7 @@ KIND = Kind(
     immutable=frozenset({"monitor"}),
     columns=(
         Column("MONITOR", "desired.monitor"),
+        Column("FORM", "desired.form", wide=True),
         Column("HOST", "desired.host"),
         Column("WAITING", "observed.waiting"),
         Column("SINCE", "observed.since"),
