@@ -246,7 +246,7 @@ async def _hold_promised(tx: Transaction, request: Resource, rows: Sequence[Reso
     """
     starting = [row for row in rows if begins(row.assigned, decided.rows.get(row.id, {}))]
     late = [row for row in starting if not await fulfil(tx, row)]
-    is_over = tx.now >= late_by(request.assigned)
+    is_over = tx.now >= late_by(request.desired, request.assigned)
     if late and request.desired.mode == "all-or-nothing" and not is_over:
         raise Waiting(NOT_FREE, not_free(len(late)), LATE_RECHECK_S)
     if late and not is_over:

@@ -75,9 +75,10 @@ def stop_at(desired: RequestDesired, assigned: RequestAssigned) -> float:
     return term.stop_at(assigned.start or assigned.start_from, assigned.end, desired.shutdown_timeout_s)
 
 
-def late_by(assigned: RequestAssigned) -> float:
-    """Return until when it waits for the room that it was promised."""
-    return max(assigned.start_by, assigned.start + LATE_S)
+def late_by(desired: RequestDesired, assigned: RequestAssigned) -> float:
+    """Return until when it waits for the room that it was promised: for all of it as long as it may start."""
+    patience = assigned.start + LATE_S
+    return max(assigned.start_by, patience) if desired.mode == "all-or-nothing" else patience
 
 
 def needs(
