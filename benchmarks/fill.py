@@ -162,24 +162,24 @@ async def fill(store: Store, sizes: Sizes, seed: int) -> Filled:
     rows = filler.rows()
     vm_bytes = 0
     while batch := list(itertools.islice(rows, BATCH)):
-        written = await _write(store, batch)
+        written = await write(store, batch)
         vm_bytes += sum(len(records.public_of(KINDS, each)) for each in written if each.kind == "compute.vm")
     return Filled(account="account-1", host=filler.hosts[0], row_bytes=vm_bytes / sizes.vms)
 
 
-async def _write(store: Store, batch: list[Resource]) -> list[Resource]:
+async def write(store: Store, batch: list[Resource]) -> list[Resource]:
     """Write rows with their place and condition, as every write of the server leaves them, but without their work."""
 
-    async def write(tx: Transaction) -> list[Resource]:
+    async def written(tx: Transaction) -> list[Resource]:
         session: Session = tx._session
-        written = [tx._settled(each) for each in batch]
-        for each in written:
+        settled = [tx._settled(each) for each in batch]
+        for each in settled:
             await session.run(tx.insert.resource, **records.encode(each))
             for key, value in each.labels.items():
                 await session.run(tx.insert.label, id=each.id, key=key, value=value)
             if each.ready is not None and each.ready.status != "true":
                 await session.run(tx.insert.enqueue, id=each.id, due=FAR_S)
-        session.revision = max(session.revision, written[-1].revision)
-        return written
+        session.revision = max(session.revision, settled[-1].revision)
+        return settled
 
-    return await store.write(write)
+    return await store.write(written)

@@ -35,6 +35,9 @@ class Mind(Protocol):
     async def configure(self, document: dict[str, Any]) -> None:
         """Say what is watched, and by which policies. Raises: Transient."""
 
+    async def amend(self, part: dict[str, Any]) -> bool:
+        """Say which appliances came, are others or went; False when it takes whole documents only. Raises: Transient."""
+
     async def step(self, heard: list[dict[str, Any]], missed: list[str], now: float) -> Work:
         """Tell what was heard and what was not, and return what is to be done. Raises: Transient."""
 
@@ -51,6 +54,11 @@ class Here:
     async def configure(self, document: dict[str, Any]) -> None:
         """Say what is watched."""
         self._engine.configure(document)
+
+    async def amend(self, part: dict[str, Any]) -> bool:
+        """Say what of the appliances is other."""
+        self._engine.amend(part)
+        return True
 
     async def step(self, heard: list[dict[str, Any]], missed: list[str], now: float) -> Work:
         """Return what is to be done."""
@@ -93,6 +101,17 @@ class Away:
     async def configure(self, document: dict[str, Any]) -> None:
         """Say what is watched. Raises: Transient."""
         await self._ask({"configure": document})
+
+    async def amend(self, part: dict[str, Any]) -> bool:
+        """Say what of the appliances is other; False for an engine that does not understand it. Raises: Transient."""
+        try:
+            await self._ask({"amend": part})
+        except Transient as refused:
+            if refused.code != "refused":
+                raise
+            # An appliance's image may be older than this server.
+            return False
+        return True
 
     async def step(self, heard: list[dict[str, Any]], missed: list[str], now: float) -> Work:
         """Return what is to be done. Raises: Transient."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -28,10 +28,8 @@ from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.acting import Proposed, Silence, Told, write_action
-from pileus.monitor.monitor.types import APPLIANCES_MAX, MonitorDesired
+from pileus.monitor.monitor.types import APPLIANCES_MAX
 from pileus.monitor.notes import note_state
-from pileus.monitor.policy.plan import engine_policy
-from pileus.monitor.scan.types import OVER
 from pileus.monitor.state.types import StateAssigned, StateObserved
 from pileus.monitor.watcher.types import LEASE_S, WatcherObserved
 from pileus.node.monitor.engine import Work
@@ -41,11 +39,10 @@ from pileus.server.watched import (
     as_remembered,
     bounded,
     counted,
-    described,
-    described_by,
     from_rows,
     is_other,
 )
+from pileus.server.watchlist import News, Watchlist
 
 log = structlog.get_logger()
 
@@ -62,7 +59,6 @@ POLLS_MAX = 16
 """Hosts asked at the same time."""
 PRESENT_S = 8.0
 """An agent says that it lives every 5 s: one that was not heard for longer is between two servers, and its rows are old."""
-PAGE = 1000
 KINDS = (
     "monitor.monitor", "monitor.policy", "monitor.state", "monitor.watcher", "monitor.scan", "compute.vm", "fleet.node",
 )  # fmt: skip
@@ -146,13 +142,9 @@ class Run:
         self._store, self._hub, self._hosts = store, hub, hosts
         self._watcher = watcher
         self._mind: Mind
-        self._appliances: dict[str, Appliance] = {}
-        """By VM."""
-        self._vm_of: dict[str, str] = {}
-        """Id of a VM or node -> the VM."""
-        self._row_of: dict[str, str] = {}
-        """Id of a row -> its VM."""
-        self._revision = 0
+        self._list = Watchlist(store, watcher)
+        self._appliances = self._list.by_vm
+        self._is_configured = False
         self._renewed_at = 0.0
         self._silence, self._silent = Silence(), 0.0
         self._heard: list[dict[str, Any]] = []
@@ -224,125 +216,29 @@ class Run:
 
     async def _follow(self) -> None:
         """Read what changed since the last turn: configure the engine anew, or let it hear of appliances."""
-        is_new, known = not self._revision, set(self._appliances)
-        changed = await self._changes()
-        if is_new or await self._is_reconfigured(changed):
-            await self._configure()
-        scanned = await self._read_scans([id for id, kind in changed.items() if kind == "monitor.scan"])
-        news = {self._vm_of[id] for id in changed if id in self._vm_of} | scanned
-        for vm in news | (self._appliances.keys() - known):
-            await self._hear(self._appliances[vm], changed.keys(), vm in scanned)
+        is_new = not self._is_configured
+        news = await self._list.follow()
+        if is_new or news.is_other or (news.is_amended and not await self._amend(news)):
+            await self._mind.configure(self._list.document())
+            self._is_configured = True
+        if is_new or news.is_amended:
+            count = len(self._appliances)
+            await self._say(WatcherObserved(state="working", server=self._store.server, appliances=count))
+        for vm in news.begun | news.pushed | news.scanned:
+            if vm in self._appliances:
+                self._hear(self._appliances[vm], vm in news.spoken, vm in news.scanned)
 
-    async def _changes(self) -> dict[str, str]:
-        """Return what changed in the account since it was asked last: id -> kind."""
-        newest = (await self._store.fetch(sql.NEWEST))[0][0]
-        found: dict[str, str] = {}
-        after = self._revision
-        for statement in (sql.CHANGES, sql.GONE) if after else ():
-            place = after
-            while rows := await self._store.fetch(statement, after=place, n=PAGE):
-                found |= {row[1]: row[2] for row in rows if row[3] == self._watcher.account_id}
-                place = rows[-1][0]
-        # What is committed meanwhile comes again: to hear of something twice does no harm.
-        self._revision = newest
-        return found
+    async def _amend(self, news: News) -> bool:
+        vms = (news.begun | news.renamed) & self._appliances.keys()
+        return await self._mind.amend({"appliances": self._list.described(vms), "gone": sorted(news.ended)})
 
-    async def _is_reconfigured(self, changed: Mapping[str, str]) -> bool:
-        """Tell whether what the engine is to do changed: its monitor, a policy, or the appliances that it has."""
-        if "monitor.policy" in changed.values() or self._watcher.assigned.monitor in changed:
-            return True
-        rows = [id for id, kind in changed.items() if kind == "monitor.state"]
-        found = {row.id: row for row in await self._all("monitor.state", rows)}
-        if any(self._is_other(id, found.get(id)) for id in rows):
-            return True
-        nodes = [id for id, kind in changed.items() if kind == "fleet.node" and id not in self._vm_of]
-        if any(node.assigned.vm in self._appliances for node in await self._all("fleet.node", nodes)):
-            return True
-        vms = await self._all("compute.vm", [id for id in changed if id in self._appliances])
-        return any(described_by(self._appliances[vm.id].vm) != described_by(vm) for vm in vms)
-
-    def _is_other(self, id: str, found: Resource | None) -> bool:
-        """Tell whether a row came, went or changed hands."""
-        known = self._appliances.get(self._row_of.get(id, ""))
-        if found is None or found.deleting or found.assigned.watcher != self._watcher.id:
-            return known is not None
-        return known is None or known.row.assigned.epoch != found.assigned.epoch
-
-    async def _configure(self) -> None:
-        """Give the engine its appliances and policies as they are."""
-        monitor = await self._store.get(self._watcher.assigned.monitor)
-        rows = [
-            row for row in await self._store.list_all(Filter(kind="monitor.state", owner=monitor.id))
-            if row.assigned.watcher == self._watcher.id and not row.deleting
-        ]  # fmt: skip
-        policies = [
-            policy for policy in await self._store.list_all(Filter(kind="monitor.policy", account_id=monitor.account_id))
-            if not policy.deleting and (await self._store.links(policy.id)).get("monitor") == monitor.id
-        ]  # fmt: skip
-        await self._read_appliances(rows)
-        desired: MonitorDesired = monitor.desired
-        await self._mind.configure(
-            {
-                "settings": {
-                    "poll_s": desired.poll_s, "misses": desired.misses, "hung_s": desired.hung_s,
-                    "seed": int(monitor.id[-12:], 16),
-                },
-                "appliances": {vm: described(each) for vm, each in self._appliances.items()},
-                "policies": {policy.id: engine_policy(policy) for policy in policies},
-            }
-        )  # fmt: skip
-        told = WatcherObserved(state="working", server=self._store.server, appliances=len(self._appliances))
-        await self._say(told)
-
-    async def _read_appliances(self, rows: list[Resource]) -> None:
-        vms = {vm.id: vm for vm in await self._all("compute.vm", [row.assigned.vm for row in rows])}
-        nodes = await self._store.list_all(Filter(kind="fleet.node", account_id=self._watcher.account_id))
-        node_of = {node.assigned.vm: node for node in nodes}
-        before = self._appliances
-        self._appliances, self._vm_of, self._row_of = {}, {}, {}
-        for row in rows:
-            vm = vms.get(row.assigned.vm)
-            node = node_of.get(row.assigned.vm)
-            known = self._appliances[row.assigned.vm] = Appliance(row=row, vm=vm, node=node)
-            if row.assigned.vm in before:
-                known.heard, known.said = before[row.assigned.vm].heard, before[row.assigned.vm].said
-            self._row_of[row.id] = self._vm_of[row.assigned.vm] = row.assigned.vm
-            if node is not None:
-                self._vm_of[node.id] = row.assigned.vm
-
-        self._note_scans(await self._store.list_all(Filter(kind="monitor.scan", account_id=self._watcher.account_id)))
-
-    async def _read_scans(self, ids: list[str]) -> set[str]:
-        """Return the appliances of which a scan ended."""
-        return self._note_scans(await self._all("monitor.scan", ids))
-
-    def _note_scans(self, scans: Iterable[Resource]) -> set[str]:
-        ended = set()
-        for scan in scans:
-            known = self._appliances.get(scan.assigned.vm)
-            if known is not None and scan.observed is not None and scan.observed.state in OVER and not scan.deleting:
-                said = {"state": scan.observed.state, "at": scan.assigned.ended_at, "where": scan.observed.message}
-                known.findings[scan.assigned.signature_name] = said
-                ended.add(scan.assigned.vm)
-        return ended
-
-    async def _all(self, kind: str, ids: list[str]) -> list[Resource]:
-        found: list[Resource] = []
-        for start in range(0, len(ids), PAGE):
-            part = ids[start : start + PAGE]
-            # A statement is made for each number of ids: there are few of them this way.
-            part += part[:1] * ((1 << (len(part) - 1).bit_length()) - len(part))
-            found += await self._store.list(Filter(kind=kind, ids=tuple(part)), limit=len(part))
-        return found
-
-    async def _hear(self, known: Appliance, changed: Collection[str], has_answered: bool) -> None:
-        """Let the engine hear what its host pushed of an appliance. ``changed``: ids. ``has_answered``: a scan, just now."""
-        known.vm = await self._store.find_id(known.row.assigned.vm)
-        known.node = await self._store.find_id(known.node.id) if known.node is not None else None
+    def _hear(self, known: Appliance, is_fresh: bool, has_answered: bool) -> None:
+        """Let the engine hear what its host pushed of an appliance. ``is_fresh``: its node's row is another, just now.
+        ``has_answered``: a scan, just now."""
         if known.vm is None:
             return
         has_spoken = known.node is not None and known.node.observed != known.said
-        is_now = known.node is not None and (has_answered or (has_spoken and known.node.id in changed))
+        is_now = known.node is not None and (has_answered or (has_spoken and is_fresh))
         if known.heard is None and not is_now and is_other(known):
             # The watcher before may have heard newer words than its row has: only the node knows.
             known.said = known.node.observed if known.node is not None else None

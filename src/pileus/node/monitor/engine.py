@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pileus.node.monitor.contents import read_report
-from pileus.node.monitor.model import Appliance, Document, Policy, Settings, read
+from pileus.node.monitor.model import Appliance, Document, Policy, Settings, read, read_appliances
 from pileus.node.monitor.schedule import AGAIN_S, Agenda, Schedule
 from pileus.node.monitor.table import TELL_PAUSE_S, TOLD_AGAIN_S, Watched
 
@@ -56,10 +56,7 @@ class Engine:
         )
         is_other = new.policies != old.policies
         for vm, appliance in new.appliances.items():
-            self._begin(vm, appliance)
-            if is_other or vm not in self._policies or appliance.labels != old.appliances[vm].labels:
-                self._policies[vm] = _policies_of(appliance, new.policies)
-                self._dirty[vm] = None
+            self._take(vm, appliance, old.appliances.get(vm), is_other)
         if is_other:
             for watched in self._watched.values():
                 watched.standing.keep(new.policies)
@@ -67,6 +64,20 @@ class Engine:
             self._schedule = Schedule(new.settings)
             self._fresh.update(dict.fromkeys(new.appliances))
             self._dirty.update(dict.fromkeys(new.appliances))
+
+    def amend(self, part: Mapping[str, Any]) -> None:
+        """Watch the ``appliances`` of the part, too, or as they are said now, and those of ``gone`` no more; all else stays.
+        Raises ValueError; then nothing changed."""
+        known = self._document.appliances
+        gone = part.get("gone", [])
+        if not isinstance(gone, list):
+            raise ValueError("gone: this is no list")
+        for vm, appliance in read_appliances(part, len(known)).items():
+            before, known[vm] = known.get(vm), appliance
+            self._take(vm, appliance, before, False)
+        for vm in gone:
+            if isinstance(vm, str) and known.pop(vm, None) is not None:
+                self._end(vm)
 
     def hear(self, report: Mapping[str, Any], now: float) -> None:
         """Take what was reported, whatever it is."""
@@ -153,6 +164,13 @@ class Engine:
         if watched.may_hang and state != "hung" and watched.heard_at < watched.at - settings.hung_s / 2:
             due = watched.quiet_since + settings.hung_s
             self._schedule.hasten(vm, due if due > now else now + AGAIN_S)
+
+    def _take(self, vm: str, appliance: Appliance, before: Appliance | None, is_other: bool) -> None:
+        """Watch it as it is said. ``is_other``: the policies are others than before."""
+        self._begin(vm, appliance)
+        if is_other or before is None or appliance.labels != before.labels:
+            self._policies[vm] = _policies_of(appliance, self._document.policies)
+            self._dirty[vm] = None
 
     def _begin(self, vm: str, appliance: Appliance) -> None:
         watched = self._watched.get(vm)

@@ -88,6 +88,11 @@ def read(document: object) -> Document:
     )
 
 
+def read_appliances(part: object, known: int) -> dict[str, Appliance]:
+    """Return the appliances that come to ``known`` others. Raises ValueError."""
+    return _each(_Part("", part), "appliances", max(0, APPLIANCES_MAX - known), _appliance)
+
+
 class _Part:
     """An object of the document, read field by field; every reader raises ValueError naming the path."""
 

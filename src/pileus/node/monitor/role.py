@@ -4,6 +4,7 @@ Lines of JSON both ways; each question has one answer. An engine lives as long a
 with its document, so that any other engine can go on::
 
     {"configure": document}                     {} or {"error": words}
+    {"amend": {"appliances": {...}, "gone": [...]}}    the same
     {"heard": [...], "missed": [...], "now": s} {"polls": [...], "states": [...], "actions": [...], "next_at": s or null}
 """
 
@@ -97,6 +98,9 @@ def answer(engine: Engine, line: bytes) -> dict[str, Any]:
         asked = json.loads(line)
         if "configure" in asked:
             engine.configure(asked["configure"])
+            return {}
+        if "amend" in asked:
+            engine.amend(asked["amend"])
             return {}
         now = float(asked["now"])
         for report in asked["heard"]:
