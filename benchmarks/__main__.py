@@ -25,6 +25,7 @@ from benchmarks import (
     placement,
     real_vm,
     requests,
+    requests_table,
     routers,
     scan,
 )
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "cli": cli_start.run,
     "placement": placement.run,
     "requests": requests.run,
+    "requests_table": requests_table.run,
     "lists": lists.run,
     "deploy": deploy.run,
     "attach": attach.run,
