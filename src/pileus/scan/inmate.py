@@ -135,7 +135,7 @@ def _scan(order: Order, files: list[int], engine: Engine) -> Ended:
 
 def _progress(hunt: Hunt) -> Callable[[], None]:
     """Return what says now and then how far the hunt is."""
-    said_at = time.monotonic()
+    said_at = -PROGRESS_S
 
     def looked() -> None:
         nonlocal said_at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ class Outside:
         for name in vms:
             await self.world.create("compute.vm", name, ACCOUNT, vcpus=1, memory_mib=64, disk_gib=1, nics=[])
         for name in vms:
-            await self.world.until(lambda name=name: self.world.is_ready("compute.vm", name, ACCOUNT))
+            await self.world.until(functools.partial(self.world.is_ready, "compute.vm", name, ACCOUNT))
         await Apps(self.world).watch(*policies)
 
     async def vm(self, name: str) -> Resource:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import shutil
 import signal
 import struct
 import subprocess
@@ -28,26 +27,6 @@ TEST_FILE = "".join(rules_of_ours._EICAR_PARTS).encode()
 LONG = Limits(time_s=WAIT_S)
 SHORT = Limits(time_s=1.0, grace_s=1.0)
 """For what never ends."""
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder; skipped where no jail can be made."""
-    missing = [tool for tool in ("qemu-img", "unshare", "setpriv") if shutil.which(tool) is None]
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)}")
-    if os.geteuid() != 0:
-        pytest.skip("a jail needs root")
-    words = ["unshare", "--mount", "--pid", "--net", "--fork", "true"]
-    if subprocess.run(words, capture_output=True, check=False).returncode != 0:
-        pytest.skip("namespaces cannot be made here")
-    (tmp_path / "scratch").mkdir()
-    return tmp_path
 
 
 def sh(script: str, folder: Path) -> None:

@@ -181,7 +181,7 @@ class FakePool:
                 raise DriverError("VolumeChanged", f"volume {volume} was written to while it was read")
             return
         self._take(f"a copy of volume {volume}", fact.used_bytes)
-        target = f"{fact.path}.tmp"
+        target = f"/simulated/pool/volumes/{volume}.{self._world.calls['layers']}.qcow2.tmp"
         self._world.copies[target] = fact.used_bytes
         try:
             await copy(target)
