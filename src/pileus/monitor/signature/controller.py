@@ -14,6 +14,7 @@ from pileus.kernel.outcome import Done, Outcome
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
+from pileus.monitor.monitor.plan import is_over
 from pileus.monitor.scan.types import OVER, ScanAssigned
 from pileus.monitor.scanning import make_scan
 from pileus.monitor.signature.types import SignatureAssigned, SignatureDesired, SignatureObserved
@@ -83,9 +84,11 @@ class SignatureController(Controller):
 
 
 async def _appliances(signature: Resource, store: Store) -> dict[str, Resource]:
-    """Return the VMs that are scanned: those of the monitor that have all the labels."""
+    """Return the VMs that are scanned: those of the monitor that have all the labels; none once that has ended."""
     desired: SignatureDesired = signature.desired
     links = await store.links(signature.id)
+    if is_over(await store.get(links["monitor"]), store.clock()):
+        return {}
     watched = {row.assigned.vm for row in await store.list_all(Filter(kind="monitor.state", owner=links["monitor"]))}
     labels = tuple(sorted(desired.labels.items()))
     vms = await store.list_all(Filter(kind="compute.vm", account_id=signature.account_id, labels=labels))
