@@ -137,7 +137,7 @@ def _check_vm(world: Cloud, vm: Resource, is_out_of_addresses: bool) -> None:
 
 
 async def _check_limits(world: Cloud, vm: Resource) -> None:
-    """What a running VM gets is the lowest of what offering, account and zone say."""
+    """What a running VM gets is the lowest of what it asks for, and of what offering, account and zone say."""
     machine = world.hosts[vm.host].machines.machines.get(vm.id) if vm.host else None
     if machine is None or machine.state != "running" or vm.ready is None or vm.ready.status != "true":
         return
@@ -145,7 +145,8 @@ async def _check_limits(world: Cloud, vm: Resource) -> None:
     own = (await store.links(vm.id)).get("offering")
     offering = limits((await store.get(own)).desired) if own else VmLimits()
     rest = [(await store.get(id)).desired.limits for id in (vm.account_id, vm.zone)]
-    wanted = VmLimits() if is_of_cloud(vm) else lowest(offering, *rest)
+    asked = VmLimits(**{word: getattr(vm.desired, word) for word in VmLimits.__struct_fields__})
+    wanted = VmLimits() if is_of_cloud(vm) else lowest(asked, offering, *rest)
     throttles = {disk.id: disk.throttle for disk in machine.spec.disks}
     found = throttles[vm.assigned.volumes[0]]
     rates = {world.hosts[vm.host].switch.ports[port].rate_limit_kbps for port in vm.assigned.ports}

@@ -12,6 +12,7 @@ from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 from pileus.kernel.transaction import Transaction
 from pileus.storage.image.types import ImageObserved
+from pileus.tenancy.account.types import VmLimits
 
 DEFAULT_OFFERING = "tiny"
 """What a machine gets that asks for no size at all."""
@@ -35,8 +36,13 @@ async def sized(tx: Transaction, change: Change, image: Resource) -> Size:
 def size(wish: Sized, offering: OfferingDesired | None, image_gib: int) -> Size:
     """Return the size by the offering, the function or the numbers; the disk is what was asked, what they say, or the image's.
 
-    Raises: Invalid for more than one of them, for half of the numbers, and for a disk too small for the image.
+    Raises: Invalid for more than one of them, for half of the numbers, for limits beside an offering, and for a disk too
+    small for the image.
     """
+    own = own_limits(wish)
+    beside = next((word for word in VmLimits.__struct_fields__ if wish.offering and getattr(own, word)), "")
+    if beside:
+        raise Invalid(f"an offering says its limits; give {beside}, or an offering", field=f"desired.{beside}")
     if wish.function or wish.load:
         offering = _by_function(wish, offering)
     elif offering is not None and (wish.vcpus or wish.memory_mib):
@@ -49,6 +55,11 @@ def size(wish: Sized, offering: OfferingDesired | None, image_gib: int) -> Size:
     if disk_gib < image_gib:
         raise Invalid(f"the image needs a disk of {image_gib} GiB, {disk_gib} were asked", field="desired.disk_gib")
     return Size(vcpus=offering.vcpus, memory_mib=offering.memory_mib, disk_gib=disk_gib)
+
+
+def own_limits(wish: Sized) -> VmLimits:
+    """Return the limits that are asked for without an offering."""
+    return VmLimits(**{word: getattr(wish, word) for word in VmLimits.__struct_fields__})
 
 
 def _by_function(wish: Sized, offering: OfferingDesired | None) -> OfferingDesired:

@@ -19,7 +19,7 @@ from tests.cloud.compute.machine_world import (
     site,
     vms,
 )
-from tests.cloud.world import OPERATOR, leftovers
+from tests.cloud.world import OPERATOR, Cloud, leftovers
 from tests.virtual_time import clock, run
 
 from pileus.compute.functions import resources_of
@@ -119,6 +119,9 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"count": 1001}, "desired.count"),
     ({"ssh_keys": ["x"]}, "desired.ssh_keys[0]"),
     ({"load": 5}, "desired.load"),
+    ({"offering": "tiny", "iops_limit": 100}, "desired.iops_limit"),
+    ({"offering": "tiny", "rate_limit_kbps": 100}, "desired.rate_limit_kbps"),
+    ({"start_at": "2031-01-01T00:00:00"}, "desired.start_at"),
     ({"function": "tea-maker"}, "desired.function"),
     ({"function": "web-server", "offering": "tiny"}, "desired.function"),
     ({"function": "desktop", "load": 100}, "desired.load"),
@@ -220,6 +223,37 @@ def test_machines_are_asked_for_by_what_they_shall_do() -> None:
             assert found["assigned"]["disk_gib"] == needed.disk_gib
 
     run(main)
+
+
+def test_machines_are_limited_as_asked_and_as_their_account_is() -> None:
+    async def main() -> None:
+        async with site() as world:
+            limits: dict[str, Any] = {"iops_limit": 300, "throughput_limit_kib_s": 2048, "rate_limit_kbps": 9000}
+            nics = [{"network": "default"}]
+            await ask(world, count=2, vcpus=1, memory_mib=64, nics=nics, **limits)
+            await comes_to(world, "running", limit_s=600)
+            held = [each.quantity for row in await rows(world) for each in row.assigned.contributions]
+            assert [(one["iops"], one["rate_kbps"]) for one in ({**held[0], **held[1]},)] == [(300, 9000)]
+            assert await _in_force(world) == {(300, 2048 * 1024, 9000)}
+            await world.patch("tenancy.account", "acme", limits={"rate_limit_kbps": 4000, "iops_limit": 500})
+
+            async def lower() -> bool:
+                return await _in_force(world) == {(300, 2048 * 1024, 4000)}
+
+            await world.until(lower)
+
+    run(main)
+
+
+async def _in_force(world: Cloud) -> set[tuple[int, int, int]]:
+    """Return (operations, bytes, kbit/s) of the machines' disks and ports."""
+    found = set()
+    for vm in await vms(world):
+        host = world.hosts[vm.host]
+        (disk,) = host.machines.machines[vm.id].spec.disks
+        rates = {host.switch.ports[id].rate_limit_kbps for id in vm.assigned.ports}
+        found |= {(disk.throttle.iops, disk.throttle.bytes_per_s, rate) for rate in rates}
+    return found
 
 
 def test_a_dry_run_says_what_would_be_chosen_and_why_the_rest_is_not_and_changes_nothing() -> None:

@@ -97,6 +97,11 @@ def test_a_function_and_its_load_say_the_size() -> None:
     ("desired", "offering", "message"),
     [
         (VmDesired(offering="small", vcpus=1), OFFERING, "give an offering, or vcpus with memory_mib, not both"),
+        (
+            VmDesired(offering="small", iops_limit=9),
+            OFFERING,
+            "an offering says its limits; give iops_limit, or an offering",
+        ),
         (VmDesired(vcpus=1), None, "vcpus and memory_mib belong together; give both, or an offering"),
         (VmDesired(memory_mib=64), None, "vcpus and memory_mib belong together; give both, or an offering"),
         (VmDesired(disk_gib=2), OFFERING, "the image needs a disk of 3 GiB, 2 were asked"),

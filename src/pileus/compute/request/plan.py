@@ -98,6 +98,8 @@ def needs(
             vcpus=assigned.vcpus,
             memory_mib=assigned.memory_mib,
             disk_gib=assigned.disk_gib,
+            iops=desired.iops_limit,
+            rate_kbps=desired.rate_limit_kbps * len(networks),
             service=desired.service,
             image=assigned.image,
             networks=networks,

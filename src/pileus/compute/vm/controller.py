@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from msgspec.structs import asdict, replace
 
 from pileus.compute.offering.types import limits
+from pileus.compute.sizing import own_limits
 from pileus.compute.vm.capacity import HostTable, for_role, need_of
 from pileus.compute.vm.parts import drop_parts, ensure_parts, keep_root, rebuild, release_detached
 from pileus.compute.vm.placement import Candidate, explain, rank, summary
@@ -120,14 +121,16 @@ def _around(vm: Resource, links: dict[str, str]) -> list[str]:
 
 
 def _limited(vm: Resource, links: dict[str, str], around: dict[str, Resource]) -> VmAssigned:
-    """Return the decision with the limits in force: the lowest of offering, account and zone; appliances have none."""
+    """Return the decision with the limits in force: the lowest of its own or its offering's, account's and zone's.
+
+    Appliances have none.
+    """
     assigned: VmAssigned = vm.assigned
     if is_of_cloud(vm):
         return replace(assigned, **asdict(VmLimits()))
-    own = limits(around[links["offering"]].desired) if "offering" in links else VmLimits()
-    return replace(
-        assigned, **asdict(lowest(own, around[vm.account_id].desired.limits, around[vm.zone].desired.limits))
-    )
+    named = limits(around[links["offering"]].desired) if "offering" in links else VmLimits()
+    around_it = (around[vm.account_id].desired.limits, around[vm.zone].desired.limits)
+    return replace(assigned, **asdict(lowest(own_limits(vm.desired), named, *around_it)))
 
 
 async def _rebuild(tx: Transaction, vm: Resource, image: Resource) -> None:

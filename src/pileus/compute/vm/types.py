@@ -71,6 +71,17 @@ class Sized(Struct, frozen=True, kw_only=True):
         int,
         Meta(ge=0, le=65_536, description="Root volume in GiB; 0: what offering or function say, else the image."),
     ] = 0
+    iops_limit: Annotated[
+        int, Meta(ge=0, le=10_000_000, description="Operations per second of the root disk; 0: as the offering says.")
+    ] = 0
+    throughput_limit_kib_s: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000_000, description="Throughput of the root disk in KiB/s; 0: as the offering says."),
+    ] = 0
+    rate_limit_kbps: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000_000, description="Rate of each NIC in kilobits per second; 0: as the offering says."),
+    ] = 0
 
 
 class VmDesired(Sized, frozen=True, kw_only=True):
