@@ -336,9 +336,9 @@ class Cloud:
             await self.add_image(name)
         await self.settle()
 
-    async def add_image(self, name: str, virtual_size_bytes: int = GIB) -> None:
-        await self.create("storage.image", name, append="quiet")
-        image = await self.resource("storage.image", name)
+    async def add_image(self, name: str, virtual_size_bytes: int = GIB, account: str = "") -> None:
+        await self.create("storage.image", name, account, append="quiet")
+        image = await self.resource("storage.image", name, account)
         digest = hashlib.sha256(IMAGE).hexdigest()
         facts = ImageObserved(
             state="available",

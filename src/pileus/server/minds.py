@@ -41,6 +41,9 @@ class Mind(Protocol):
     async def step(self, heard: list[dict[str, Any]], missed: list[str], now: float) -> Work:
         """Tell what was heard and what was not, and return what is to be done. Raises: Transient."""
 
+    async def inventory(self) -> bytes:
+        """Return what its disk kept of what it watched before, as JSON. Raises: Transient."""
+
     async def close(self) -> None:
         """Let it go."""
 
@@ -68,6 +71,10 @@ class Here:
             self._engine.miss(vm, now)
         return self._engine.work(now)
 
+    async def inventory(self) -> bytes:
+        """Return nothing: it has no disk."""
+        return b"null"
+
     async def close(self) -> None:
         """Nothing is to be let go."""
 
@@ -80,6 +87,7 @@ class _Said(Struct, frozen=True):
     states: list[dict[str, Any]] = []
     actions: list[dict[str, Any]] = []
     next_at: float | None = None
+    inventory: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class Away:
@@ -118,6 +126,16 @@ class Away:
         said = await self._ask({"heard": heard, "missed": missed, "now": now})
         next_at = said.next_at if said.next_at is not None and math.isfinite(said.next_at) else math.inf
         return Work(said.polls[:ITEMS_MAX], said.states[:ITEMS_MAX], said.actions[:ITEMS_MAX], next_at)
+
+    async def inventory(self) -> bytes:
+        """Return what its disk kept. Raises: Transient."""
+        try:
+            said = await self._ask({"inventory": True})
+        except Transient as failed:
+            if failed.code != "refused":
+                raise
+            return b"null"  # it is older than inventories, and does not know the question
+        return bytes(said.inventory)
 
     async def close(self) -> None:
         """End the connection."""

@@ -51,6 +51,7 @@ def described(appliance: Appliance) -> dict[str, Any]:
     vm = appliance.vm
     return {
         "name": vm.name if vm is not None else "",
+        "node": appliance.node.name if appliance.node is not None else "",
         "labels": dict(vm.labels) if vm is not None else {},
         "epoch": row.assigned.epoch,
         "resume": {**msgspec.to_builtins(observed), "vm": row.assigned.vm} if observed is not None else {},

@@ -29,6 +29,7 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.acting import Proposed, Silence, Told, write_action
 from pileus.monitor.monitor.types import APPLIANCES_MAX
+from pileus.monitor.moving import move_in
 from pileus.monitor.notes import note_state
 from pileus.monitor.state.types import StateAssigned, StateObserved
 from pileus.monitor.watcher.types import LEASE_S, WatcherObserved
@@ -164,6 +165,7 @@ class Run:
             try:
                 self._mind = await self._open()
                 try:
+                    await move_in(self._store, self.lease, self._watcher.assigned.monitor, self._mind.inventory)
                     while True:
                         after_s = await self._turn()
                         await asyncio.sleep(STEP_MIN_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.cloud.monitor.monitor_world import ACCOUNT, FAILED, MONITOR, RESTART, Apps
 from tests.cloud.world import Cloud, cloud
@@ -14,6 +15,7 @@ from pileus.drivers.host.errors import DriverError
 from pileus.kernel.quota import space
 from pileus.kernel.store.lists import Filter
 from pileus.node.monitor.engine import Engine
+from pileus.node.monitor.inventory import Inventory
 from pileus.node.monitor.role import PORT, answer
 
 MEND = {"when": [FAILED], "do": [RESTART], "mode": "enforce"}
@@ -22,8 +24,9 @@ MEND = {"when": [FAILED], "do": [RESTART], "mode": "enforce"}
 class EngineStream:
     """A connection to the role ``monitor``, without its machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, inventory: Inventory | None = None) -> None:
         self._engine = Engine()
+        self._inventory = inventory or Inventory(Path("/dev/null/none"))
         self._said: asyncio.Queue[bytes] = asyncio.Queue()
         self._unread = b""
 
@@ -40,7 +43,7 @@ class EngineStream:
     async def write(self, data: bytes) -> None:
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
-            self._said.put_nowait(json.dumps(answer(self._engine, line)).encode() + b"\n")
+            self._said.put_nowait(json.dumps(answer(self._engine, self._inventory, line)).encode() + b"\n")
 
     async def finish(self) -> None:
         return
@@ -52,8 +55,9 @@ class EngineStream:
 class Appliances:
     """The monitors' appliances of a simulated cloud, one on each host."""
 
-    def __init__(self, world: Cloud) -> None:
-        self._world = world
+    def __init__(self, world: Cloud, disk: Path = Path("/dev/null/none")) -> None:
+        """``disk``: file of the inventory of whichever appliance."""
+        self._world, self._disk = world, disk
         self._streams: dict[str, list[EngineStream]] = {}
         for host in world.hosts:
             self.revive(host)
@@ -68,7 +72,7 @@ class Appliances:
 
     def _opener(self, host: str) -> Callable[[], EngineStream]:
         def opened() -> EngineStream:
-            stream = EngineStream()
+            stream = EngineStream(Inventory(self._disk))
             self._streams.setdefault(host, []).append(stream)
             return stream
 

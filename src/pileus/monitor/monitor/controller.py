@@ -19,7 +19,7 @@ from pileus.kernel.term import ENDS_SOON, Phase, next_look_s
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.monitor import plan
 from pileus.monitor.monitor.types import APPLIANCES_MAX, MonitorAssigned, MonitorDesired, MonitorObserved
-from pileus.monitor.state.types import StateAssigned, StateDesired, StateObserved
+from pileus.monitor.state.types import StateAssigned, StateObserved
 from pileus.monitor.watcher.types import WatcherAssigned, WatcherDesired, is_at_work
 
 LOOK_AGAIN_S = 3.0
@@ -107,21 +107,10 @@ class _Changes:
             await tx.update(now, assigned=moved)
         left -= len(self._moved[:left])
         for vm in self._new[:left]:
-            await tx.ensure_child(self._own, self._row(vm))
+            await tx.ensure_child(self._own, plan.row_of(self._own, vm, self._given[vm.id]))
         left -= len(self._new[:left])
         for row in self._gone[:left]:
             await tx.mark_deleting(await tx.get(row.id))
-
-    def _row(self, vm: Resource) -> Resource:
-        return Resource(
-            id="",
-            kind="monitor.state",
-            name=plan.row_name(self._own, vm),
-            desired=StateDesired(vm=vm.id),
-            assigned=StateAssigned(monitor=self._own.id, vm=vm.id, watcher=self._given[vm.id], epoch=1),
-            zone=vm.zone,
-            vdc=vm.vdc,
-        )
 
 
 async def _world(own: Resource, store: Store, term: Phase) -> World:

@@ -10,6 +10,7 @@ from pileus.compute.vm.types import is_of_cloud
 from pileus.kernel.kind import Resource
 from pileus.kernel.term import Phase, phase_of
 from pileus.monitor.monitor.types import APPLIANCES_MAX, MonitorAssigned, MonitorDesired, MovedIn
+from pileus.monitor.state.types import StateAssigned, StateDesired
 
 FLEET_S = 600.0
 """Of the cap on appliances that are acted on as a whole."""
@@ -74,6 +75,19 @@ def row_name(monitor: Resource, vm: Resource) -> str:
     """Return the name of the monitor's row for the VM: short, readable, and no other's."""
     mark = hashlib.blake2b(f"{monitor.id} {vm.id}".encode(), digest_size=4).hexdigest()
     return f"{vm.name[:50]}-{mark}"
+
+
+def row_of(monitor: Resource, vm: Resource, watcher: str) -> Resource:
+    """Return the monitor's first row for the VM."""
+    return Resource(
+        id="",
+        kind="monitor.state",
+        name=row_name(monitor, vm),
+        desired=StateDesired(vm=vm.id),
+        assigned=StateAssigned(monitor=monitor.id, vm=vm.id, watcher=watcher, epoch=1),
+        zone=vm.zone,
+        vdc=vm.vdc,
+    )
 
 
 def watcher_name(monitor: Resource, number: int) -> str:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 from pileus.kernel.admission import Admission, Change
-from pileus.kernel.errors import Invalid, QuotaExceeded
+from pileus.kernel.errors import QuotaExceeded
 from pileus.kernel.kind import Resource
 from pileus.kernel.transaction import Transaction
-from pileus.monitor.policy.plan import check_acts, check_clauses, check_words, engine_policy, require_rights
+from pileus.monitor.policy.plan import check_acts, check_whole, require_rights
 from pileus.monitor.policy.types import PolicyDesired
-from pileus.node.monitor.engine import Engine
 from pileus.node.monitor.model import POLICIES_MAX
-
-_CLAUSE = re.compile(r"when\[(\d+)\]\.(\w+)[^:]*: (.*)")
 
 
 class PolicyAdmission(Admission):
@@ -28,20 +23,7 @@ class PolicyAdmission(Admission):
         else:
             await _check_count(tx, change)
         require_rights(change.principal, desired.do)
-        is_found = any("*" in clause.field.split(".") for clause in desired.when)
-        for number, act in enumerate(desired.do):
-            if act.do.endswith("-application") and not act.application and not is_found:
-                raise Invalid(
-                    f"{change.new}: act {number + 1}, {act.do}: say which application it is, or let a clause find it with "
-                    "* such as applications.*.state",
-                    field=f"desired.do.{number}.application",
-                )
-        check_clauses(change.new)
-        try:
-            Engine().configure({"settings": {}, "appliances": {}, "policies": {"policy": engine_policy(change.new)}})
-        except ValueError as wrong:
-            raise _refusal(change.new, str(wrong)) from None
-        check_words(change.new)
+        check_whole(change.new)
         return change.new
 
 
@@ -53,15 +35,3 @@ async def _check_count(tx: Transaction, change: Change) -> None:
             f"monitor {change.new.desired.monitor} has {POLICIES_MAX} policies, the most there may be; delete one, or "
             "let one policy say more with match=any"
         )
-
-
-def _refusal(policy: Resource, words: str) -> Invalid:
-    """Return what the engine says, in words for people."""
-    words = words.removeprefix("policies.policy.")
-    found = _CLAUSE.fullmatch(words)
-    if found is None:
-        return Invalid(f"{policy}: {words}", field="desired.when")
-    place, name, why = int(found[1]), found[2], found[3]
-    desired: PolicyDesired = policy.desired
-    shown = f"{name} {getattr(desired.when[place], name, '')!r}"
-    return Invalid(f"{policy}: clause {place + 1}, {shown}: {why}", field=f"desired.when.{place}.{name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, get_args
 
@@ -12,7 +13,9 @@ from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 from pileus.monitor.policy.types import PolicyAct, PolicyClause, PolicyDesired
 from pileus.monitor.state.types import ExecutionState, NodeState
+from pileus.node.monitor.engine import Engine
 
+_CLAUSE = re.compile(r"when\[(\d+)\]\.(\w+)[^:]*: (.*)")
 _LAST = frozenset({"terminate"})
 _OF_BOTH = frozenset({"restart", "suspend", "terminate"})
 
@@ -43,6 +46,38 @@ def engine_policy(policy: Resource) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(desired))  # lists, as it travels
     del plain["monitor"]
     return {"name": policy.name, **plain}
+
+
+def check_whole(policy: Resource) -> None:
+    """Raises: Invalid naming the clause or act that cannot be. The engine that will run the policy reads it, too."""
+    desired: PolicyDesired = policy.desired
+    check_acts(policy, desired.do)
+    is_found = any("*" in clause.field.split(".") for clause in desired.when)
+    for number, act in enumerate(desired.do):
+        if act.do.endswith("-application") and not act.application and not is_found:
+            raise Invalid(
+                f"{policy}: act {number + 1}, {act.do}: say which application it is, or let a clause find it with "
+                "* such as applications.*.state",
+                field=f"desired.do.{number}.application",
+            )
+    check_clauses(policy)
+    try:
+        Engine().configure({"settings": {}, "appliances": {}, "policies": {"policy": engine_policy(policy)}})
+    except ValueError as wrong:
+        raise _refusal(policy, str(wrong)) from None
+    check_words(policy)
+
+
+def _refusal(policy: Resource, words: str) -> Invalid:
+    """Return what the engine says, in words for people."""
+    words = words.removeprefix("policies.policy.")
+    found = _CLAUSE.fullmatch(words)
+    if found is None:
+        return Invalid(f"{policy}: {words}", field="desired.when")
+    place, name, why = int(found[1]), found[2], found[3]
+    desired: PolicyDesired = policy.desired
+    shown = f"{name} {getattr(desired.when[place], name, '')!r}"
+    return Invalid(f"{policy}: clause {place + 1}, {shown}: {why}", field=f"desired.when.{place}.{name}")
 
 
 def check_acts(owner: Resource, acts: Iterable[PolicyAct]) -> None:

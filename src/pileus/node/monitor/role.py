@@ -5,6 +5,7 @@ with its document, so that any other engine can go on::
 
     {"configure": document}                     {} or {"error": words}
     {"amend": {"appliances": {...}, "gone": [...]}}    the same
+    {"inventory": true}                         {"inventory": what the disk kept (see there), or null}
     {"heard": [...], "missed": [...], "now": s} {"polls": [...], "states": [...], "actions": [...], "next_at": s or null}
 """
 
@@ -13,11 +14,13 @@ from __future__ import annotations
 import json
 import math
 import socket
+from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
 from pileus.node.document import Document
 from pileus.node.monitor.engine import Engine
+from pileus.node.monitor.inventory import INVENTORY, Inventory
 from pileus.node.role import RoleRefused
 
 PORT = 4754
@@ -30,8 +33,9 @@ LINE_BYTES_MAX = 32 << 20
 class Monitor:
     """The role ``monitor``."""
 
-    def __init__(self, port: int = PORT) -> None:
+    def __init__(self, port: int = PORT, inventory: Path = INVENTORY) -> None:
         """``port``: another one for tests; 0: any, see ``address``."""
+        self._inventory = Inventory(inventory)
         self._server = socket.create_server(("127.0.0.1", port))
         self.address: tuple[str, int] = self._server.getsockname()
         self._served: socket.socket | None = None
@@ -51,8 +55,9 @@ class Monitor:
         """Do nothing: the engine works when it is asked."""
 
     def status(self) -> dict[str, Any]:
-        """Return whether somebody lets it work."""
-        return {"role": "monitor", "served": "yes" if self._served is not None else "no"}
+        """Return whether somebody lets it work, and what keeps its inventory from being kept."""
+        status = {"role": "monitor", "served": "yes" if self._served is not None else "no"}
+        return {**status, "inventory": self._inventory.problem} if self._inventory.problem else status
 
     def close(self) -> None:
         """End the connections, and take no more."""
@@ -83,7 +88,7 @@ class Monitor:
                     if len(line) > LINE_BYTES_MAX:
                         wire.sendall(_line({"error": f"a line takes at most {LINE_BYTES_MAX} bytes"}))
                         return
-                    wire.sendall(_line(answer(engine, line)))
+                    wire.sendall(_line(answer(engine, self._inventory, line)))
         except OSError:
             return
         finally:
@@ -92,15 +97,19 @@ class Monitor:
                     self._served = None
 
 
-def answer(engine: Engine, line: bytes) -> dict[str, Any]:
-    """Return what the engine says to one question."""
+def answer(engine: Engine, inventory: Inventory, line: bytes) -> dict[str, Any]:
+    """Return what the engine says to one question; the inventory is kept first."""
     try:
         asked = json.loads(line)
+        if "inventory" in asked:
+            return {"inventory": inventory.kept()}
         if "configure" in asked:
             engine.configure(asked["configure"])
+            inventory.configured(asked["configure"])
             return {}
         if "amend" in asked:
             engine.amend(asked["amend"])
+            inventory.amended(asked["amend"])
             return {}
         now = float(asked["now"])
         for report in asked["heard"]:
@@ -110,6 +119,7 @@ def answer(engine: Engine, line: bytes) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, RecursionError) as wrong:
         return {"error": f"{type(wrong).__name__}: {wrong}"[:500]}
     work = engine.work(now)
+    inventory.told(work.states, now)
     next_at = work.next_at if math.isfinite(work.next_at) else None
     return {"polls": work.polls, "states": work.states, "actions": work.actions, "next_at": next_at}
 

@@ -1,0 +1,116 @@
+"""What a monitor's appliance watches, kept on its disk: who starts from a copy of the disk can go on with it.
+
+JSON: ``{"version": 1, "appliances": {vm: {"name", "node", "labels", "row"}}, "policies": {id: {...}}}``, as the document says
+them (see the package); ``row`` is what the newest row says of what stands, and in which words of the appliance.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+INVENTORY = Path("/var/lib/pileus/inventory.json")
+BYTES_MAX = 8 << 20
+"""More is cut: first rows, then appliances, the last ones first."""
+EVERY_S = 5.0
+"""Between two writes of what changes while it watches; a new document is written at once."""
+
+_WORDS = ("name", "node", "labels")
+_OF_ROW = ("standing", "applications", "other")
+
+
+class Inventory:
+    """The file. ``problem``: why it could not be written; empty when it was."""
+
+    def __init__(self, file: Path = INVENTORY) -> None:
+        self.problem = ""
+        self._file = file
+        self._appliances: dict[str, dict[str, Any]] = {}
+        self._policies: dict[str, Any] = {}
+        self._written_at = -math.inf
+        self._is_changed = False
+
+    def kept(self) -> dict[str, Any] | None:
+        """Return what the file says, None when there is none that can be read."""
+        try:
+            found = json.loads(self._file.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def configured(self, document: Mapping[str, Any]) -> None:
+        """Take a document that an engine took, and write it."""
+        before, self._appliances = self._appliances, {}
+        self._take(document.get("appliances", {}), before)
+        self._policies = dict(document.get("policies", {}))
+        self._write()
+
+    def amended(self, part: Mapping[str, Any]) -> None:
+        """Take what of a document is other now; it is written with the next rows."""
+        self._take(part.get("appliances", {}), self._appliances)
+        for vm in part.get("gone", []):
+            self._appliances.pop(vm, None)
+        self._is_changed = True
+
+    def told(self, rows: Iterable[Mapping[str, Any]], now: float) -> None:
+        """Take rows that changed, and write them unless that was done just before."""
+        for row in rows:
+            known = self._appliances.get(row["vm"])
+            if known is not None and known["row"] != (part := _part(row)):
+                known["row"] = part
+                self._is_changed = True
+        if self._is_changed and not 0 <= now - self._written_at < EVERY_S:
+            self._write()
+            self._written_at = now
+
+    def _take(self, appliances: Mapping[str, Mapping[str, Any]], before: Mapping[str, dict[str, Any]]) -> None:
+        for vm, fields in appliances.items():
+            known = before.get(vm, {})
+            is_newer = "epoch" in known and known["epoch"] == fields.get("epoch")
+            row = known["row"] if is_newer else _part(fields.get("resume") or {})
+            words = {word: fields[word] for word in (*_WORDS, "epoch") if word in fields}
+            self._appliances[vm] = {**words, "row": row}
+
+    def _write(self) -> None:
+        """Write all of it; a power cut leaves the old file or the new one. What cannot be written is said."""
+        self._is_changed = False
+        draft = self._file.with_suffix(".new")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as out:
+                out.write(self._text())
+                out.flush()
+                os.fsync(out.fileno())
+            draft.replace(self._file)
+        except OSError as failed:
+            self.problem = failed.strerror or type(failed).__name__
+        else:
+            self.problem = ""
+
+    def _text(self) -> bytes:
+        room = BYTES_MAX - len(_json(self._policies))
+        kept: dict[str, dict[str, Any]] = {}
+        for vm, fields in self._appliances.items():
+            words = {word: fields[word] for word in _WORDS if word in fields}
+            room -= len(_json({vm: words}))
+            if room < 0:
+                break
+            kept[vm] = words
+        for vm, words in kept.items():
+            row = self._appliances[vm]["row"]
+            room -= len(_json(row)) + len(',"row":')
+            if row and room >= 0:
+                words["row"] = row
+        return _json({"version": 1, "appliances": kept, "policies": self._policies})
+
+
+def _part(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {word: row[word] for word in _OF_ROW if row.get(word)}
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
