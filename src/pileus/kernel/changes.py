@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from pileus.kernel.kind import Resource
 from pileus.kernel.store import statements as sql
+from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 
 PAGE = 1000
@@ -42,3 +47,24 @@ class Changes:
 def ids_of(changed: dict[str, str], kind: str) -> list[str]:
     """Return the ids of one kind."""
     return [id for id, its in changed.items() if its == kind]
+
+
+async def pages(store: Store, filter: Filter) -> AsyncIterator[Sequence[Resource]]:
+    """Yield all resources that match; others have their turn between the pages."""
+    after = ""
+    while page := await store.list(filter, after=after, limit=PAGE):
+        yield page
+        after = page[-1].id
+        await asyncio.sleep(0)
+
+
+async def read_all(store: Store, kind: str, ids: Sequence[str]) -> list[Resource]:
+    """Return those of these resources that are there."""
+    found: list[Resource] = []
+    for start in range(0, len(ids), PAGE):
+        part = list(ids[start : start + PAGE])
+        # A statement is made for each number of ids: there are few of them this way.
+        part += part[:1] * ((1 << (len(part) - 1).bit_length()) - len(part))
+        found += await store.list(Filter(kind=kind, ids=tuple(part)), limit=len(part))
+        await asyncio.sleep(0)
+    return found

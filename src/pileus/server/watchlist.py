@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from pileus.kernel.changes import Changes, ids_of
+from pileus.kernel.changes import Changes, ids_of, read_all
 from pileus.kernel.kind import Resource
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
@@ -116,7 +116,7 @@ class Watchlist:
         await self._take_rows(ids_of(changed, "monitor.state"), news)
         vms = [id for id in ids_of(changed, "compute.vm") if id in self.by_vm and id not in news.begun]
         await self._take_vms(vms, news)
-        news.scanned = self._note_scans(await self._all("monitor.scan", ids_of(changed, "monitor.scan")))
+        news.scanned = self._note_scans(await read_all(self._store, "monitor.scan", ids_of(changed, "monitor.scan")))
         if news.begun:
             scans = await self._store.list_all(Filter(kind="monitor.scan", account_id=self._watcher.account_id))
             self._note_scans(scan for scan in scans if scan.assigned.vm in news.begun)
@@ -131,7 +131,7 @@ class Watchlist:
         }
 
     async def _take_nodes(self, ids: list[str], news: News) -> None:
-        found = {node.id: node for node in await self._all("fleet.node", ids)}
+        found = {node.id: node for node in await read_all(self._store, "fleet.node", ids)}
         for id in ids:
             node = found.get(id)
             vm = node.assigned.vm if node is not None and node.assigned is not None else self._vm_of_node.pop(id, "")
@@ -146,7 +146,7 @@ class Watchlist:
                 news.spoken.add(vm)
 
     async def _take_rows(self, ids: list[str], news: News) -> None:
-        found = {row.id: row for row in await self._all("monitor.state", ids)}
+        found = {row.id: row for row in await read_all(self._store, "monitor.state", ids)}
         begun: list[Resource] = []
         for id in ids:
             row, known = found.get(id), self.by_vm.get(self._vm_of_row.get(id, ""))
@@ -168,10 +168,12 @@ class Watchlist:
 
     async def _begin(self, rows: list[Resource], news: News) -> None:
         ids = [row.assigned.vm for row in rows]
-        vms = {vm.id: vm for vm in await self._all("compute.vm", ids)}
+        vms = {vm.id: vm for vm in await read_all(self._store, "compute.vm", ids)}
         nodes = {
             node.id: node
-            for node in await self._all("fleet.node", [self._node_of[id] for id in ids if id in self._node_of])
+            for node in await read_all(
+                self._store, "fleet.node", [self._node_of[id] for id in ids if id in self._node_of]
+            )
         }
         for row in rows:
             vm = row.assigned.vm
@@ -181,7 +183,7 @@ class Watchlist:
             news.ended.discard(vm)
 
     async def _take_vms(self, ids: list[str], news: News) -> None:
-        found = {vm.id: vm for vm in await self._all("compute.vm", ids)}
+        found = {vm.id: vm for vm in await read_all(self._store, "compute.vm", ids)}
         for id in ids:
             known, vm = self.by_vm[id], found.get(id)
             if not _is_other(known.vm, vm):
@@ -200,17 +202,6 @@ class Watchlist:
                 known.findings[scan.assigned.signature_name] = said
                 ended.add(scan.assigned.vm)
         return ended
-
-    async def _all(self, kind: str, ids: list[str]) -> list[Resource]:
-        found: list[Resource] = []
-        for start in range(0, len(ids), PAGE):
-            part = ids[start : start + PAGE]
-            # A statement is made for each number of ids: there are few of them this way.
-            part += part[:1] * ((1 << (len(part) - 1).bit_length()) - len(part))
-            found += await self._store.list(Filter(kind=kind, ids=tuple(part)), limit=len(part))
-            if start:
-                await asyncio.sleep(0)
-        return found
 
 
 def _is_other(known: Resource | None, found: Resource | None) -> bool:

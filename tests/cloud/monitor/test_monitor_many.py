@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from tests.cloud.monitor.monitor_world import ACCOUNT, FAILED, MONITOR, Apps
@@ -11,11 +14,14 @@ from tests.cloud.world import cloud
 from tests.virtual_time import clock, run
 
 from pileus.kernel.errors import QuotaExceeded
+from pileus.kernel.store.engine import Row
 from pileus.kernel.store.lists import Filter
 from pileus.monitor.monitor import plan
 from pileus.monitor.monitor.types import APPLIANCES_MAX
 from pileus.monitor.policy import api
 from pileus.monitor.signature import controller
+
+VMS = 17
 
 
 def test_monitors_with_long_names_that_begin_alike_have_their_own_watchers() -> None:
@@ -82,5 +88,38 @@ def test_scans_of_appliances_that_are_gone_are_forgotten_after_their_time(monkey
             monkeypatch.setattr(controller, "KEPT_S", 60.0)
             await world.until(lambda: are(1), limit_s=200.0)
             assert clock() - began < 100.0
+
+    run(main)
+
+
+def test_what_does_not_change_is_not_read_again_and_one_change_reads_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            apps = Apps(world)
+            await apps.furnish(2)
+            for number in range(VMS):
+                await world.create("compute.vm", f"vm{number}", ACCOUNT, vcpus=1, memory_mib=64)
+            await apps.watch()
+            await asyncio.sleep(60.0)
+            read: list[str] = []
+            list_rows = world.store.list_rows
+
+            @functools.wraps(list_rows)
+            async def noted(*arguments: Any, **named: Any) -> Sequence[Row]:
+                rows = await list_rows(*arguments, **named)
+                read.extend(row[0] for row in rows if row[1] == "monitor.state")
+                return rows
+
+            monkeypatch.setattr(world.store, "list_rows", noted)
+            await asyncio.sleep(30.0)
+            idle = len(read)
+            await world.create("compute.vm", "another", ACCOUNT, vcpus=1, memory_mib=64)
+            await asyncio.sleep(30.0)
+            one = len(read) - idle
+            monkeypatch.undo()
+            print(f"measured: {VMS} VMs: {idle} rows read while idle, {one} for one VM more")
+            assert len(await apps.rows()) == VMS + 3
+            assert idle == 0
+            assert one < VMS
 
     run(main)

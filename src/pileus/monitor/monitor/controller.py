@@ -18,6 +18,7 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.term import ENDS_SOON, Phase, next_look_s
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.monitor import plan
+from pileus.monitor.monitor.picture import Picture
 from pileus.monitor.monitor.types import APPLIANCES_MAX, MonitorAssigned, MonitorDesired, MonitorObserved
 from pileus.monitor.state.types import StateAssigned, StateObserved
 from pileus.monitor.watcher.types import WatcherAssigned, WatcherDesired, is_at_work
@@ -45,16 +46,22 @@ class World(Struct, frozen=True, kw_only=True):
 class MonitorController(Controller):
     """Keeps watchers and rows as the account's VMs are."""
 
+    def __init__(self) -> None:
+        self._pictures: dict[str, Picture] = {}
+        """By monitor."""
+
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Make, give and remove what differs, a bounded number at once."""
         if resource.deleting:
+            self._pictures.pop(resource.id, None)
             return Done()
         now = store.clock()
         term = plan.term_of(resource, now)
         if term == "ended" and resource.desired.at_end == "delete":
             return Done(lambda tx: _delete(tx, resource))
-        world = await _world(resource, store, term)
-        given = plan.shared_out((vm.id for vm in world.vms), world.at_work)
+        picture = await self._look(resource, store)
+        world = await _world(resource, store, term, picture)
+        given = picture.given(resource, world.at_work)
         changes = _Changes(world, given)
 
         async def apply(tx: Transaction) -> None:
@@ -65,6 +72,13 @@ class MonitorController(Controller):
         end: float = resource.assigned.end
         ahead_s = next_look_s((now + LOOK_AGAIN_S, end - resource.desired.warn_s, end), now)
         return Done(apply, after_s=AT_ONCE_S if changes.has_more else ahead_s)
+
+    async def _look(self, own: Resource, store: Store) -> Picture:
+        # What another server's loop has now is not looked at here any more.
+        self._pictures = {id: each for id, each in self._pictures.items() if not each.is_old}
+        picture = self._pictures.setdefault(own.id, Picture(store, own.account_id, own.id))
+        await picture.look()
+        return picture
 
 
 async def _say(tx: Transaction, own: Resource, said: MonitorObserved) -> None:
@@ -113,19 +127,15 @@ class _Changes:
             await tx.mark_deleting(await tx.get(row.id))
 
 
-async def _world(own: Resource, store: Store, term: Phase) -> World:
-    desired: MonitorDesired = own.desired
-    rows = await store.list_all(Filter(kind="monitor.state", owner=own.id))
+async def _world(own: Resource, store: Store, term: Phase, picture: Picture) -> World:
     watchers = await store.list(Filter(kind="monitor.watcher", owner=own.id))
-    labels = () if plan.names(own) else tuple(sorted(desired.labels.items()))
-    vms = await store.list_all(Filter(kind="compute.vm", account_id=own.account_id, labels=labels))
-    meant = plan.selected(own, vms)
+    meant = picture.meant(own)
     is_idle = term == "ended" or plan.is_moving(own)
     return World(
         own=own,
         meant=len(meant),
         vms=meant[:APPLIANCES_MAX],
-        rows={row.assigned.vm: row for row in rows},
+        rows=picture.rows,
         watchers=watchers,
         at_work=[each.id for each in watchers if not is_idle and is_at_work(each) and await holder(store, each.id)],
         term=term,
