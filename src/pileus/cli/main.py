@@ -175,8 +175,9 @@ def _refuse(error: click.ClickException) -> int:
         sys.stderr.write(f"{message}\n")
         return USAGE
     if isinstance(error, click.NoSuchOption):
-        close = f"; did you mean {' or '.join(error.possibilities)}?" if error.possibilities else ""
-        message = f"there is no flag {error.option_name}{close}"
+        message = (
+            f"there is no flag {error.option_name}{suggestion(error.option_name, list(error.possibilities or ()))}"
+        )
     context = error.ctx if isinstance(error, click.UsageError) else None
     hint = f"see `{context.command_path} --help`" if context is not None else ""
     return _fail((message[:1].lower() + message[1:]).removesuffix("."), hint, USAGE)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pileus.cli.commands.explain import reasons_of
+from pileus.cli.commands.explain import WIDTH, reasons_of
 from pileus.cli.failure import EXIT_CODES, NOT_SIGNED_IN, USAGE
 from pileus.cli.fields import walk
 from pileus.cli.main import _FLAT, main
@@ -42,7 +42,8 @@ def test_every_verb_that_is_there_has_help(word: str, capsys: pytest.CaptureFixt
 def test_every_field_of_every_kind_is_explained(kind: Kind, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", kind.name]) == 0
     whole = capsys.readouterr().out
-    assert kind.summary in whole
+    assert kind.summary in " ".join(whole.split())
+    assert max(map(len, whole.splitlines())) <= WIDTH
     assert all(reason in whole for reason, _ in reasons_of(kind))
     for section in ("desired", "assigned", "observed"):
         for path, field in walk(getattr(kind, section)):

@@ -78,7 +78,7 @@ def _explain(kind: Kind, path: Sequence[str]) -> Iterator[str]:
 
 
 def _kind(kind: Kind) -> Iterator[str]:
-    yield f"{kind.name}: {kind.summary}"
+    yield from _wrap(f"{kind.name}: ", kind.summary)
     yield ""
     owner = {"cluster": "the cluster", "account": "an account", "either": "an account or the cluster"}[kind.scope]
     words = (kind.plural, *kind.aliases)
