@@ -56,5 +56,5 @@ def suggestion(word: str, known: list[str]) -> str:
     """Return ``; did you mean X?`` with the closest known words; empty when none is close."""
     from difflib import get_close_matches
 
-    close = get_close_matches(word, known, n=3)
+    close = get_close_matches(word, known, n=3, cutoff=0.65)
     return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -6,6 +6,7 @@ has the struct's fields as flags: each occurrence of the first one starts a new 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -197,7 +198,11 @@ def _help(flag: Flag, *, required: bool) -> str:
 class DesiredCommand(click.Command):
     """A command with the flags of a kind, which keeps the order in which they were given."""
 
-    def __init__(self, name: str, flags: tuple[Flag, ...], *, required: bool, **attributes: Any) -> None:
+    def __init__(
+        self, name: str, flags: tuple[Flag, ...], *, required: bool, fixed: tuple[Flag, ...] = (), **attributes: Any
+    ) -> None:
+        """``fixed``: flags that the kind has, and this command does not take."""
+        self._fixed = frozenset(flag.name for flag in fixed)
         self.flag_options = [FlagOption(flag, required=required) for flag in flags]
         self._required = required
         attributes["params"] = [*attributes["params"], *self.flag_options]
@@ -205,7 +210,12 @@ class DesiredCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does, and keep (flag, value) in the order of the command line."""
-        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        try:
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        except click.NoSuchOption as unknown:
+            if unknown.option_name not in self._fixed:
+                raise
+            raise click.UsageError(f"{unknown.option_name} cannot change once the {self.name} is made", ctx) from None
         rest = super().parse_args(ctx, args)
         values = {option: iter(ctx.params.pop(option.flag.dest, None) or ()) for option in self.flag_options}
         given = [(param.flag, next(values[param])) for param in order if isinstance(param, FlagOption)]
@@ -249,8 +259,16 @@ def check(kind: Kind, desired: Json) -> None:
     try:
         msgspec.convert(desired, kind.desired)
     except msgspec.ValidationError as error:
-        message, _, where = str(error).partition(" - at `$.")
-        field = where.rstrip("`")
-        raise click.UsageError(
-            f"{field}: {message[:1].lower()}{message[1:]}" if field else message, click.get_current_context(silent=True)
-        ) from None
+        raise click.UsageError(_refusal(kind, str(error)), click.get_current_context(silent=True)) from None
+
+
+def _refusal(kind: Kind, words: str) -> str:
+    """Return what the type says, in words for people; a field of a list that is missing is a flag to them."""
+    message, _, where = words.partition(" - at `$.")
+    field = where.rstrip("`")
+    missing = re.fullmatch(r"Object missing required field `(\w+)`", message)
+    path = (*re.sub(r"\[\d+\]", "", field).split("."), missing[1] if missing else "")
+    for flag in flags_of(kind):
+        if missing and (*flag.group, *flag.path) == path:
+            return f"{flag.name} is missing: {flag.field.description}"
+    return f"{field}: {message[:1].lower()}{message[1:]}" if field else message

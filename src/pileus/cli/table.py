@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pileus.cli.client import Json
-from pileus.cli.paths import first
+from pileus.cli.paths import find, first, parse
 from pileus.cli.progress import clean
 from pileus.cli.units import human_duration, human_number, suffix
 from pileus.kernel.clock import system_clock, unix
@@ -90,8 +90,8 @@ def age(created_at: str) -> str:
 
 
 def _cell(item: Json, column: Column, names: Names) -> str:
-    value = first(item, column.path)
-    if value is None or value == "":
+    value = find(item, parse(column.path)) if "*" in column.path else first(item, column.path)
+    if value is None or value in ("", []):
         return "-"
     if column.ref:
         return names.get(str(value), str(value))

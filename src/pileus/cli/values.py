@@ -125,4 +125,4 @@ def _json(flag: str, field: Field, text: str) -> Any:
     except msgspec.DecodeError as error:
         if field.plain_text:
             return text
-        raise ValueError(f"{flag} takes JSON: {error}") from None
+        raise ValueError(f"""{flag} takes JSON such as '{{"key": "value"}}': {error}""") from None

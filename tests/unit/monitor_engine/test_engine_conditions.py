@@ -201,7 +201,7 @@ WHEN = ("policies", "p", "when", 0)
         (("policies", "p", "when"), [FAILED] * 17, "policies.p.when: "),
         ((*WHEN,), "x", "policies.p.when[0]: this is no object"),
         ((*WHEN, "field"), "execution.stat", "policies.p.when[0].field: execution has the fields"),
-        ((*WHEN, "field"), "secrets.key", "policies.p.when[0].field: 'secrets.key' is no field: one begins with"),
+        ((*WHEN, "field"), "secrets.key", "policies.p.when[0].field: a field begins with"),
         ((*WHEN, "field"), "applications.*.*", "policies.p.when[0].field: "),
         ((*WHEN, "field"), "applications.we*.state", "policies.p.when[0].field: one whole part"),
         ((*WHEN, "field"), "other..x", "policies.p.when[0].field: this is no field"),

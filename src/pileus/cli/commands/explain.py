@@ -67,7 +67,7 @@ def _explain(kind: Kind, path: Sequence[str]) -> Iterator[str]:
         yield from _kind(kind)
         return
     fields, field, struct = _resolve(kind, path)
-    yield f"{kind.short}.{'.'.join(path)}" + (f"  {kind_of(field)}" if field else "")
+    yield from _wrap(f"{kind.short}.{'.'.join(path)}  ", kind_of(field) if field else "")
     if field is not None:
         yield ""
         yield from _facts(kind, path, field)
@@ -142,7 +142,7 @@ def _facts(kind: Kind, path: Sequence[str], field: Field) -> Iterator[str]:
     ]
     for word, text in facts:
         if text:
-            yield f"{word:<10} {text}"
+            yield from _wrap(f"{word:<10} ", text)
 
 
 def _flag(kind: Kind, path: Sequence[str]) -> str:
@@ -168,7 +168,11 @@ def _fields(fields: Sequence[Field], *, wish: bool = True, fixed: frozenset[str]
             notes += [f"default {default_of(field)}"] if field.default not in (None, "", []) else []
             notes += [limits_of(field)] if limits_of(field) else []
             notes += ["cannot change"] if field.name in fixed else []
-        yield from _wrap(f"  {field.name:<{names}}  {kind_of(field):<{kinds}}  ", "; ".join(notes))
+        head = f"  {field.name:<{names}}  {kind_of(field):<{kinds}}  "
+        if len(kind_of(field)) > kinds:
+            yield from _wrap(f"  {field.name:<{names}}  ", kind_of(field))
+            head = " " * (names + kinds + 6)
+        yield from _wrap(head, "; ".join(notes))
 
 
 def kind_of(field: Field) -> str:

@@ -33,9 +33,11 @@ def _command(kind: Kind) -> click.Command:
         patch(session, kind, **options)
 
     params = list(reversed(getattr(callback, "__click_params__", [])))
-    changeable = tuple(flag for flag in flags_of(kind) if (flag.group or flag.path)[0] not in kind.immutable)
+    flags = flags_of(kind)
+    fixed = tuple(flag for flag in flags if (flag.group or flag.path)[0] in kind.immutable)
+    changeable = tuple(flag for flag in flags if flag not in fixed)
     return DesiredCommand(
-        kind.short, changeable, required=False, params=params, callback=callback,
+        kind.short, changeable, required=False, fixed=fixed, params=params, callback=callback,
         help=f"Change {a(kind.short)}: only what is named changes, a list is replaced as a whole.",
         context_settings={"max_content_width": 110},
     )  # fmt: skip

@@ -110,7 +110,7 @@ KIND = Kind(
     immutable=frozenset({"vm", "do", "reason"}),
     columns=(
         Column("VM", "assigned.vm", ref="compute.vm"),
-        Column("DO", "desired.do.0.do"),
+        Column("DO", "desired.do[*].do"),
         Column("STATE", "observed.state"),
         Column("ACTOR", "assigned.cause.actor"),
         Column("CAUSE", "assigned.cause.cause", wide=True),

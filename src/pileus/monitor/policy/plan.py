@@ -11,6 +11,7 @@ import msgspec
 from pileus.kernel.access import Principal
 from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
+from pileus.monitor.policy.clauses import check_together, other_type
 from pileus.monitor.policy.types import PolicyAct, PolicyClause, PolicyDesired
 from pileus.monitor.state.types import ExecutionState, NodeState
 from pileus.node.monitor.engine import Engine
@@ -111,10 +112,11 @@ def check_clauses(policy: Resource) -> None:
     """Raises: Invalid for a clause that no row could ever fulfil, or whose value is of another type than is compared."""
     desired: PolicyDesired = policy.desired
     for number, clause in enumerate(desired.when):
-        words = _never(clause)
+        words = _never(clause) or other_type(clause)
         if words:
             place = f"clause {number + 1}, {clause.field} {clause.operator}"
             raise Invalid(f"{policy}: {place}: {words}", field=f"desired.when.{number}.value")
+    check_together(policy, WORDS)
 
 
 def _never(clause: PolicyClause) -> str:

@@ -17,7 +17,9 @@ Operator = Literal[
 
 class PolicyClause(Struct, frozen=True, kw_only=True):
     """One comparison with a field of the table. ``older`` and ``newer`` compare versions, ``above`` and ``below`` numbers;
-    ``contains`` looks into text, lists and objects; ``missing`` and ``present`` take no value.
+    ``contains`` looks into text, lists and objects; ``missing`` and ``present`` take no value. ``execution.state`` is
+    running, paused, stopped, hung, silent or unknown; the state of an application running, failed, stopped, suspended or
+    starting; ``other.findings.*.state`` is found, clean or unknown.
     """
 
     field: Annotated[
@@ -91,7 +93,7 @@ KIND = Kind(
     columns=(
         Column("MONITOR", "desired.monitor"),
         Column("MODE", "desired.mode"),
-        Column("WHEN", "desired.when.0.field"),
-        Column("DO", "desired.do.0.do"),
+        Column("WHEN", "desired.when[*].field"),
+        Column("DO", "desired.do[*].do"),
     ),
 )

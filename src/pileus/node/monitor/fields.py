@@ -53,7 +53,7 @@ def read_field(text: str) -> Field:
     elif section == "applications":
         parts = _application(parts)
     elif section != "other":
-        raise ValueError(f"{text!r} is no field: one begins with execution, configuration, io, applications or other")
+        raise ValueError("a field begins with execution, configuration, io, applications or other")
     elif not 2 <= len(parts) <= PARTS_MAX:
         raise ValueError(f"a field of other has 2 to {PARTS_MAX} parts")
     stars = [place for place, part in enumerate(parts) if STAR in part]
