@@ -91,7 +91,7 @@ def age(created_at: str) -> str:
 
 def _cell(item: Json, column: Column, names: Names) -> str:
     value = find(item, parse(column.path)) if "*" in column.path else first(item, column.path)
-    if value is None or value in ("", []):
+    if value is None or value in ("", [], {}):
         return "-"
     if column.ref:
         return names.get(str(value), str(value))

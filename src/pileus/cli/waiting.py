@@ -61,12 +61,12 @@ def is_ready(resource: Json) -> bool:
 def is_refused(resource: Json) -> bool:
     """Tell whether the resource stays unready whatever is waited for.
 
-    An upload that is no good, a request that ended, a rollout that stopped at its gate or went back.
+    An upload that is no good, a request or an action that ended, a rollout that stopped at its gate or went back.
     """
     observed = resource["observed"] or {}
     if "phase" in observed:
-        return state_of(resource)[1] in ("Stopped", "RolledBack")
-    return observed.get("state") in ("refused", "expired", "withdrawn", "unknown")
+        return state_of(resource)[1] in ("Stopped", "RolledBack", "Refused")
+    return observed.get("state") in ("refused", "expired", "failed", "withdrawn", "unknown")
 
 
 READY = Goal(text="ready", met=is_ready)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from pileus.cli.commands.delete import question
-from pileus.cli.commands.describe import _Sheet
+from pileus.cli.commands.describe import _Sheet, next_steps
 from pileus.cli.failure import NOT_FOUND, Failure
+from pileus.cli.waiting import is_refused
+from pileus.kernel.clock import system_clock
 from pileus.registry import KINDS
 
 VM = "019a3c4e-0000-7000-8000-000000000001"
@@ -68,3 +72,29 @@ def test_times_are_written_as_such_and_what_a_monitor_owns_names_it() -> None:
     assert at.split()[1] == "2026-11-21T23:56:45.908Z"
     assert not any("heard_at" in line for line in lines)
     assert f"Belongs to:  {VM}" in lines
+
+
+def test_times_to_come_say_how_soon() -> None:
+    lines = sheet("compute.request", assigned={"start": system_clock() + 7201, "end": 0})
+    assert [line.split("(")[1] for line in lines if line.startswith("  start")] == ["in 2h)"]
+    assert not any(line.startswith("  end") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "observed", "steps"),
+    [
+        ("monitor.action", "Failed", {"state": "failed"}, []),
+        ("monitor.action", "Waiting", {"state": "waiting"}, ["pileus wait action it", "pileus events action it --follow"]),
+        ("monitor.policy", "Observed", None, ["pileus patch policy it --mode enforce"]),
+        ("compute.request", "Refused", {"phase": "refused"}, []),
+        ("infra.host", "NoAgent", None, ["pileus join-token it", "pileus wait host it", "pileus events host it --follow"]),
+    ],
+)  # fmt: skip
+def test_what_is_over_is_not_waited_for_and_what_helps_is_said(
+    kind: str, reason: str, observed: Any, steps: list[str]
+) -> None:
+    status = "true" if reason == "Observed" else "false"
+    ready = {"type": "Ready", "status": status, "reason": reason, "message": "", "since": ""}
+    resource = {"name": "it", "account": "", "deleting_at": None, "observed": observed, "conditions": [ready]}
+    assert [step for step, _ in next_steps(KINDS[kind], resource)] == steps
+    assert is_refused(resource) == (not steps)

@@ -16,6 +16,7 @@ from pileus.cli.progress import clean
 from pileus.cli.session import Query, Session, account_option, kind_argument, names_argument, root
 from pileus.cli.table import age, coloured, plain, state_of
 from pileus.cli.units import human_duration, human_number
+from pileus.cli.waiting import is_refused
 from pileus.kernel.clock import iso, system_clock
 from pileus.kernel.errors import NotFound
 from pileus.kernel.ids import is_id
@@ -41,7 +42,17 @@ _TABLED = {"fleet.rollout": frozenset({"assigned.waves", "observed.results"})}
 _SIZES = frozenset({"vcpus", "memory_mib", "disk_gib"})
 """Nothing has none of these: 0 means that it is said elsewhere, or not known."""
 
-_TIMES = frozenset({"at", "since"})
+_NEXT: dict[tuple[str, str], tuple[str, str]] = {
+    ("infra.host", "NoAgent"): ("join-token {name}", "let an agent join as this host"),
+    ("infra.host", "HostSilent"): ("join-token {name}", "let an agent join as this host"),
+    ("storage.image", "AwaitingUpload"): ("create image {name}{account} --file DISK", "upload its disk"),
+    ("monitor.policy", "Observed"): ("patch {target} --mode enforce", "let it act"),
+    ("monitor.action", "Asking"): ("patch {target} --approved yes", "let it be done; no: it is not"),
+    ("monitor.signature", "BadRules"): ("patch {target} --rules FILE", "give it other rules"),
+}
+"""By kind and reason: a command that fits, and what it is for."""
+
+_TIMES = frozenset({"at", "end", "ends", "room_by", "since", "start", "start_by", "start_from", "starts"})
 """Words of times, in Unix seconds, besides those that end in ``_at``; 0 is none."""
 
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
@@ -242,11 +253,10 @@ def next_steps(kind: Kind, resource: Json) -> Iterator[tuple[str, str]]:
         again = resource["assigned"]["attempt"] + 1
         yield f"pileus patch {target} --attempt {again}", "try again what failed, after repair"
         return
-    if kind.name == "infra.host" and reason in ("NoAgent", "HostSilent"):
-        yield f"pileus join-token {resource['name']}", "let an agent join as this host"
-    if kind.name == "storage.image" and reason == "AwaitingUpload":
-        yield f"pileus create image {resource['name']}{account} --file DISK", "upload its disk"
-    if status != "true":
+    command, purpose = _NEXT.get((kind.name, reason), ("", ""))
+    if command:
+        yield f"pileus {command.format(target=target, name=resource['name'], account=account)}", purpose
+    if status != "true" and not is_refused(resource):
         yield f"pileus wait {target}", "wait until it is ready"
         yield f"pileus events {target} --follow", "see what happens"
 
@@ -297,7 +307,9 @@ def _scalar(word: str, value: Any, name: Any) -> str:
         return str(name(str(value)))
     last = word.rpartition(".")[2]
     if last in _TIMES or last.endswith("_at"):
-        return f"{iso(value)} ({human_duration(system_clock() - value)} ago)" if value else ""
+        ago_s = system_clock() - value
+        when = f"{human_duration(ago_s)} ago" if ago_s >= 0 else f"in {human_duration(-ago_s)}"
+        return f"{iso(value)} ({when})" if value else ""
     return _number(word, value) if isinstance(value, int) else f"{value:.15g}"
 
 
