@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.contract.scan.test_scan_clamd import real
 
 from pileus.scan import rules
 
@@ -148,6 +149,27 @@ def test_an_agent_that_is_killed_meanwhile_leaves_nothing_and_the_next_one_ends_
         assert over(cloud, vm, "slow")["state"] in OVER
     assert cloud.qemus() == machines
     nothing_remains(cloud)
+
+
+def test_what_the_hosts_clamav_knows_is_found(cloud: SplitCloud, tmp_path: Path) -> None:
+    cloud.pileus("create", "signature", "clam", "--account", "acme", "--monitor", "watch", "--every-s", "0",
+                 "--scan-serial", "1", "--engine", "clamav")  # fmt: skip
+    said = over(cloud, "bad", "clam")
+    assert said["state"] == "unknown"
+    assert "clamav-daemon" in said["message"]
+    for socket in real(tmp_path, TEST_FILE.encode()):
+        cloud.kill(cloud.agent)
+        ready = cloud.agent_ready_lines()
+        cloud.start_agent("--clamd", str(socket))
+        cloud.until_agent(ready)
+        until("the host says what it has", lambda: cloud.json("get", "host", "one")["observed"]["clamd"])
+        cloud.pileus("patch", "signature", "clam", "--account", "acme", "--scan-serial", "2")
+        until("the scan begins anew", lambda: scan_of(cloud, "bad", "clam").get("state") != "unknown")
+        said = over(cloud, "bad", "clam")
+        assert said["state"] == "found", said
+        assert [(one["rule"], one["path"]) for one in said["findings"]] == [("Test.Text.UNOFFICIAL", "/srv/letter")]
+        assert over(cloud, "good", "clam")["state"] == "clean"
+        nothing_remains(cloud)
 
 
 def is_reading(cloud: SplitCloud) -> list[Path]:

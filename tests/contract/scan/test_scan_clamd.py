@@ -72,13 +72,13 @@ async def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         yield Clamd(path, timeout_s=WAIT_S)
 
 
-def real(folder: Path) -> Iterator[Path]:
-    """Run a clamd with a signature of ours; give its socket once it answers."""
+def real(folder: Path, signature: bytes = SIGNATURE) -> Iterator[Path]:
+    """Run a clamd that knows one text; give its socket once it answers."""
     program = shutil.which("clamd", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if program is None:
         pytest.skip("clamd is not installed")
     (folder / "db").mkdir()
-    (folder / "db" / "test.ndb").write_text(f"Test.Text:0:*:{SIGNATURE.hex()}\n")
+    (folder / "db" / "test.ndb").write_text(f"Test.Text:0:*:{signature.hex()}\n")
     (folder / "clamd.conf").write_text(
         f"LocalSocket {folder}/clamd.sock\nDatabaseDirectory {folder}/db\nForeground yes\nStreamMaxLength 25M\n"
         f"User {'root' if os.geteuid() == 0 else os.environ.get('USER', '')}\n"

@@ -51,7 +51,11 @@ class Device(click.ParamType[str]):
 @click.option("--tunnel-gateway", default="", metavar="ADDRESS", help="The way to the tunnels of other pods.")
 @click.option("--public", type=Device(), default="",
               help="Carries the zone's public segment, untagged, to routing appliances.")  # fmt: skip
-def command(data: Path | None, server: str, token: str, accelerator: str, network: str, **links: str) -> None:
+@click.option("--clamd", type=click.Path(path_type=Path), default="/run/clamav/clamd.ctl", show_default=True,
+              help="Socket of this host's ClamAV daemon, if it has one.")  # fmt: skip
+def command(
+    data: Path | None, server: str, token: str, accelerator: str, network: str, clamd: Path, **links: str
+) -> None:
     """Run this host's agent in the foreground; logs go to stderr as JSON lines. VMs go on when it ends.
 
     --trunk, --tunnel and --public say how this host meets others; they lie in the namespace --network. Without them
@@ -69,7 +73,13 @@ def command(data: Path | None, server: str, token: str, accelerator: str, networ
         raise click.UsageError("--trunk, --tunnel and --public are in a network namespace; say which with --network")
     require()
     folder = (data or default_data()).absolute()
-    settings = AgentSettings(data=folder, accelerator=accelerator, network=network, uplinks=uplinks)  # type: ignore[arg-type]
+    settings = AgentSettings(
+        data=folder,
+        accelerator=accelerator,  # type: ignore[arg-type]
+        network=network,
+        uplinks=uplinks,
+        clamd=clamd.absolute(),
+    )
     os.umask(0o077)  # whatever is made holds tenants' secrets
     logs.set_up()
     try:
