@@ -1,8 +1,10 @@
-"""Scanning a disk against plain YARA-X on the same bytes, in turns; with 1,000 rules, one core's work each.
+"""Scanning a disk against plain YARA-X on the same bytes, in turns; with 1,000 rules.
 
-Plain is ``yara_x`` on the raw file as a whole: the rules compiled, no windows, no jail, no qcow2. Ours is everything:
-an interpreter's start, the rules compiled, the jail, every window, but not the files one by one. Each
-value is the fastest turn, because other work on the machine only ever adds; plain and ours follow each other.
+Plain is ``yara_x`` on the raw file as a whole, which it maps, or (``pieces``) reads in pieces of 8 MiB: the rules
+compiled, no windows that lie over each other, no jail, no qcow2. Ours is everything: an interpreter's start, the rules
+compiled, the jail, every window, but not the files one by one; it reads ahead with a second thread. Each value is the
+best turn, because other work on the machine only ever adds; plain and ours follow each other. The bar is by CPU,
+against the better of the plain ones: ours runs after whoever else wants the machine, so that time says less.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 from benchmarks.clouds import folder
 from benchmarks.report import Report, Result
 from pileus.scan.disk import Layer, Limits, scan_disk
+from pileus.scan.hunt import WINDOW_BYTES
 from pileus.scan.rules import compile_rules, eicar
 
 BAR = 0.8
@@ -44,15 +47,15 @@ def run(report: Report, *, quick: bool) -> None:
         rules = eicar() + "".join(_rule(number) for number in range(RULES - 1))
         taken = [_turn(where, rules) for _ in range(turns)]
     best = {name: min(turn[name] for turn in taken) for name in taken[0]}
+    fastest, cheapest = (min(best[f"plain{end}"], best[f"pieces{end}"]) for end in ("", " CPU"))
     for name in ("raw", "qcow2"):
-        rate, words = filled_mib / best[name], f"plain YARA-X: {filled_mib / best['plain']:.0f} MiB/s"
-        share = best["plain"] / best[name]
-        report.add(Result(name=f"scan: {name}", value=rate, unit="MiB/s", ratio=share, reference=words))
-        report.add(Result(name=f"scan: {name}: part of plain", value=share, unit="", bar=BAR, at_least=True))
-        cpu = best[f"{name} CPU"]
-        report.add(
-            Result(name=f"scan: {name}: CPU", value=cpu, unit="s", ratio=cpu / best["plain CPU"], reference="plain")
-        )
+        words = f"plain YARA-X: {filled_mib / fastest:.0f} MiB/s"
+        report.add(Result(name=f"scan: {name}", value=filled_mib / best[name], unit="MiB/s",
+                          ratio=fastest / best[name], reference=words))  # fmt: skip
+        rate, words = filled_mib / best[f"{name} CPU"], f"plain YARA-X: {filled_mib / cheapest:.0f} MiB/s"
+        report.add(Result(name=f"scan: {name}: by CPU", value=rate, unit="MiB/s", reference=words))
+        share = cheapest / best[f"{name} CPU"]
+        report.add(Result(name=f"scan: {name}: by CPU, part of plain", value=share, unit="", bar=BAR, at_least=True))
     peak = max(turn["MiB"] for turn in taken)
     report.add(Result(name="scan: memory at its peak", value=peak, unit="MiB", bar=MEMORY_MIB_MAX))
 
@@ -82,12 +85,11 @@ def _rule(number: int) -> str:
 def _turn(where: Path, rules: str) -> dict[str, float]:
     """Return the seconds of everything, and the peak of memory."""
     taken: dict[str, float] = {}
-    for name, format in (("plain", "raw"), ("raw", "raw"), ("qcow2", "qcow2")):
-        if name == "plain":
-            words = (sys.executable, "-m", "benchmarks.scan", where / "disk.raw")
-            done = subprocess.run(words, input=rules.encode(), check=True, stdout=subprocess.PIPE)
-            taken["plain"], taken["plain CPU"] = map(float, done.stdout.split())
-            continue
+    for name in ("plain", "pieces"):
+        words = (sys.executable, "-m", "benchmarks.scan", name, where / "disk.raw")
+        done = subprocess.run(words, input=rules.encode(), check=True, stdout=subprocess.PIPE)
+        taken[name], taken[f"{name} CPU"] = map(float, done.stdout.split())
+    for name, format in (("raw", "raw"), ("qcow2", "qcow2")):
         began, used = time.perf_counter(), _cpu_s()
         layer = Layer(str(where / f"disk.{format}"), "raw" if format == "raw" else "qcow2")
         found = asyncio.run(scan_disk([layer], rules, limits=Limits(), files_too=False))
@@ -145,9 +147,15 @@ def main() -> None:
     import yara_x
 
     rules = sys.stdin.read()
+    form, path = sys.argv[1:]
     began, used = time.perf_counter(), time.process_time()
     scanner = yara_x.Scanner(compile_rules(rules))
-    assert not scanner.scan_file(sys.argv[1]).matching_rules
+    if form == "plain":
+        assert not scanner.scan_file(path).matching_rules
+    else:
+        with open(path, "rb", buffering=0) as file:
+            while piece := file.read(WINDOW_BYTES):
+                assert not scanner.scan(piece).matching_rules
     print(time.perf_counter() - began, time.process_time() - used)
 
 
