@@ -38,7 +38,12 @@ SnifferRef = Annotated[str, Meta(extra={"ref": "mirror.sniffer"})]
 
 YEAR_S = 31_622_400
 EndAt = Annotated[
-    str, Meta(max_length=40, description="When it ends, as 2026-01-31T18:00:00Z; empty: at no certain time.")
+    str,
+    Meta(
+        max_length=40,
+        description="RFC 3339 time at which it ends; empty: at no certain time.",
+        extra={"format": "time"},
+    ),
 ]
 DurationS = Annotated[
     int, Meta(ge=0, le=YEAR_S, description="How long after it was made it ends, in seconds; 0: not for that.")
