@@ -14,6 +14,7 @@ from pileus.cli.failure import REFUSED, USAGE, Failure
 
 APPLICATION_ID = 0x50494C48
 """Marks the file as one of ours. Source: SQLite, PRAGMA application_id."""
+PAGE = 1000
 BUSY_S = 10.0
 """How long another program may have it locked."""
 
@@ -31,7 +32,8 @@ CREATE TABLE pileus_stream (
     history TEXT NOT NULL,
     account TEXT NOT NULL,
     monitor TEXT NOT NULL,
-    dropped INTEGER NOT NULL
+    dropped INTEGER NOT NULL,
+    pulled_at TEXT NOT NULL
 );
 CREATE VIEW pileus_state AS
     SELECT stream, seq, at, json_extract(body, '$.vm') AS vm, json_extract(body, '$.name') AS name,
@@ -56,13 +58,17 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose history a file has. ``id``: of the history; ``dropped``: entries that went in the cloud before they were pulled."""
+    """Whose history a file has. ``id``: of the history; ``dropped``: entries that went in the cloud before they were pulled.
+
+    ``pulled_at``: RFC 3339; up to then it has all that there was.
+    """
 
     id: str
     history: str
     account: str
     monitor: str
     dropped: int = 0
+    pulled_at: str = ""
 
 
 class HistoryFile:
@@ -85,18 +91,29 @@ class HistoryFile:
         with _telling(self.path):
             return int(self._connection.execute("SELECT count(*) FROM pileus_history").fetchone()[0])
 
-    def append(self, entries: Sequence[Entry], dropped: int) -> None:
-        """Keep the entries, all or none of them; they are on the disk then. One that is there already is passed over."""
+    def append(self, entries: Sequence[Entry], dropped: int, pulled_at: str = "") -> None:
+        """Keep the entries, all or none of them; they are on the disk then. One that is there already is passed over.
+
+        ``pulled_at``: when these were the last ones; empty: they are not.
+        """
+        at = pulled_at or self.stream.pulled_at
         rows = [(self.stream.id, each.seq, each.at, each.kind, bytes(each.body).decode()) for each in entries]
         with _telling(self.path), _transaction(self._connection):
             self._connection.executemany("INSERT OR IGNORE INTO pileus_history VALUES (?, ?, ?, ?, ?)", rows)
-            self._connection.execute("UPDATE pileus_stream SET dropped = ?", (dropped,))
-        self.stream = msgspec.structs.replace(self.stream, dropped=dropped)
+            self._connection.execute("UPDATE pileus_stream SET dropped = ?, pulled_at = ?", (dropped, at))
+        self.stream = msgspec.structs.replace(self.stream, dropped=dropped, pulled_at=at)
 
-    def entries(self) -> Iterator[tuple[str, str, str]]:
-        """Yield (at, kind, body) of all entries, in order."""
-        with _telling(self.path):
-            yield from self._connection.execute("SELECT at, kind, body FROM pileus_history ORDER BY stream, seq")
+    def entries(self) -> Iterator[tuple[int, str, str, str]]:
+        """Yield (seq, at, kind, body) of all entries, in order. Some at once: whoever pulls meanwhile is not held up."""
+        after = 0
+        statement = "SELECT seq, at, kind, body FROM pileus_history WHERE stream = ? AND seq > ? ORDER BY seq LIMIT ?"
+        while True:
+            with _telling(self.path):
+                rows = self._connection.execute(statement, (self.stream.id, after, PAGE)).fetchall()
+            if not rows:
+                return
+            yield from rows
+            after = rows[-1][0]
 
 
 @contextlib.contextmanager
@@ -139,8 +156,8 @@ def _begin(connection: sqlite3.Connection, stream: Stream) -> None:
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     for statement in filter(str.strip, SCHEMA.split(";")):
         connection.execute(statement)
-    row = (stream.id, stream.history, stream.account, stream.monitor, 0)
-    connection.execute("INSERT INTO pileus_stream VALUES (?, ?, ?, ?, ?)", row)
+    row = (stream.id, stream.history, stream.account, stream.monitor, 0, "")
+    connection.execute("INSERT INTO pileus_stream VALUES (?, ?, ?, ?, ?, ?)", row)
 
 
 def _found(connection: sqlite3.Connection, path: Path) -> Stream:
@@ -151,8 +168,10 @@ def _found(connection: sqlite3.Connection, path: Path) -> Stream:
             exit_code=REFUSED,
             hint="name another file",
         )
-    id, history, account, monitor, dropped = connection.execute("SELECT * FROM pileus_stream").fetchone()
-    return Stream(id=id, history=history, account=account, monitor=monitor, dropped=dropped)
+    row = connection.execute(
+        "SELECT stream, history, account, monitor, dropped, pulled_at FROM pileus_stream"
+    ).fetchone()
+    return Stream(**dict(zip(Stream.__struct_fields__, row, strict=True)))
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "events": ("events", "command", "What happened, to one resource or to all."),
         "logs": ("logs", "command", "Print what a VM wrote to its console."),
         "history": ("history", "command", "Keep a monitor's history in a file of yours."),
+        "simulate": ("simulate", "command", "Say what policies would have done over the past."),
         "explain": ("explain", "command", "What a kind or field means: types, units, limits, reasons."),
         "wait": ("wait", "command", "Wait until resources are ready, gone, or otherwise as said."),
     },

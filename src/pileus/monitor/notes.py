@@ -21,8 +21,14 @@ async def note_state(tx: Transaction, row: Resource, before: StateObserved | Non
         return
     stream = await tx.holder(history_space(), row.assigned.monitor)
     if stream is not None:
-        name = row.name.rpartition("-")[0]  # without the mark that tells it from other monitors' rows
-        await tx.note(stream, "state", _text({"vm": row.assigned.vm, "name": name, "row": row.observed}))
+        await tx.note(stream, "state", _text({**_about(row), "row": row.observed}))
+
+
+async def note_gone(tx: Transaction, row: Resource) -> None:
+    """Note that an appliance is not watched any more: its row is being deleted."""
+    stream = await tx.holder(history_space(), row.assigned.monitor)
+    if stream is not None:
+        await tx.note(stream, "gone", _text(_about(row)))
 
 
 async def note_action(tx: Transaction, action: Resource) -> None:
@@ -53,6 +59,12 @@ def _words(observed: StateObserved | None) -> StateObserved | None:
         return None
     execution = replace(observed.execution, heard_at=0.0, misses=0)
     return replace(observed, at=0.0, origin="", io=StateIo(), execution=execution)
+
+
+def _about(row: Resource) -> dict[str, Any]:
+    """Return which appliance it is, by id and name."""
+    name = row.name.rpartition("-")[0]  # without the mark that tells it from other monitors' rows
+    return {"vm": row.assigned.vm, "name": name}
 
 
 def _text(body: dict[str, Any]) -> str:

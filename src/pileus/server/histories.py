@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pileus.kernel.clock import iso
 from pileus.kernel.errors import Conflict, Invalid
 from pileus.kernel.kind import Resource
 from pileus.kernel.reading import Call
@@ -45,16 +46,16 @@ class Histories:
         after, limit = query.number("after", 0, REVISION_MAX), query.number("limit", ENTRIES_MAX, ENTRIES_MAX)
         history = await self._pulled(asked, request, "get")
 
-        async def read(tx: Transaction) -> tuple[Resource, Sequence[Any]]:
+        async def read(tx: Transaction) -> tuple[Resource, Sequence[Any], str]:
             rows = await tx.statement(sql.JOURNAL_AFTER, stream=history.id, after=after, n=max(limit, 1))
-            return await tx.get(history.id), rows
+            return await tx.get(history.id), rows, iso(tx.now)
 
         # In one transaction: what was taken or dropped is said as it was for these entries.
-        found, rows = await self._parts.store.write(read)
+        found, rows, at = await self._parts.store.write(read)
         assigned: HistoryAssigned = found.assigned
         items = [{"seq": seq, "at": at, "kind": kind, "body": _raw(body)} for seq, at, kind, body in _fitting(rows)]
-        told = {"stream": found.id, "items": items, "taken": assigned.taken, "dropped": assigned.dropped}
-        return Response(answer_json(told), media_type="application/json")
+        about = {"stream": found.id, "at": at, "taken": assigned.taken, "dropped": assigned.dropped}
+        return Response(answer_json({**about, "items": items}), media_type="application/json")
 
     async def taken(self, request: Request) -> Response:
         """``DELETE /v1/monitor.history/{ident}/entries``: they are kept elsewhere up to ``until``; twice is no mistake.

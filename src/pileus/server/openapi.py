@@ -171,6 +171,7 @@ def _history_paths() -> Json:
         "type": "object",
         "properties": {
             "stream": text,
+            "at": {**text, "format": "date-time", "description": "When it was so."},
             "items": {"type": "array", "items": {"type": "object", "properties": entry}},
             "taken": {**whole, "description": "The last entry that somebody has said to keep."},
             "dropped": {**whole, "description": "Entries that went because more than waiting_max waited."},

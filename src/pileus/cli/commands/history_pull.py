@@ -20,6 +20,7 @@ from pileus.cli.failure import BUG, UNREACHABLE, Failure
 from pileus.cli.historyfile import Entry, HistoryFile, Stream, opened
 from pileus.cli.progress import Progress
 from pileus.cli.session import Session, account_option, noun, root
+from pileus.kernel.clock import unix
 from pileus.kernel.kind import Kind
 from pileus.registry import KINDS
 
@@ -27,11 +28,15 @@ HISTORY: Kind = KINDS["monitor.history"]
 LOOK_S = 2.0
 """How late ``--follow`` has what is new, and how soon it tries again."""
 
+SAY_S = 5.0
+"""Between two notes in the file that it had everything."""
+
 
 class Page(msgspec.Struct, frozen=True):
     """The oldest entries that wait. ``taken``: the last that somebody keeps; ``dropped``: how many went for want of room."""
 
     stream: str
+    at: str
     items: tuple[Entry, ...]
     taken: int
     dropped: int
@@ -93,8 +98,10 @@ class Pulling:
         while True:
             page = self._page(last)
             self._warn(page, last)
-            if page.items or page.dropped != self.file.stream.dropped:
+            if page.items:
                 self.file.append(page.items, page.dropped)
+            elif page.dropped != self.file.stream.dropped or self._is_late(page.at):
+                self.file.append((), page.dropped, page.at)
             new, last = new + len(page.items), page.items[-1].seq if page.items else last
             if last > page.taken and not self._keep:
                 self._forget(last)
@@ -111,6 +118,11 @@ class Pulling:
         if page.stream != self.file.stream.id or numbers != sorted(set(numbers)):
             raise Failure("the server's answer is of another history, or not in order", exit_code=BUG)
         return page
+
+    def _is_late(self, at: str) -> bool:
+        """Tell whether the file should say again that it has everything: at the end of a pull, now and then of a long one."""
+        known = self.file.stream.pulled_at
+        return not known or unix(at) - unix(known) >= SAY_S
 
     def _forget(self, until: int) -> None:
         try:

@@ -20,8 +20,6 @@ from pileus.monitor.notes import note_action
 LOOK_AGAIN_S = 0.2
 ASK_AGAIN_S = 30.0
 DELAYED_S = 5.0
-HELD_S = 10.0
-"""How late a held action is done once nothing holds it."""
 
 
 class ActionController(Controller):
@@ -40,7 +38,7 @@ class ActionController(Controller):
             return Done()
         if assigned.verdict == "held" and not assigned.ended_at:
             silent = await self._silence.share(store)
-            return Done(lambda tx: reconsider(tx, resource, silent), after_s=HELD_S)
+            return Done(lambda tx: reconsider(tx, resource, silent), after_s=plan.HELD_S)
         position = plan.current(assigned.steps)
         if assigned.verdict != "do" or position == len(assigned.steps):
             return self._kept(resource)

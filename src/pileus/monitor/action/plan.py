@@ -13,6 +13,8 @@ from pileus.monitor.action.types import ActionAssigned, ActionObserved, ActionSt
 from pileus.monitor.policy.types import WHOLE, PolicyAct
 
 HOUR_S = 3600.0
+HELD_S = 10.0
+"""How late a held action is done once nothing holds it."""
 BREAKER = 0.3
 """Share of silent hosts from which on nothing is done by itself (reliability: monitoring defaults)."""
 UNDONE_MAX = 100

@@ -20,6 +20,7 @@ from pileus.kernel.transaction import Transaction
 from pileus.monitor.monitor import plan
 from pileus.monitor.monitor.picture import Picture
 from pileus.monitor.monitor.types import APPLIANCES_MAX, MonitorAssigned, MonitorDesired, MonitorObserved
+from pileus.monitor.notes import note_gone
 from pileus.monitor.state.types import StateAssigned, StateObserved
 from pileus.monitor.watcher.types import WatcherAssigned, WatcherDesired, is_at_work
 
@@ -124,6 +125,7 @@ class _Changes:
             await tx.ensure_child(self._own, plan.row_of(self._own, vm, self._given[vm.id]))
         left -= len(self._new[:left])
         for row in self._gone[:left]:
+            await note_gone(tx, row)
             await tx.mark_deleting(await tx.get(row.id))
 
 
