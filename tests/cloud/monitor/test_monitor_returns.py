@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -12,7 +13,7 @@ from tests.virtual_time import run
 
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.action.steps import Configure, Task
-from pileus.monitor.action.types import ActionStep
+from pileus.monitor.action.types import OVER, STEP_S, ActionObserved, ActionStep
 from pileus.monitor.policy.types import PolicyAct
 from pileus.node.document import document_hash
 
@@ -148,3 +149,35 @@ def test_an_appliance_is_not_configured_before_its_controller_has_seen_the_new_d
             assert said == "it runs the new document"
 
     run(main)
+
+
+def test_an_action_that_the_appliance_refuses_fails_at_once_with_its_words_and_not_with_old_ones() -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            apps = Apps(world)
+            await apps.furnish(1)
+            node = await apps.node("n0")
+            refusals = world.hosts[node.host].guests.refusals
+
+            async def configured(name: str, version: str) -> ActionObserved:
+                act = {"do": "configure", "document": {"applications": {"web": {"version": version}}}}
+                await world.create("monitor.action", name, ACCOUNT, vm=node.assigned.vm, do=[act])
+                is_over = functools.partial(_is_over, world, name)
+                await world.until(is_over, STEP_S / 2)
+                observed: ActionObserved = (await world.resource("monitor.action", name, ACCOUNT)).observed
+                return observed
+
+            refusals[node.assigned.vm] = "no room for version 2"
+            refused = await configured("two", "2")
+            assert (refused.state, refused.message) == (
+                "failed", "configure: the appliance refuses it: no room for version 2",
+            )  # fmt: skip
+            del refusals[node.assigned.vm]
+            assert (await configured("three", "3")).state == "done"
+
+    run(main)
+
+
+async def _is_over(world: Cloud, name: str) -> bool:
+    action = await world.resource("monitor.action", name, ACCOUNT)
+    return action.observed is not None and action.observed.state in OVER

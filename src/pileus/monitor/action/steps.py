@@ -14,8 +14,9 @@ from msgspec.structs import replace
 
 from pileus.compute.vm.types import VmDesired, VmObserved, is_of_cloud
 from pileus.fleet.asking import ask, node_of
-from pileus.fleet.node.types import NodeDesired, in_force
+from pileus.fleet.node.types import NodeDesired, NodeObserved, in_force
 from pileus.fleet.request.types import RequestObserved, is_settled
+from pileus.fleet.rollout.plan import REFUSALS
 from pileus.kernel.errors import Rejected, Transient
 from pileus.kernel.kind import Resource
 from pileus.kernel.merge import merge_patch
@@ -194,9 +195,18 @@ class Configure:
             raise StepFailed("its node was deleted")
         if not node.assigned.hash:
             return None
-        if node.ready is not None and node.ready.reason == "Refused":
-            raise StepFailed(f"the appliance refuses it: {node.ready.message}")
+        refused = _refusal(node)
+        if refused:
+            raise StepFailed(f"the appliance refuses it: {refused}")
         return "it runs the new document" if in_force(node) else None
+
+
+def _refusal(node: Resource) -> str:
+    """Return why the node will not run its newest document, empty when that is not known; what it said of others is old."""
+    observed: NodeObserved | None = node.observed
+    problem = observed.problem if observed is not None else None
+    is_answer = node.observed_generation >= node.generation
+    return problem.message if is_answer and problem is not None and problem.reason in REFUSALS else ""
 
 
 class Ask:
