@@ -31,7 +31,7 @@ def test_ten_thousand_are_not_polled_at_once_nor_ever() -> None:
     assert min(count for second, count in seconds.items() if 8 < second < 39) > 600
 
 
-def test_few_are_polled_soon_and_then_every_period_less_at_most_the_jitter() -> None:
+def test_few_are_polled_soon_and_then_every_period_less_the_jitter_or_half_of_it() -> None:
     vms = tuple("abcde")
     moments = defaultdict(list)
     for at, vm in polled(engine(vms=vms, poll_s=10, jitter=0.2), START + 2000):
@@ -39,8 +39,8 @@ def test_few_are_polled_soon_and_then_every_period_less_at_most_the_jitter() -> 
     assert all(found[0] - START < 0.1 for found in moments.values())
     pauses = [after - before for found in moments.values() for before, after in pairwise(found)]
     assert 8 <= min(pauses) < 8.1
-    assert 9.9 < max(pauses) <= 10
-    assert 8.9 < sum(pauses) / len(pauses) < 9.1
+    assert 8.9 < max(pauses) <= 9
+    assert 8.4 < sum(pauses) / len(pauses) < 8.6
 
 
 def test_the_seed_decides() -> None:

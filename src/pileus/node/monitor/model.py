@@ -35,7 +35,8 @@ class Settings(NamedTuple):
 
     poll_s: float = 10.0
     jitter: float = 0.2
-    """A poll is at most this part of ``poll_s`` early, never late: a hang is known within ``poll_s`` + ``hung_s``."""
+    """A poll is early by this part of ``poll_s``, or half of it at least: so what a poll tells is also acted on within
+    ``poll_s``, and a hang within ``poll_s`` + ``hung_s``."""
     timeout_s: float = 2.0
     """For whoever polls; the engine is told of a poll that had no answer."""
     misses: int = 3

@@ -102,7 +102,7 @@ class Schedule:
         settings = self.settings
         for vm in vms:
             self._polled_at[vm] = now
-            self._agenda.put(vm, now + settings.poll_s * (1 - settings.jitter * self._chance(vm)))
+            self._agenda.put(vm, now + settings.poll_s * (1 - settings.jitter * (1 + self._chance(vm)) / 2))
         return vms
 
     def _chance(self, vm: str) -> float:
