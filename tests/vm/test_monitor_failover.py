@@ -24,15 +24,15 @@ else:
 pytestmark = pytest.mark.long
 FAILOVERS = 10
 TAKEN_S = 15.0
-BACK_S = 180.0
+BACK_S = 240.0
 
 
 def of_another(made: Watched, last: str) -> Json | None:
-    """Return a node that another watcher has than ``last``, once both work and that one's VM runs well."""
-    found = {row["assigned"]["watcher"]: vm for vm, row in made.rows().items() if row["assigned"]["watcher"] != last}
-    if not found or len(made.working()) < 2:
+    """Return a node that another watcher has than ``last``, once both work and have one, and that one's VM runs well."""
+    found = {row["assigned"]["watcher"]: vm for vm, row in made.rows().items()}
+    if len(found) < 2 or len(made.working()) < 2:
         return None
-    watcher, vm = next(iter(found.items()))
+    watcher, vm = next((watcher, vm) for watcher, vm in found.items() if watcher != last)
     # Of a VM that ends sooner than that again and again, the start waits longer each time.
     if ran_s(made.cloud.qemus()[made.monitor_vm(watcher)]) <= STABLE_S:
         return None
