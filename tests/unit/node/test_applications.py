@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pileus.node.applications import logs, processes
+from pileus.node.applications import kept, logs, processes, supervisor
 from pileus.node.applications.role import FOLDER
 from pileus.node.role import RoleRefused
 
@@ -247,6 +248,23 @@ def test_a_refused_document_is_tried_again_once_a_request_mended_something(make:
     until(role, lambda: state(role, "smith") == "stopped")
     role.apply(wish)
     assert (told(role)["version"], told(role)["state"]) == ("2", "running")
+
+
+def test_on_a_full_disk_what_ran_before_an_update_runs_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Path, text: bytes, mode: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    role = make()
+    role.apply(document(web=entry(["sh", "-c", "cat page && exec sleep 1000"], files={"page": "one"})))
+    with monkeypatch.context() as patched:
+        for module in (kept, supervisor):
+            patched.setattr(module, "put", full)
+        for _ in range(2):
+            with pytest.raises(RoleRefused, match="web: version 2: cannot be started: No space left on device"):
+                role.apply(document(web=entry(["true"], version="2", files={"page": "two"})))
+            assert (told(role)["version"], told(role)["state"]) == ("1", "running")
+    role.apply(document(web=entry(["sh", "-c", "exec sleep 1000"], version="3", files={"page": "three"})))
+    assert told(role)["version"] == "3"
 
 
 def test_an_update_that_fails_while_nobody_knows_what_was_before_leaves_what_runs(make: Make, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ the document says something else of that entry.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,7 +93,9 @@ class Applications:
         before = self._document, self._kept.changes, self._config
         failed = self._become(document, changes, read(document, changes))
         if failed and not self._is_new:
-            self._become(*before)
+            # What a full disk keeps from being written now is so all the same, and is written with the next note.
+            with contextlib.suppress(OSError):
+                self._become(*before)
             words = "; ".join(f"{name}: {setback.words}" for name, setback in failed.items())
             self._refused = document, f"updates failed, what ran before runs on: {words}"
             raise RoleRefused(self._refused[1])
@@ -159,7 +162,7 @@ class Applications:
         failed = self._supervisor.converge(config.applications)
         if not failed:
             self._accounts.make(config.users)
-        self._kept.save()
+            self._kept.save()
         return failed
 
     def _take_back(self, failed: dict[str, Setback]) -> None:

@@ -217,9 +217,6 @@ class Supervisor:
         data = own / "data"
         own.mkdir(exist_ok=True)
         own.chmod(0o711)
-        for old in own.glob("files-*"):
-            if old != files:
-                shutil.rmtree(old)
         if not files.exists():
             draft = own / "files.new"
             shutil.rmtree(draft, ignore_errors=True)
@@ -231,6 +228,10 @@ class Supervisor:
                     (draft / folder).chmod(0o755)
                 put(draft / path, text.encode(), 0o755 if text.startswith("#!") else 0o644)
             draft.rename(files)
+        # Not before there are new ones: on a full disk nothing comes in their place.
+        for old in own.glob("files-*"):
+            if old != files:
+                shutil.rmtree(old)
         data.mkdir(mode=0o700, exist_ok=True)
         os.chown(data, uid, gid, follow_symlinks=False)
         environment = {
