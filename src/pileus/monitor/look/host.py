@@ -25,6 +25,8 @@ WANTED_S = 1.0
 """How late it ends when nobody wants it any more."""
 DISK_S = 3600.0
 """For one disk with its copy; the scan itself ends sooner."""
+COPY_BYTES_PER_S = 200 * 2**20
+"""Leaves something of an SSD to the VMs."""
 TRIES = 3
 CHANGED = frozenset({"VolumeChanged", "CopyFailed", "NotRunning", "NoDisk"})
 """What is said when a machine began or ended while its disk was read or copied: it is done another way then."""
@@ -142,7 +144,7 @@ class LookHalf(Half[Seen, Step]):
 
     async def _read(self, look: str, volume: str, name: str, sought: Sought) -> DiskLook:
         """Raises: DriverError."""
-        copy = await copier(self._hypervisor, volume)
+        copy = await copier(self._hypervisor, volume, COPY_BYTES_PER_S)
         self._tell(look, state="copying" if copy is not None else "reading", volume=name, looked_bytes=0)
         async with self._disks.layers(volume, copy) as layers:
             self._tell(look, state="reading")

@@ -217,10 +217,11 @@ class Hypervisor(Protocol):
     async def set_throttle(self, machine: str, disk: str, throttle: Throttle) -> None:
         """Change the limits of a disk while the machine runs."""
 
-    async def copy_disk(self, machine: str, disk: str, target: str) -> float:
+    async def copy_disk(self, machine: str, disk: str, target: str, bytes_per_s: int = 0) -> float:
         """Write the disk as it is at one moment into ``target``, and return that moment (Unix seconds).
 
-        ``target`` is the path of an empty qcow2 of the disk's size. The machine goes on, running or paused; what it has
+        ``target`` is the path of an empty qcow2 of the disk's size; ``bytes_per_s``: not faster than that, 0: as fast as
+        it goes. The machine goes on, running or paused; what it has
         in its memory only is not in the copy. One disk of a machine is copied at a time.
         Raises: QmpRefused, DriverError (NotRunning, NoDisk; CopyFailed: also when the machine ended meanwhile).
         """

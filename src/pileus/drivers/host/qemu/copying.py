@@ -26,8 +26,10 @@ END_TIMEOUT_S = 10.0
 """For a job that was told to end."""
 
 
-async def copy(live: Live, disk: DiskAttachment, target: str) -> float:
+async def copy(live: Live, disk: DiskAttachment, target: str, bytes_per_s: int) -> float:
     """Write the disk into the empty qcow2 ``target`` and return the moment that it shows (Unix seconds).
+
+    ``bytes_per_s``: 0 for as fast as it goes. What the guest overwrites is copied at once all the same.
 
     Raises: QmpRefused, DriverError (CopyFailed, NoAnswer).
     """
@@ -38,6 +40,7 @@ async def copy(live: Live, disk: DiskAttachment, target: str) -> float:
         at = time.time()
         arguments = {
             "job-id": job, "device": disk_node(disk.id), "target": node, "sync": "full", "auto-dismiss": False,
+            "speed": bytes_per_s,
         }  # fmt: skip
         await live.monitor.execute("blockdev-backup", arguments)
         await _finished(live, job, disk)

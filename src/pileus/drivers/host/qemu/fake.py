@@ -312,7 +312,7 @@ class FakeHypervisor:
             disks = (replace(one, throttle=throttle) if one.id == disk else one for one in found.spec.disks)
             found.spec = replace(found.spec, disks=tuple(disks))
 
-    async def copy_disk(self, machine: str, disk: str, target: str) -> float:
+    async def copy_disk(self, machine: str, disk: str, target: str, bytes_per_s: int = 0) -> float:
         """Take as long as a copy does, and return when it began."""
         async with self._call("copy_disk", machine, self.host.latency.plug_s):
             found = self._running(machine)

@@ -106,14 +106,14 @@ class Machine:
         self.folder.change(boots=self.folder.record.boots + 1)
         await live.monitor.execute("system_reset")
 
-    async def copy_disk(self, disk: str, target: str) -> float:
+    async def copy_disk(self, disk: str, target: str, bytes_per_s: int) -> float:
         """Write a disk of the machine as it is at one moment into ``target``. Raises: QmpRefused, DriverError."""
         live, spec = self.need_live(), self.folder.record.spec
         found = next((each for each in spec.disks if each.id == disk), None) if spec is not None else None
         if found is None:
             raise DriverError("NoDisk", f"machine {self.folder.machine} has no disk {disk}")
         async with self._copying:
-            return await copying.copy(live, found, target)
+            return await copying.copy(live, found, target, bytes_per_s)
 
     async def _end_copies(self, live: Live) -> None:
         async with self._copying:

@@ -141,9 +141,9 @@ class QemuHypervisor:
         """Change the limits of a disk while the machine runs."""
         await self._machine(machine).need_plug().set_throttle(disk, throttle)
 
-    async def copy_disk(self, machine: str, disk: str, target: str) -> float:
+    async def copy_disk(self, machine: str, disk: str, target: str, bytes_per_s: int = 0) -> float:
         """Write the disk as it is at one moment into ``target``, and return that moment."""
-        return await self._machine(machine).copy_disk(disk, target)
+        return await self._machine(machine).copy_disk(disk, target, bytes_per_s)
 
     async def counters(self) -> dict[str, MachineCounters]:
         """Return the counters of every running machine that answers."""
