@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pileus.kernel.clock import iso
-from pileus.kernel.errors import Conflict, Invalid
+from pileus.kernel.errors import Conflict, Invalid, Transient
 from pileus.kernel.kind import Resource
 from pileus.kernel.reading import Call
 from pileus.kernel.store import statements as sql
@@ -26,6 +26,8 @@ HISTORY = "monitor.history"
 SHOWN = ("monitor.state", "monitor.action")
 """What entries tell of: whoever reads them must be allowed to read these."""
 ENTRIES_MAX = 500
+TRIES = 10
+"""When somebody else's entries are taken between two looks."""
 BODIES_CHARS = 1_000_000
 """Of one answer, as soon as it has an entry."""
 
@@ -45,17 +47,25 @@ class Histories:
             principal.require("get", kind)
         after, limit = query.number("after", 0, REVISION_MAX), query.number("limit", ENTRIES_MAX, ENTRIES_MAX)
         history = await self._pulled(asked, request, "get")
-
-        async def read(tx: Transaction) -> tuple[Resource, Sequence[Any], str]:
-            rows = await tx.statement(sql.JOURNAL_AFTER, stream=history.id, after=after, n=max(limit, 1))
-            return await tx.get(history.id), rows, iso(tx.now)
-
-        # In one transaction: what was taken or dropped is said as it was for these entries.
-        found, rows, at = await self._parts.store.write(read)
+        found, rows, at = await self._read(history, after, max(limit, 1))
         assigned: HistoryAssigned = found.assigned
-        items = [{"seq": seq, "at": at, "kind": kind, "body": _raw(body)} for seq, at, kind, body in _fitting(rows)]
+        items = [
+            {"seq": seq, "at": noted_at, "kind": kind, "body": _raw(body)} for seq, noted_at, kind, body in _fitting(rows)
+        ]
         about = {"stream": found.id, "at": at, "taken": assigned.taken, "dropped": assigned.dropped}
         return Response(answer_json({**about, "items": items}), media_type="application/json")
+
+    async def _read(self, history: Resource, after: int, limit: int) -> tuple[Resource, Sequence[Any], str]:
+        """Return the history as it was for these entries, the entries, and when. Outside a transaction: they may be long."""
+        store = self._parts.store
+        for _ in range(TRIES):
+            before: HistoryAssigned = (await store.get(history.id)).assigned
+            at = iso(store.clock())
+            rows = await store.fetch(sql.JOURNAL_AFTER, stream=history.id, after=after, n=limit)
+            found = await store.get(history.id)
+            if (before.taken, before.dropped) == (found.assigned.taken, found.assigned.dropped):
+                return found, rows, at
+        raise Transient(f"others pull {history} all the time; try again")
 
     async def taken(self, request: Request) -> Response:
         """``DELETE /v1/monitor.history/{ident}/entries``: they are kept elsewhere up to ``until``; twice is no mistake.

@@ -299,11 +299,11 @@ def test_following_has_what_comes_and_ends_with_ctrl_c(trial: Trial, tmp_path: P
     trial.number(1)
     with following(trial, file) as process:
         assert process.stdout is not None
-        assert b"has 1 more entries" in process.stdout.readline()
+        assert b"has 1 more entry" in process.stdout.readline()
         for _ in range(3):
             trial.number(2)
             while len(numbers(file)) < trial.noted:
-                assert b"more entries" in process.stdout.readline()
+                assert b" more entr" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
     assert numbers(file) == list(range(trial.noted))

@@ -68,7 +68,7 @@ def test_it_says_what_a_policy_would_have_done_and_writes_nothing(
     assert action.split()[1:6] == ["name-vm-1", "revive", "-", "restart", "done"]
     assert 'execution.state is "stopped" (it is "stopped")' in action
     assert states.startswith("4 states of 2 appliances within ")
-    assert actions == "1 actions: 1 at once, 0 later, 0 never; held: none"
+    assert actions == "1 action: 1 at once, 0 later, 0 never; held: none"
     assert pulled.read_bytes() == before
     assert pileus("get", "action", "--account", account, "-o", "json").json["items"] == []
 
@@ -97,7 +97,7 @@ def test_what_the_monitors_caps_hold_is_said(pileus: Run, account: str, pulled: 
     ran = pileus("simulate", "policy", "-f", _draft(tmp_path), "--account", account, "--from", str(pulled))
     assert ran.code == OK, ran.err
     assert "held: still held at the end" in ran.out
-    assert ran.out.endswith("1 actions: 0 at once, 0 later, 1 never; held: 1 by fleet_percent\n")
+    assert ran.out.endswith("1 action: 0 at once, 0 later, 1 never; held: 1 by fleet_percent\n")
 
 
 def test_what_cannot_be_simulated_is_said(

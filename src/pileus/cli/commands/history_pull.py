@@ -67,7 +67,11 @@ def command(session: Session, /, name: str, to: Path, account: str, *, follow: b
             _follow(pulling)
             return
         new = pulling.all()
-        click.echo(f"{to} has {new} more entries of {noun(HISTORY, history)}, {file.count} in all")
+        click.echo(f"{to} has {new} more {_entries(new)} of {noun(HISTORY, history)}, {file.count} in all")
+
+
+def _entries(count: int) -> str:
+    return "entry" if count == 1 else "entries"
 
 
 def _follow(pulling: Pulling) -> None:
@@ -76,7 +80,7 @@ def _follow(pulling: Pulling) -> None:
             try:
                 if new := pulling.all():
                     progress.erase()
-                    click.echo(f"{pulling.file.path} has {new} more entries")
+                    click.echo(f"{pulling.file.path} has {new} more {_entries(new)}")
             except Failure as failure:
                 if failure.exit_code != UNREACHABLE:
                     raise

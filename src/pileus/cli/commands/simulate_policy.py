@@ -175,7 +175,7 @@ def _show(simulated: Simulated, named: dict[str, str]) -> None:
     held = ", ".join(f"{count} by {word}" for word, count in caps(simulated.actions).items() if count) or "none"
     never = len(simulated.actions) - len(done)
     click.echo(
-        f"{len(simulated.actions)} actions: {len(done) - late} at once, {late} later, {never} never; held: {held}"
+        f"{_several(len(simulated.actions), 'action')}: {len(done) - late} at once, {late} later, {never} never; held: {held}"
     )
     if simulated.unwritten:
         click.echo(
@@ -187,6 +187,10 @@ def _result(would: Would) -> str:
     if would.done_at is None:
         return f"held: {would.ended}"
     return f"held until {_time(would.done_at)}" if would.why else "done"
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _time(unix_s: float) -> str:
