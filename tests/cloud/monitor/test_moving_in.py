@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 from tests.cloud.monitor.monitor_world import ACCOUNT, FAILED, MONITOR, RESTART, Apps
 from tests.cloud.monitor.test_monitor_appliances import Appliances
+from tests.cloud.monitor.test_monitor_rights import MONITORING, user
 from tests.cloud.world import Cloud, cloud
 from tests.virtual_time import run
 
-from pileus.kernel.errors import Conflict, Invalid
+from pileus.kernel.access import Principal, Rule
+from pileus.kernel.errors import Conflict, Denied, Invalid
+from pileus.kernel.reading import Call
 from pileus.kernel.store.lists import Filter
 
 MEND = {"when": [FAILED], "do": [RESTART], "mode": "enforce"}
@@ -59,6 +62,11 @@ async def remove(world: Cloud, kind: str, name: str) -> None:
     await world.until(is_gone)
 
 
+async def enforce(world: Cloud, principal: Principal) -> None:
+    body = b'{"desired": {"mode": "enforce"}}'
+    await world.servers[0].surface.patch(Call(principal=principal, account=""), "monitor.policy", "p0", body)
+
+
 async def comes_in(world: Cloud) -> dict[str, Any]:
     await world.until(lambda: world.is_ready("monitor.monitor", MONITOR, ACCOUNT))
     return await world.get("monitor.monitor", MONITOR, ACCOUNT)
@@ -81,7 +89,10 @@ def test_it_watches_what_was_watched_and_does_not_repeat_what_was_done(tmp_path:
             await asyncio.sleep(100)
             assert await apps.states() == ["done"], "what was acted on before was acted on again"
 
-            await world.patch("monitor.policy", "p0", ACCOUNT, mode="enforce")
+            watcher_only = await user(world, ACCOUNT, MONITORING)
+            with pytest.raises(Denied):
+                await enforce(world, watcher_only)
+            await enforce(world, await user(world, ACCOUNT, Rule(kinds=("*",), verbs=MONITORING.verbs)))
             await asyncio.sleep(20)
             assert await apps.states() == ["done"]
             for name, exits in (("n0", 2), ("n1", 1)):
@@ -198,5 +209,22 @@ def test_an_image_is_for_appliances_and_stays_while_a_monitor_has_it() -> None:
                 return [each.account for each in found] == [ACCOUNT]
 
             await world.until(is_its_own)
+
+    run(main)
+
+
+def test_an_image_that_is_no_monitors_is_said_by_whoever_waits_for_it() -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            await world.create("tenancy.account", ACCOUNT)
+            await world.add_image(IMAGE, account=ACCOUNT)
+            await world.create("monitor.monitor", MONITOR, ACCOUNT, **CARRIED)
+
+            async def says_why() -> bool:
+                found = await world.get("monitor.monitor", MONITOR, ACCOUNT)
+                words = found["conditions"][0]["message"]
+                return bool(words == "the inventory on its image is not read yet: its appliance does not answer yet")
+
+            await world.until(says_why)
 
     run(main)

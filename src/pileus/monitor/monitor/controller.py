@@ -178,7 +178,7 @@ def _observed(world: World, given: dict[str, str]) -> MonitorObserved:
         unwatched=sum(1 for watcher in given.values() if not watcher),
         states=dict(sorted(seen.items())),
         watchers=len(world.at_work),
-        message=plan.told(world.meant, len(world.at_work), "yes" if plan.is_moving(world.own) else "no"),
+        message=plan.told(world.meant, len(world.at_work), plan.awaited(world.own, world.watchers)),
         moved_in=plan.told_of(assigned.moved_in),
         term=world.term,
         ends_at=iso(assigned.end) if assigned.end else "",

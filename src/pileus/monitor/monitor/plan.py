@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 from pileus.compute.vm.types import is_of_cloud
 from pileus.kernel.kind import Resource
@@ -103,20 +102,29 @@ def recent(acted: Iterable[tuple[str, float]], now: float) -> tuple[tuple[str, f
     return tuple((vm, at) for vm, at in acted if now - FLEET_S < at <= now + FLEET_S)
 
 
-def told(meant: int, watchers: int, is_moving: Literal["yes", "no"] = "no") -> str:
+def told(meant: int, watchers: int, awaited: str = "") -> str:
     """Return what keeps it from watching all ``meant`` VMs; empty for nothing."""
     if meant > APPLIANCES_MAX:
         return (
             f"it means {meant} VMs, and a monitor watches {APPLIANCES_MAX}: the newest are not watched; "
             "share them out among several monitors by labels"
         )
-    if is_moving == "yes":
-        return "the inventory on its image is not read yet"
+    if awaited:
+        return awaited
     if not meant:
         return "no VM of the account is named by it or has its labels"
     if not watchers:
         return "none of its watchers is at work yet"
     return ""
+
+
+def awaited(monitor: Resource, watchers: Iterable[Resource]) -> str:
+    """Return what it waits for before it watches anything; empty for nothing."""
+    if not is_moving(monitor):
+        return ""
+    told = (each.observed.message for each in watchers if each.observed is not None and each.observed.message)
+    why = next(told, "")
+    return f"the inventory on its image is not read yet{why and f': {why}'}"
 
 
 def told_of(moved_in: MovedIn | None) -> str:
