@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,9 +94,14 @@ def invalid(error: msgspec.ValidationError, path: str) -> Invalid:
     """Return msgspec's message with the full path of the field, and the unit that it takes."""
     message, _, where = str(error).partition(" - at `")
     field = path + where.rstrip("`").removeprefix("$")
+    missing = _MISSING.fullmatch(message)
+    if missing:
+        return Invalid(f"{field}.{missing[1]} is missing", field=f"{field}.{missing[1]}")
     unit = next((text for suffix, text in UNITS.items() if field.endswith(suffix)), "")
     return Invalid(f"{field}: {message[:1].lower()}{message[1:]}{unit}", field=field)
 
+
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
 
 UNITS = {
     "_mib": " (a whole number of MiB)",

@@ -17,4 +17,6 @@ def parse_time(text: str, field: str) -> float:
             return unix(text)
     except (ValueError, OverflowError):
         pass
-    raise Invalid(f"{text!r} is no time such as 2030-01-31T12:00:00Z (RFC 3339)", field=field)
+    raise Invalid(
+        f"{field.removeprefix('desired.')} {text!r} is no time such as 2030-01-31T12:00:00Z (RFC 3339)", field=field
+    )

@@ -146,7 +146,7 @@ def test_contradictions_are_refused_and_what_is_in_use_stays() -> None:
     async def main() -> None:
         async with cloud(1) as world:
             await furnish(world)
-            with pytest.raises(Invalid, match="ends before"):
+            with pytest.raises(Invalid, match="and begins only"):
                 await world.create(
                     "monitor.entitlement",
                     "x",

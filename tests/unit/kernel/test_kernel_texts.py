@@ -81,8 +81,13 @@ class Inner(Struct, frozen=True):
     network: Annotated[str, Meta(extra={"ref": "network.network"})] = ""
 
 
+class Disk(Struct, frozen=True):
+    size_gib: int
+
+
 class Outer(Struct, frozen=True, kw_only=True):
     memory_mib: Annotated[int, Meta(ge=1)] = 1
+    disks: tuple[Disk, ...] = ()
     nics: tuple[Inner, ...] = ()
     images: tuple[Annotated[str, Meta(extra={"ref": "storage.image"})], ...] = ()
 
@@ -99,6 +104,7 @@ class Outer(Struct, frozen=True, kw_only=True):
         (b'{"memory_mib":"1G"}', "desired.memory_mib", "desired.memory_mib: expected `int`, got `str` (a whole number of MiB)"),
         (b'{"memory_mib":-1}', "desired.memory_mib", "desired.memory_mib: expected `int` >= 1 (a whole number of MiB)"),
         (b'{"nics":7}', "desired.nics", "desired.nics: expected `array`, got `int`"),
+        (b'{"disks":[{}]}', "desired.disks[0].size_gib", "desired.disks[0].size_gib is missing"),
     ],
 )  # fmt: skip
 def test_what_does_not_belong_in_a_wish_is_refused_by_name(text: bytes, field: str, message: str) -> None:

@@ -27,7 +27,7 @@ class EntitlementAdmission(Admission):
         starts = parse_time(desired.starts, "desired.starts") if desired.starts else 0.0
         ends = parse_time(desired.ends, "desired.ends") if desired.ends else 0.0
         if ends and ends <= starts:
-            raise Invalid("it ends before it begins", field="desired.ends")
+            raise Invalid(f"{new} ends {desired.ends}, and begins only {desired.starts}", field="desired.ends")
         await tx.set_capacity(seats_space(new.id), desired.limit if desired.enforcement == "hard" else UNLIMITED)
         await tx.set_capacity(pinned_space(new.id), desired.limit)
         return replace(new, assigned=EntitlementAssigned(starts=starts, ends=ends))
