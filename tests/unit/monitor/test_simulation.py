@@ -52,7 +52,7 @@ def test_it_asks_for_what_an_engine_asked_for_that_wrote_the_past(seed: int) -> 
     chance = random.Random(seed)
     when = [FAILED] if seed % 2 else [{**FAILED, "for_s": 5}, HUNG]
     said = {"p": policy(*when, match="any", cooldown_s=chance.choice([0, 10, 30]), do=[{"do": "restart-application"}])}
-    live = Engine(is_polling=False)
+    live = Engine()
     live.configure(document(said, ("a", "b")))
     past: list[Moment] = []
     done: list[dict[str, Any]] = []

@@ -25,15 +25,11 @@ class Work(NamedTuple):
 
 
 class Engine:
-    """See the package for the shapes of everything.
+    """See the package for the shapes of everything."""
 
-    ``is_polling``: without it, nothing is ever to be polled (for what is in the past).
-    """
-
-    def __init__(self, is_polling: bool = True) -> None:
+    def __init__(self) -> None:
         self.ignored = 0
         """Reports that were none, or of appliances that are not watched."""
-        self._is_polling = is_polling
         self._document = Document(Settings(), {}, {})
         self._watched: dict[str, Watched] = {}
         self._policies: dict[str, tuple[Policy, ...]] = {}
@@ -194,8 +190,6 @@ class Engine:
 
     def _place(self, now: float) -> None:
         fresh, self._fresh = self._fresh, {}
-        if not self._is_polling:
-            return
         self._schedule.begin(fresh, now)
         for vm in fresh:
             if self._watched[vm].standing.is_waiting:
