@@ -88,6 +88,12 @@ async def watchers(world: Cloud) -> dict[str, str]:
     return found
 
 
+async def are_two(world: Cloud) -> bool:
+    """Tell whether both watchers work and have all appliances; by hash, which now and then gives all to one."""
+    seen = (await world.get("monitor.monitor", MONITOR, ACCOUNT))["observed"]
+    return bool(seen["watchers"] == 2 and seen["unwatched"] == 0)
+
+
 def test_two_appliances_share_the_work_and_one_takes_over_for_the_other() -> None:
     async def main() -> None:
         async with cloud(2) as world:
@@ -96,12 +102,7 @@ def test_two_appliances_share_the_work_and_one_takes_over_for_the_other() -> Non
             appliances = Appliances(world)
             await apps.watch(MEND, form="appliance", replicas=2, actions_per_hour=1000)
 
-            async def are_shared() -> bool:
-                # By hash: now and then all are given to one of them.
-                seen = (await world.get("monitor.monitor", MONITOR, ACCOUNT))["observed"]
-                return bool(seen["watchers"] == 2 and seen["unwatched"] == 0)
-
-            await world.until(are_shared)
+            await world.until(lambda: are_two(world))
             assert {(await world.store.get(row.assigned.vm)).owner for row in await apps.rows()} == {
                 (await apps.node(f"n{number}")).id for number in range(4)
             }, "the monitor watches its own appliances"
@@ -122,7 +123,7 @@ def test_two_appliances_share_the_work_and_one_takes_over_for_the_other() -> Non
                 assert clock() - began <= 15.0 + 10.0 * (exits > 1), "cool-downs follow each other from the second on"
                 assert watcher not in {row.assigned.watcher for row in await apps.rows()}
                 appliances.revive(host)
-                await world.until(are_shared)
+                await world.until(lambda: are_two(world))
             assert set(apps.done.values()) == {2}
             await world.delete("monitor.policy", "p0", ACCOUNT)
 
