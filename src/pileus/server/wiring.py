@@ -79,6 +79,7 @@ from pileus.monitor.scan.api import ScanAdmission
 from pileus.monitor.scan.controller import ScanController
 from pileus.monitor.seat.api import SeatAdmission
 from pileus.monitor.seat.controller import SeatController
+from pileus.monitor.seats import SeatGate
 from pileus.monitor.signature.api import SignatureAdmission
 from pileus.monitor.signature.controller import SignatureController
 from pileus.monitor.watcher.controller import WatcherController
@@ -125,7 +126,7 @@ def controllers(
         "network.port": PortController(),
         "network.segment": SegmentController(),
         "compute.offering": OfferingController(),
-        "compute.vm": VmController(store),
+        "compute.vm": VmController(store, SeatGate()),
         "compute.set": SetController(store.clock),
         "compute.request": MachineRequestController(store),
         "fleet.manager": ManagerController(outbound or Internet()),

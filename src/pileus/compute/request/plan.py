@@ -120,6 +120,7 @@ def see(vm: Resource) -> VmSeen:
     reason, message = (ready.reason, ready.message) if ready is not None else ("NotReported", "")
     exit = observed.exit if observed is not None else None
     stopped = observed is not None and observed.power == "stopped" and vm.desired.power == "running"
+    is_held = vm.assigned.bar is not None  # its guest was told to power off, or did so before
     running = observed is not None and observed.power == "running" and ready is not None and ready.status == "true"
     has_problem = (observed is not None and observed.problem is not None) or reason in DOUBTED
     return VmSeen(
@@ -127,7 +128,7 @@ def see(vm: Resource) -> VmSeen:
         reason=reason if observed is not None or reason in SILENT | NOT_THE_HOST else "NotReported",
         message=message,
         is_running="yes" if running else "no",
-        is_done="yes" if stopped and exit is not None and exit.reason == "guest-shutdown" else "no",
+        is_done="yes" if stopped and not is_held and exit is not None and exit.reason == "guest-shutdown" else "no",
         has_problem="yes" if has_problem else "no",
         is_off="yes" if _is_off(vm) else "no",
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Protocol
 
 from msgspec.structs import asdict, replace
 
@@ -25,11 +27,25 @@ from pileus.tenancy.account.types import VmLimits, lowest
 NO_CAPACITY_RECHECK_S = 5.0
 
 
+class Gate(Protocol):
+    """Who gives leave to start VMs. The server says who that is: a capability that VMs know nothing of."""
+
+    async def look(self, tx: Transaction, vm: Resource, assigned: VmAssigned) -> VmAssigned:
+        """Return the decisions with ``bar`` and ``cleared_generation`` as they shall be for the VM's wish.
+
+        Called at every change of a VM, before its host may start it for that.
+        """
+
+    async def leave(self, tx: Transaction, vm: Resource) -> None:
+        """Forget a VM that is going or gone."""
+
+
 class VmController(Controller):
     """Places VMs and makes their parts."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, gate: Gate) -> None:
         self._table = HostTable(store)
+        self._gate = gate
 
     async def reconcile(self, resource: Resource, store: Store) -> Outcome:
         """Choose a host once, keep parts and charges as wished; gone when the host says absent."""
@@ -39,13 +55,15 @@ class VmController(Controller):
             if not assigned.host or (resource.gone_confirmed and observed is not None and observed.power == "absent"):
                 return Done()
             power = observed.power if observed is not None else "not reported yet"
-            return Wait("Deleting", f"the VM is {power} on its host", after_s=30.0)
+            leave = functools.partial(self._gate.leave, vm=resource)
+            return Wait("Deleting", f"the VM is {power} on its host", after_s=30.0, apply=leave)
         links = await store.links(resource.id)
         if not assigned.host:
             return await self._place(resource, links, store)
         around = await store.get_all([assigned.host, *_around(resource, links)])
         if around[assigned.host].assigned.silent == "yes":
-            return Wait("HostSilent", "its host does not report; the VM may still run there", 30.0, status="unknown")
+            words = "its host does not report; the VM may still run there"
+            return Wait("HostSilent", words, 30.0, functools.partial(self._gate.leave, vm=resource), status="unknown")
         if links["image"] != assigned.image and is_off(resource):
             image = await store.get(links["image"])
             return Wait(
@@ -60,6 +78,7 @@ class VmController(Controller):
             parts = replace(await ensure_parts(tx, resource, links, limited), hold=hold)
             await keep_root(tx, parts)
             await drop_parts(tx, resource, parts)
+            parts = await self._gate.look(tx, resource, parts)
             await release_detached(tx, await tx.update(resource, assigned=parts))
 
         if waiting is not None:
@@ -67,6 +86,10 @@ class VmController(Controller):
         if hold and _is_due_to_start(resource):
             return Wait("NetworkNotServed", hold, after_s=5.0, apply=apply)
         return Done(apply)
+
+    async def release(self, tx: Transaction, resource: Resource) -> None:
+        """Let others have what it was given leave for."""
+        await self._gate.leave(tx, resource)
 
     async def _place(self, vm: Resource, links: dict[str, str], store: Store) -> Outcome:
         hosts = await self._table.hosts()
@@ -76,19 +99,23 @@ class VmController(Controller):
         if not ranked:
             self._table.forget()
             message = summary(explain(hosts, need))
-            return Wait("NoCapacity", message, NO_CAPACITY_RECHECK_S, lambda tx: release_detached(tx, vm))
+            return Wait("NoCapacity", message, NO_CAPACITY_RECHECK_S, functools.partial(self._let_go, vm=vm))
         for candidate in ranked[:1]:
             self._table.take(candidate.host, need)
 
         async def apply(tx: Transaction) -> None:
             parts = await ensure_parts(tx, vm, links, limited)
             host = await self._charge_first(tx, vm, ranked, parts)
-            placed = replace(parts, host=host.host)
+            placed = await self._gate.look(tx, vm, replace(parts, host=host.host))
             await tx.update(vm, assigned=placed)
             for id in (*placed.volumes, *placed.ports):
                 await tx.enqueue(id)
 
         return Done(apply)
+
+    async def _let_go(self, tx: Transaction, vm: Resource) -> None:
+        await self._gate.leave(tx, vm)
+        await release_detached(tx, vm)
 
     async def _charge_first(
         self, tx: Transaction, vm: Resource, ranked: Sequence[Candidate], parts: VmAssigned

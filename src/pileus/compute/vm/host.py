@@ -9,7 +9,17 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from pileus.compute.vm.plan import DISK_RETRY_S, STABLE_S, Fact, Step, Wish, plan
+from pileus.compute.vm.plan import (
+    DISK_RETRY_S,
+    STABLE_S,
+    Fact,
+    Step,
+    Wish,
+    forbidden,
+    plan,
+    power_of,
+    stays_off,
+)
 from pileus.compute.vm.types import VmAssigned, VmDesired, VmExit, VmObserved, channel_of, is_of_cloud
 from pileus.drivers.host.disk.base import DiskPool, ImageFile, VolumeFact
 from pileus.drivers.host.errors import DriverError
@@ -93,19 +103,7 @@ class VmHalf(Half[Seen, Step]):
 
     def plan(self, resource: Resource, fact: Seen, peers: Peers) -> Step | None:
         """Return the next step of the VM."""
-        desired: VmDesired = resource.desired
-        assigned: VmAssigned = resource.assigned
-        wish = Wish(
-            deleting=resource.deleting,
-            power=desired.power,
-            boot_serial=desired.boot_serial,
-            restart=desired.restart,
-            shutdown_timeout_s=desired.shutdown_timeout_s,
-            volumes=assigned.volumes,
-            ports=assigned.ports,
-            missing=_missing(resource, peers),
-        )
-        return plan(wish, _fact(fact), peers.now())
+        return plan(_wish(resource, _missing(resource, peers)), _fact(fact), peers.now())
 
     async def do(self, step: Step, resource: Resource, peers: Peers) -> None:
         """Do one step with the hypervisor."""
@@ -222,12 +220,14 @@ class VmHalf(Half[Seen, Step]):
         previous: VmObserved | None = resource.observed
         told = (*resource.assigned.volumes, *resource.assigned.ports)
         if fact is None:
-            return replace(previous or VmObserved(power="unknown"), problem=problem)
+            return replace(previous or VmObserved(power="unknown"), rests="no", problem=problem)
+        rests: Literal["no", "yes"] = "yes" if stays_off(_wish(resource), _fact(fact)) else "no"
         if machine is None:
             absent = resource.deleting or resource.desired.power != "stopped"
             power: Literal["absent", "stopped"] = "absent" if absent else "stopped"
             failures = fact.note.failures
-            return VmObserved(power=power, failures=failures, told=told, isolated=fact.isolated, problem=problem)
+            seen = VmObserved(power=power, failures=failures, told=told, isolated=fact.isolated, rests=rests)
+            return replace(seen, problem=problem)
         live = machine.state in ("running", "paused")
         return VmObserved(
             power=machine.state,
@@ -243,6 +243,7 @@ class VmHalf(Half[Seen, Step]):
             ports=machine.nics if live else (),
             told=told,
             isolated=fact.isolated,
+            rests=rests,
             problem=problem or _hung_problem(machine) or _disk_problem(machine, fact.disk_tried_at),
         )
 
@@ -298,6 +299,22 @@ def _serial(resource: Resource) -> int:
     return desired.boot_serial
 
 
+def _wish(resource: Resource, missing: str = "") -> Wish:
+    desired: VmDesired = resource.desired
+    assigned: VmAssigned = resource.assigned
+    return Wish(
+        deleting=resource.deleting,
+        power=desired.power,
+        boot_serial=desired.boot_serial,
+        restart=desired.restart,
+        shutdown_timeout_s=desired.shutdown_timeout_s,
+        volumes=assigned.volumes,
+        ports=assigned.ports,
+        missing=missing,
+        forbids=forbidden(resource),
+    )
+
+
 def _fact(seen: Seen) -> Fact:
     machine, note = seen.machine, seen.note
     if machine is None:
@@ -339,7 +356,7 @@ def _note_stop(resource: Resource, machine: MachineFact | None, note: Note, now:
     A guest that was asked to power off, and need not any more, is forgiven when it did not in time.
     """
     desired: VmDesired = resource.desired
-    if machine is None or (machine.state == "stopped") != (desired.power == "stopped"):
+    if machine is None or (machine.state == "stopped") != (power_of(resource) == "stopped"):
         return note
     if machine.state == "stopped":
         return replace(note, stopped_as_wished=True)

@@ -11,7 +11,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pileus.compute.vm.types import Power, VmAssigned, VmDesired, VmNic, VmObserved, is_of_cloud
+from pileus.compute.vm.types import Power, VmAssigned, VmBar, VmDesired, VmNic, VmObserved, is_of_cloud
 from pileus.kernel.errors import Invalid
 from pileus.kernel.kind import Resource
 from pileus.network.network.types import NetworkObserved
@@ -64,6 +64,29 @@ def is_off(vm: Resource) -> bool:
     return vm.desired.power == "stopped" and (
         not vm.host or (observed is not None and observed.power in ("stopped", "absent"))
     )
+
+
+def is_resting(vm: Resource) -> bool:
+    """Tell whether the VM is off and stays so until somebody wishes otherwise; its host knows of the newest wish."""
+    observed: VmObserved | None = vm.observed
+    if not vm.host:
+        return bool(vm.desired.power == "stopped")
+    return observed is not None and observed.rests == "yes" and vm.observed_generation >= vm.generation
+
+
+def forbidden(vm: Resource) -> Literal["", "start", "run"]:
+    """Return what the VM may not: by its bar, and no start for a wish that nobody has looked at where that is needed."""
+    assigned: VmAssigned = vm.assigned
+    if assigned.bar is not None:
+        return assigned.bar.forbids
+    return "start" if 0 <= assigned.cleared_generation < vm.generation else ""
+
+
+def power_of(vm: Resource) -> Power:
+    """Return what the VM shall be now: what is wished, unless that is forbidden."""
+    desired: VmDesired = vm.desired
+    bar: VmBar | None = vm.assigned.bar
+    return "stopped" if bar is not None and bar.forbids == "run" else desired.power
 
 
 NicKey = tuple[str, str, str, tuple[str, ...]]
@@ -129,6 +152,8 @@ class Wish(Struct, frozen=True, kw_only=True):
     volumes: tuple[str, ...]
     ports: tuple[str, ...]
     missing: str = ""
+    forbids: Literal["", "start", "run"] = ""
+    """What may not be, whatever is wished."""
 
 
 class Fact(Struct, frozen=True, kw_only=True):
@@ -168,7 +193,7 @@ def plan(wish: Wish, fact: Fact, now: float) -> Step | None:
     """Return the next step from ``fact`` to ``wish``; None when nothing is to be done until something changes."""
     if wish.deleting:
         return None if fact.state == "absent" and not fact.noted else Step(verb="remove")
-    if wish.power == "stopped":
+    if wish.power == "stopped" or wish.forbids == "run":
         return _plan_stop(wish, fact, now)
     if fact.state in ("absent", "stopped"):
         return _plan_start(wish, fact, now)
@@ -217,10 +242,9 @@ def _plan_stop(wish: Wish, fact: Fact, now: float) -> Step | None:
 
 
 def _plan_start(wish: Wish, fact: Fact, now: float) -> Step | None:
-    if wish.missing:
+    if wish.missing or wish.forbids:
         return None
-    asked = wish.boot_serial > fact.boot_serial or fact.exit_reason in ("", "powered-off")
-    if asked:
+    if _is_asked(wish, fact):
         return Step(verb="start")
     if fact.exit_reason == "guest-shutdown":
         return Step(verb="start") if wish.restart == "always" else None
@@ -228,6 +252,21 @@ def _plan_start(wish: Wish, fact: Fact, now: float) -> Step | None:
         return None
     left = fact.exit_at + backoff_s(fact.failures) - now
     return Step(verb="start") if left <= 0 else Step(verb="wait", after_s=left)
+
+
+def _is_asked(wish: Wish, fact: Fact) -> bool:
+    """Tell whether somebody wishes a start of a VM that is off, and not only its restart."""
+    return wish.boot_serial > fact.boot_serial or fact.exit_reason in ("", "powered-off")
+
+
+def stays_off(wish: Wish, fact: Fact) -> bool:
+    """Tell whether the VM is off and nothing starts it but another wish."""
+    if fact.state not in ("absent", "stopped"):
+        return False
+    if wish.power == "stopped":
+        return True
+    is_ended = wish.restart == "never" or (wish.restart == "on-failure" and fact.exit_reason == "guest-shutdown")
+    return is_ended and not _is_asked(wish, fact)
 
 
 def backoff_s(failures: int) -> float:

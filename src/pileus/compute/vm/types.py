@@ -126,6 +126,15 @@ class VmDesired(Sized, frozen=True, kw_only=True):
     vdc: Annotated[VdcRef, Meta(description="The account's vdc; left out: the only one.")] = ""
 
 
+class VmBar(Struct, frozen=True, kw_only=True):
+    """Why a VM may not run though that is wished. Who put it there takes it away; its host honours it."""
+
+    reason: str
+    message: str
+    forbids: Literal["start", "run"] = "start"
+    """``start``: one that runs goes on. ``run``: it is shut down, too, and starts again when the bar is lifted."""
+
+
 class VmAssigned(Struct, frozen=True, kw_only=True):
     """The decisions. ``volumes[0]`` is the root volume; volumes and ports in the order of the guest's devices."""
 
@@ -149,6 +158,10 @@ class VmAssigned(Struct, frozen=True, kw_only=True):
     """Of a tenant's VM that became a manager's node: how it is reached, from its next start on."""
     hold: str = ""
     """Why the VM may not start yet: what its networks still wait for; a running one goes on."""
+    bar: VmBar | None = None
+    """What forbids the VM to start, or to run, whatever its power is wished to be."""
+    cleared_generation: int = -1
+    """Where a start needs leave: the newest wish that was looked at for that; the host starts no newer one. -1: none."""
     isolated_by: str = ""
     """Who isolated the VM: the kind of caller and its name, such as ``user ann``; empty: nobody."""
 
@@ -180,6 +193,8 @@ class VmObserved(Struct, frozen=True, kw_only=True):
     """Volumes and ports that the host was told to plug in when it looked: what left this list comes back no more."""
     isolated: Literal["no", "yes"] = "no"
     """``yes``: the switch lets nothing pass any of its NICs. While one is to be isolated, all of them; before, any."""
+    rests: Literal["no", "yes"] = "no"
+    """``yes``: it is off, and its host starts it for no other reason than another wish."""
     problem: Problem | None = None
 
 
@@ -216,8 +231,8 @@ def _ready(resource: Resource) -> Condition:
         return unready(reason, f"the VM is {observed.power if observed else 'not reported yet'}")
     if observed.problem is not None:
         return unready(observed.problem.reason, observed.problem.message)
-    if observed.power != desired.power:
-        return _not_as_wished(desired, observed)
+    if observed.power != desired.power or _is_forbidden(resource.assigned, desired):
+        return _not_as_wished(resource.assigned, desired, observed)
     if observed.isolated != desired.isolated:
         return unready("Isolating" if desired.isolated == "yes" else "Converging", "its NICs are being switched")
     unplugged = _unplugged(resource.assigned, desired, observed) if observed.power == "running" else None
@@ -228,6 +243,8 @@ def _as_wished(assigned: VmAssigned, desired: VmDesired) -> Condition:
     if desired.isolated == "yes":
         who = assigned.isolated_by or "somebody"
         return ready("Isolated", f"nothing passes its NICs; isolated by {who}")
+    if assigned.bar is not None and desired.power != "stopped":
+        return ready(assigned.bar.reason, f"it goes on until it ends, and is held then: {assigned.bar.message}")
     return ready() if desired.power == "running" else ready(message=f"the VM is {desired.power}, as wished")
 
 
@@ -242,7 +259,13 @@ def _unplugged(assigned: VmAssigned, desired: VmDesired, observed: VmObserved) -
     return unready("Converging", "its NICs and disks are being plugged")
 
 
-def _not_as_wished(desired: VmDesired, observed: VmObserved) -> Condition:
+def _is_forbidden(assigned: VmAssigned, desired: VmDesired) -> bool:
+    return assigned.bar is not None and assigned.bar.forbids == "run" and desired.power != "stopped"
+
+
+def _not_as_wished(assigned: VmAssigned, desired: VmDesired, observed: VmObserved) -> Condition:
+    if assigned.bar is not None and desired.power != "stopped":
+        return unready(assigned.bar.reason, f"held: {assigned.bar.message}")
     if observed.power == "stopped" and observed.exit is not None and desired.power != "stopped":
         if observed.exit.reason == "guest-shutdown":
             return unready("GuestShutdown", "the guest powered itself off; `pileus start vm` starts it again")

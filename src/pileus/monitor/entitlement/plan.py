@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
+
+from msgspec import Struct
 
 from pileus.compute.vm.types import VmAssigned
 from pileus.kernel.errors import Invalid
@@ -10,6 +13,16 @@ from pileus.kernel.kind import Resource
 from pileus.monitor.entitlement.types import SOON_S, EntitlementAssigned, EntitlementDesired, Metric
 
 Term = Literal["future", "valid", "ending", "grace", "expired"]
+
+GIVING = ("valid", "ending")
+"""When seats are given."""
+
+
+class Short(Struct, frozen=True, kw_only=True):
+    """A product that has no seat for a VM now, and why. ``waits`` no: it never will as things are, so it is no use."""
+
+    message: str
+    waits: Literal["no", "yes"] = "yes"
 
 
 def term(desired: EntitlementDesired, assigned: EntitlementAssigned, now: float) -> Term:
@@ -41,3 +54,40 @@ def units(entitlement: Resource, users: int, vm: VmAssigned) -> int:
         )
         raise Invalid(f"{entitlement}: {words}", field="desired.users")
     return {"instances": 1, "vcpus": vm.vcpus, "memory_gib": -(-vm.memory_mib // 1024), "users": users}[metric]
+
+
+def needed(entitlements: Iterable[Resource], labels: Mapping[str, str]) -> dict[str, list[Resource]]:
+    """Return by product, in order, whose seats a VM with these labels needs: one of those that are listed for each."""
+    found: dict[str, list[Resource]] = {}
+    for each in entitlements:
+        needed_by: Mapping[str, str] = each.desired.needed_by
+        if needed_by and not each.deleting and needed_by.items() <= labels.items():
+            found.setdefault(each.desired.product, []).append(each)
+    return dict(sorted(found.items()))
+
+
+def is_in_force(entitlement: Resource, now: float) -> bool:
+    """Tell whether a seat of it is leave to run: until its end and grace, and later where that is only reported."""
+    return term(entitlement.desired, entitlement.assigned, now) != "expired" or entitlement.desired.at_end == "report"
+
+
+def refusal(candidates: Sequence[Resource], used: Mapping[str, int], units: Mapping[str, int], now: float) -> Short:
+    """Return why none of the entitlements gives a seat: of those that could, the first one's reason.
+
+    ``used`` and ``units``: by id, what is in use, and what the VM would take.
+    """
+    terms = {each.id: term(each.desired, each.assigned, now) for each in candidates}
+    best = min(candidates, key=lambda each: (terms[each.id] not in GIVING, terms[each.id] != "future"))
+    desired: EntitlementDesired = best.desired
+    if terms[best.id] == "future":
+        return Short(message=f"{best} begins {desired.starts}")
+    if terms[best.id] not in GIVING:
+        return Short(message=f"{best} ended {desired.ends}; register another")
+    giving = [each for each in candidates if terms[each.id] in GIVING]
+    if all(units[each.id] > each.desired.limit for each in giving):
+        words = f"{best} has {desired.limit} {desired.metric} in all, and {units[best.id]} are needed; register more"
+        return Short(message=words, waits="no")
+    words = (
+        f"no seat of {best} ({used[best.id]} of {desired.limit} {desired.metric} in use); return one or register more"
+    )
+    return Short(message=words)

@@ -14,6 +14,10 @@ Metric = Literal["instances", "vcpus", "memory_gib", "users"]
 
 SOON_S = 14 * 86_400.0
 """So long before its end people are told."""
+SAFETY_S = 300.0
+"""How often seats, and entitlements that VMs need, are looked at without a reason: the net under a lost wake-up."""
+COUNT_MAX = 1 << 62
+"""Of numbers that only count up."""
 
 
 class EntitlementDesired(Struct, frozen=True, kw_only=True):
@@ -42,9 +46,24 @@ class EntitlementDesired(Struct, frozen=True, kw_only=True):
         int, Meta(ge=0, le=31_536_000, description="Seconds after its end in which seats stay, and none is given.")
     ] = 0
     at_end: Annotated[
-        Literal["return", "report"],
-        Meta(description="What becomes of seats after end and grace: they are returned, or stay and are reported."),
+        Literal["return", "report", "stop"],
+        Meta(
+            description="What becomes of seats after end and grace: they are returned; or stay and are reported; or "
+            "stay, and their VMs are shut down until another entitlement of the product has a seat for them."
+        ),
     ] = "return"
+    needed_by: Annotated[
+        dict[str, str],
+        Meta(
+            max_length=16,
+            description="VMs with all these labels start with a seat of the product only, which the cloud checks out "
+            "for them; empty: nobody needs one.",
+        ),
+    ] = {}
+    lease_s: Annotated[
+        int,
+        Meta(ge=0, le=31_536_000, description="Seconds that a VM which needs a seat keeps it when it is off."),
+    ] = 300
     key: Annotated[
         str, Meta(max_length=65_536, description="The licence itself, for whoever checks it.", extra={"file": True})
     ] = ""
@@ -58,12 +77,19 @@ class EntitlementAssigned(Struct, frozen=True, kw_only=True):
 
 
 class EntitlementObserved(Struct, frozen=True, kw_only=True):
-    """How much of it is in use. ``over``: how much more than its limit."""
+    """How much of it is in use. ``over``: how much more than its limit.
+
+    ``waiting``: VMs that are held for want of a seat of the product; ``unseated``: those that run without one.
+    ``checked``: the newest wish that all VMs of the account heard of.
+    """
 
     state: Literal["future", "valid", "ending", "grace", "expired"] = "valid"
     used: int = 0
     over: int = 0
     seats: int = 0
+    waiting: int = 0
+    unseated: int = 0
+    checked: int = 0
 
 
 def seats_space(entitlement: str) -> str:
@@ -81,10 +107,34 @@ def holder_space(entitlement: str) -> str:
     return f"entitlement/{entitlement}"
 
 
+def seats_of_space(vm: str) -> str:
+    """Return the claim space of a VM's seats: value the entitlement's id, owner the seat."""
+    return f"{vm}/seats"
+
+
+def entitled_space(account: str) -> str:
+    """Return the claim space of the entitlements that VMs of an account need: owner the entitlement, oldest first."""
+    return f"entitled/{account}"
+
+
+def waiting_space(account: str, product: str = "") -> str:
+    """Return the claim space of the VMs that wait for a product, by age; of none, that of their ages."""
+    return f"waiting/{account}/{product}" if product else f"waiting/{account}"
+
+
+def unseated_space(account: str, product: str) -> str:
+    """Return the claim space of the VMs that wait for a product and run without it."""
+    return f"unseated/{account}/{product}"
+
+
 def _ready(resource: Resource) -> Condition:
     desired: EntitlementDesired = resource.desired
     observed: EntitlementObserved = resource.observed or EntitlementObserved()
     used = f"{observed.used} of {desired.limit} {desired.metric} in use"
+    if observed.waiting:
+        used += f"; {observed.waiting} VMs wait for one"
+    if desired.needed_by and observed.checked < resource.generation:
+        return unready("Checking", "the account's VMs are being looked at")
     if observed.state == "expired":
         return unready("Expired", f"it ended {desired.ends}; {used}")
     if observed.state == "grace":
@@ -93,6 +143,8 @@ def _ready(resource: Resource) -> Condition:
         return unready("Future", f"it begins {desired.starts}")
     if observed.over:
         return unready("OverUse", f"{observed.over} over its limit: {used}")
+    if observed.unseated:
+        return unready("OverUse", f"{observed.unseated} VMs run without a seat; {used}")
     if observed.state == "ending":
         return ready("Ending", f"it ends {desired.ends}; {used}")
     return ready("Valid", used)
@@ -106,7 +158,7 @@ KIND = Kind(
     observed=EntitlementObserved,
     ready=_ready,
     private=frozenset({"desired.key"}),
-    immutable=frozenset(EntitlementDesired.__struct_fields__) - {"at_end"},
+    immutable=frozenset(EntitlementDesired.__struct_fields__) - {"at_end", "needed_by", "lease_s"},
     columns=(
         Column("PRODUCT", "desired.product"),
         Column("METRIC", "desired.metric"),

@@ -12,13 +12,13 @@ from pileus.kernel.kind import Column, Kind, Resource
 
 
 class SeatDesired(Struct, frozen=True, kw_only=True):
-    """Who uses what. Deleting a seat returns it."""
+    """Who uses what. Deleting a seat returns it; those that the cloud made belong to their entitlement."""
 
     entitlement: Annotated[EntitlementRef, Meta(description="What is used.")]
     vm: Annotated[VmRef, Meta(description="The VM that uses it; with it the seat is returned.")]
     users: Annotated[int, Meta(ge=0, description="For the metric users: how many.")] = 0
     lease_s: Annotated[
-        int, Meta(ge=10, le=31_536_000, description="Seconds after which it is returned when its VM does not run.")
+        int, Meta(ge=0, le=31_536_000, description="Seconds after which it is returned when its VM does not run.")
     ] = 300
 
 
