@@ -134,23 +134,28 @@ async def _end_all(world: Cloud) -> None:
     await reach_fixed_point(world)
 
 
+async def whatever_fails(world: Cloud, seed: int) -> None:
+    """Let things happen in a furnished cloud, heal all, and see that everything holds and can be deleted."""
+    print(f"seed {seed}")
+    await world.create("tenancy.account", "acme")
+    await world.patch("tenancy.vdc", "main", "acme", quota=QUOTA)
+    chaos, ledger = Chaos(world, seed), Ledger()
+    for _ in range(STEPS):
+        await chaos.step()
+        await asyncio.sleep(chaos.random.choice([0.1, 2.0, 20.0]))
+        await check(world, ledger, full=False)
+    await chaos.heal()
+    await chaos.mend_host()
+    await _end_all(world)
+    await check(world, ledger, full=True)
+    await check_truth(world)
+    await clear(world)
+
+
 @pytest.mark.parametrize("seed", [7, 21])
 def test_whatever_fails_nothing_is_given_twice_and_nothing_is_left(seed: int) -> None:
     async def main() -> None:
-        print(f"seed {seed}")
         async with cloud(HOSTS, seed=seed) as world:
-            await world.create("tenancy.account", "acme")
-            await world.patch("tenancy.vdc", "main", "acme", quota=QUOTA)
-            chaos, ledger = Chaos(world, seed), Ledger()
-            for _ in range(STEPS):
-                await chaos.step()
-                await asyncio.sleep(chaos.random.choice([0.1, 2.0, 20.0]))
-                await check(world, ledger, full=False)
-            await chaos.heal()
-            await chaos.mend_host()
-            await _end_all(world)
-            await check(world, ledger, full=True)
-            await check_truth(world)
-            await clear(world)
+            await whatever_fails(world, seed)
 
     run(main)

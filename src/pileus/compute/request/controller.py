@@ -109,15 +109,18 @@ class RequestController(Controller):
         assigned: RequestAssigned = request.assigned
         now = store.clock()
         message = summary(search.choice)
-        in_the_way = await self._in_the_way(request, store, search) if not assigned.room_by else []
-        if in_the_way:
-            then = replace(assigned, room_by=now + ROOM_S)
+        is_due = now - assigned.chosen_at >= RETRY_S and (not assigned.room_by or now < assigned.room_by)
+        in_the_way = await self._in_the_way(request, store, search) if is_due else None
+        if in_the_way is not None:
+            looked_at = now if in_the_way else assigned.chosen_at
+            then = replace(assigned, room_by=assigned.room_by or now + ROOM_S, chosen_at=looked_at)
 
             async def apply(tx: Transaction) -> None:
                 await preempt(tx, in_the_way, f"made room for {request}")
                 await tx.update(request, assigned=then)
 
-            return Wait("MakingRoom", f"{len(in_the_way)} best-effort machines make room", 1.0, apply)
+            words = f"{len(in_the_way)} best-effort machines make room" if in_the_way else "there is room again"
+            return Wait("MakingRoom", words, 1.0, apply)
         if now < max(assigned.start_by, assigned.room_by):
             left_s = max(assigned.start_by, assigned.room_by) - now + 0.01
             return Wait("NoCapacity", message, min(1.0 if assigned.room_by > now else NO_CAPACITY_RECHECK_S, left_s))
@@ -136,7 +139,7 @@ class RequestController(Controller):
         avoided = frozenset(host for row in refused for host in (*row.assigned.refused_by, row.assigned.server))
         search = await self._search(request, store, numbers, "best-effort", avoided)
         choice = search.choice
-        in_the_way = await self._in_the_way(request, store, search) if choice.refused else []
+        in_the_way = (await self._in_the_way(request, store, search) if choice.refused else None) or []
         looked_at = now - RETRY_S + ROOM_RECHECK_S if in_the_way else now
         then = replace(request.assigned, chosen_at=looked_at, message=summary(choice))
         chosen = {each.number: each for each in choice.chosen}
@@ -165,13 +168,16 @@ class RequestController(Controller):
         machines = [replace(machine, not_on=avoided) for machine in machines]
         return Search(machines, await self._table.choose(links, machines, mode))
 
-    async def _in_the_way(self, request: Resource, store: Store, search: Search) -> list[Resource]:
-        """Return the best-effort machines that have to go for guaranteed ones without a place; empty: none would help."""
+    async def _in_the_way(self, request: Resource, store: Store, search: Search) -> list[Resource] | None:
+        """Return the best-effort machines that have to go for guaranteed ones without a place.
+
+        None: nothing would help. Empty: nothing has to, for there is room by now.
+        """
         if request.desired.service != "guaranteed":
-            return []
+            return None
         rows = await best_effort(store)
         if not rows:
-            return []
+            return None
         offers, held = await self._table.offers(await store.links(request.id))
         now = store.clock()
         return victims(rows, offers, held, now, lambda book: choose(search.machines, book, "all-or-nothing", now))

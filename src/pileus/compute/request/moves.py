@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from pileus.compute.offers import Chosen
 from pileus.compute.placement.types import Contribution, PlacementAssigned, PlacementDesired, State
 from pileus.compute.placing import charge_place, promise_place
-from pileus.compute.request.preempt import SERVICE_LABEL
+from pileus.compute.request.preempt import RACE_S, SERVICE_LABEL
 from pileus.compute.request.servers import IMAGES
 from pileus.compute.request.types import RequestAssigned, RequestDesired
 from pileus.compute.set.types import TEMPLATE, MemberSpec, SetAssigned, SetDesired
@@ -24,8 +24,6 @@ from pileus.storage.volume.types import attachment_space
 REFUSED_MAX = 20
 """Hosts that refused a machine and are remembered."""
 OF_HOST = ("host", "pool")
-RACE_S = 0.6
-"""After somebody else was faster: longer than offers are kept in memory."""
 
 
 def _owned_by(owners: sa.ColumnElement[bool]) -> sa.Select[Any]:

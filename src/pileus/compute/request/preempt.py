@@ -11,6 +11,7 @@ from pileus.compute.book import Book
 from pileus.compute.offers import Choice, Held, Offer
 from pileus.compute.placement.types import HELD, PlacementAssigned
 from pileus.kernel.kind import Resource
+from pileus.kernel.outcome import Waiting
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
@@ -19,6 +20,8 @@ SERVICE_LABEL = "service"
 """Label of rows, by which those of best-effort machines are found."""
 ROWS_MAX = 100_000
 PREEMPTED = "Preempted"
+RACE_S = 0.6
+"""After somebody else was faster: longer than offers are kept in memory."""
 
 
 async def best_effort(store: Store) -> list[Resource]:
@@ -34,15 +37,15 @@ def victims(
     held: Sequence[Held],
     now: float,
     choose: Callable[[Book], Choice],
-) -> list[Resource]:
-    """Return the rows whose machines must go so that all is chosen; empty when even that would not do.
+) -> list[Resource] | None:
+    """Return the rows whose machines must go so that all is chosen; None when even that would not do; empty: there is room.
 
     ``choose`` chooses from offers, of which ``held`` is taken. Of each host the newest go first, and no more than are in
     the way.
     """
     choice = choose(Book(offers, [*held, *(back for row in rows for back in _given_back(row.assigned))], now))
     if choice.refused or not choice.chosen:
-        return []
+        return None
     needed = [one for chosen in choice.chosen for one in chosen.held]
     servers = {one.server for one in needed}
     after = Book(offers, held, now)
@@ -67,11 +70,14 @@ def _given_back(place: PlacementAssigned) -> list[Held]:
 
 
 async def preempt(tx: Transaction, rows: Sequence[Resource], reason: str) -> None:
-    """Let these machines go: their requests look for other places for them later."""
+    """Let these machines go: their requests look for other places for them later.
+
+    Raises: Waiting when one went already: somebody else counts on its room.
+    """
     for each in rows:
         row = await tx.find_id(each.id)
         if row is None or row.assigned.state not in HELD:
-            continue
+            raise Waiting("MakingRoom", "machines that were to make room went already; others are chosen", RACE_S)
         await tx.uncharge(row.id)
         decided = replace(row.assigned, state="preempted", reason=PREEMPTED, message=reason)
         decided = replace(decided, vm="", promised="no", doubted_at=0.0)
