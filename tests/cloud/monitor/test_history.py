@@ -12,7 +12,7 @@ from tests.cloud.monitor.monitor_world import ACCOUNT, MONITOR, Apps
 from tests.cloud.world import cloud
 from tests.virtual_time import run
 
-from pileus.kernel.errors import Conflict, Transient
+from pileus.kernel.errors import Conflict, Invalid, Transient
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.history.controller import LOOK_S
 from pileus.monitor.history.types import HistoryAssigned, HistoryDesired
@@ -150,6 +150,8 @@ def test_a_monitor_has_one_history_and_it_ends_with_it() -> None:
         async with cloud(1, receiver=receiver) as world:
             await Apps(world).furnish(1)
             await world.create("monitor.monitor", MONITOR, ACCOUNT)
+            with pytest.raises(Invalid, match="ca: is no certificate in PEM"):
+                await world.create("monitor.history", "one", ACCOUNT, **CUSTOMER | {"ca": "password: 1234"})
             await world.create("monitor.history", "one", ACCOUNT, **CUSTOMER)
             with pytest.raises(Conflict, match="has history one already"):
                 await world.create("monitor.history", "two", ACCOUNT, **CUSTOMER)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ssl
 from dataclasses import replace
 
 from pileus.fleet.manager.plan import check_callback
 from pileus.fleet.manager.types import BUILTIN, ManagerAssigned, ManagerDesired
 from pileus.kernel.access import Principal
 from pileus.kernel.admission import Admission, Change
-from pileus.kernel.errors import Conflict, Invalid
+from pileus.kernel.authority import check_authority
+from pileus.kernel.errors import Conflict
 from pileus.kernel.kind import Resource
 from pileus.kernel.notice import TOLD_SPACE
 from pileus.kernel.store import statements as sql
@@ -24,7 +24,7 @@ class ManagerAdmission(Admission):
         desired: ManagerDesired = change.new.desired
         before: ManagerDesired = change.old.desired if change.old is not None else ManagerDesired()
         if desired.callback_ca != before.callback_ca:
-            _check_authority(desired.callback_ca)
+            check_authority(desired.callback_ca, "desired.callback_ca")
         new = change.new
         if desired.callback_url != before.callback_url or change.old is None:
             new = await _led(tx, new, by_operator=change.principal.operator)
@@ -50,17 +50,6 @@ async def _led(tx: Transaction, manager: Resource, *, by_operator: bool) -> Reso
     check_callback(url, by_operator=by_operator)
     await tx.claim(TOLD_SPACE, manager.id, manager.id)
     return replace(manager, assigned=ManagerAssigned(reach="any" if by_operator else "public"))
-
-
-def _check_authority(pem: str) -> None:
-    """Raises: Invalid for what is no certificate."""
-    if not pem:
-        return
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
-    except (ssl.SSLError, ValueError, TypeError):
-        message = "callback_ca: is no certificate in PEM (it begins with -----BEGIN CERTIFICATE-----)"
-        raise Invalid(message, field="desired.callback_ca") from None
 
 
 def _is_built_in(manager: Resource) -> bool:

@@ -9,6 +9,7 @@ from msgspec.structs import replace as changed
 
 from pileus.kernel.addresses import is_public
 from pileus.kernel.admission import Admission, Change
+from pileus.kernel.authority import check_authority
 from pileus.kernel.errors import Conflict, Denied, Invalid
 from pileus.kernel.kind import Resource
 from pileus.kernel.transaction import AlreadyClaimed, Transaction
@@ -28,6 +29,8 @@ class HistoryAdmission(Admission):
         if desired.tls == "off" and not is_operator and (old is None or old.tls != "off" or is_elsewhere):
             raise Denied("only the cloud's operator may have a history written unencrypted; leave tls at verify")
         _check_form(desired)
+        if old is None or old.ca != desired.ca:
+            check_authority(desired.ca, "desired.ca")
         if desired.form == "postgresql":
             _check_host(desired.host, is_operator)
         if change.old is None:
