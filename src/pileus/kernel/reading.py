@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from msgspec import Struct
 from pileus.kernel import records
 from pileus.kernel.access import Principal, is_stranger, nameable, sees, visible
 from pileus.kernel.admission import list_hint, look_up
+from pileus.kernel.condition import Condition
 from pileus.kernel.errors import Denied, Invalid, NotFound
 from pileus.kernel.hub import Hub
 from pileus.kernel.kind import Kind, Registry, Resource
@@ -95,12 +97,28 @@ class Reading:
         """Return one resource. Raises: NotFound."""
         found = await self.row(call, kind, ident)
         to_stranger = is_stranger(call.principal, found.account_id)
-        return Answer(200, records.public_of(self._registry, found, to_stranger=to_stranger))
+        return Answer(200, records.public_of(self._registry, self._known(found), to_stranger=to_stranger))
 
     def _shown(self, principal: Principal, row: Row) -> str:
         """Return a row as the caller is shown it."""
         account_id, _ = records.standing_of(row)
-        return records.public(self._registry, row, to_stranger=is_stranger(principal, account_id))
+        to_stranger = is_stranger(principal, account_id)
+        if row[0] in self._store.unstored:
+            known = self._known(records.decode(self._registry, row))
+            return records.public_of(self._registry, known, to_stranger=to_stranger)
+        return records.public(self._registry, row, to_stranger=to_stranger)
+
+    def _known(self, found: Resource) -> Resource:
+        """Return the resource with what this server knows of it and does not store."""
+        observed = self._store.unstored.get(found.id)
+        if observed is None:
+            return found
+        known = replace(found, observed=observed)
+        return replace(known, conditions=tuple(self._judged(known, each) for each in found.conditions))
+
+    def _judged(self, known: Resource, condition: Condition) -> Condition:
+        now = self._registry[known.kind].ready(known) if condition.type == "Ready" else condition
+        return msgspec.structs.replace(condition, status=now.status, reason=now.reason, message=now.message)
 
     async def row(self, call: Call, kind: str, ident: str, verb: str = "get") -> Resource:
         """Return the resource if the caller may ``verb`` it. Raises: NotFound also when it is another account's."""

@@ -13,7 +13,7 @@ from pileus.fleet.node.types import NodeObserved
 from pileus.fleet.vitals import Vitals
 from pileus.kernel.kind import Resource
 from pileus.kernel.store.store import Store
-from pileus.monitor.state.types import StateObserved
+from pileus.monitor.state.types import StateConfiguration, StateIo, StateObserved
 from pileus.node.monitor.contents import read_status
 from pileus.node.monitor.standing import Standing
 
@@ -66,6 +66,10 @@ def as_remembered(appliance: Appliance, vitals: Vitals) -> Vitals:
     heard, row = appliance.heard, appliance.row.observed
     if heard is not None and heard.boots == vitals.boots:
         return replace(vitals, **{word: getattr(heard, word) for word in ("boot_id", "hash", "version", "status")})
+    if heard is None and row is not None and row.kept_by:
+        told: NodeObserved | None = appliance.node.observed if appliance.node is not None else None
+        last = told.last if told is not None else None
+        return replace(vitals, boot_id=last.boot_id, status=last.status) if last is not None else vitals
     if heard is None and row is not None and row.execution.boots == vitals.boots:
         return replace(
             vitals,
@@ -86,6 +90,27 @@ def bounded(observed: StateObserved) -> StateObserved | None:
     standing = Standing(observed.standing).copied()
     kept = replace(observed, applications=content.applications, other=other, standing=standing)
     return kept if len(msgspec.json.encode(kept)) <= ROW_BYTES_MAX else None
+
+
+def to_store(observed: StateObserved) -> StateObserved:
+    """Return what is stored of a row of a table in memory: whether it runs, and what was acted on; none of its words."""
+    return replace(observed, configuration=StateConfiguration(), io=StateIo(), applications={}, other={})
+
+
+def is_stored(stored: StateObserved | None, observed: StateObserved) -> bool:
+    """Tell whether what is stored of a row of a table in memory says all that it has to say."""
+    return stored is not None and _core(to_store(observed)) == _core(stored)
+
+
+def _core(observed: StateObserved) -> StateObserved:
+    """Return the row without what changes all the time: a clause that begins to hold is no incident yet."""
+    execution = replace(observed.execution, heard_at=0.0, misses=0, since=0.0)
+    standing = {
+        key: {word: entry.get(word) for word in ("incident", "acted")} | {"stands": entry.get("since") is not None}
+        for key, entry in observed.standing.items()
+        if isinstance(entry, dict) and (entry.get("incident") or entry.get("since") is not None)
+    }
+    return replace(observed, at=0.0, origin="", execution=execution, standing=standing)
 
 
 def is_other(appliance: Appliance) -> bool:

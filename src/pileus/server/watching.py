@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import msgspec
@@ -27,18 +27,14 @@ from pileus.kernel.store import statements as sql
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
-from pileus.monitor.acting import Proposed, Silence, Told, write_action
 from pileus.monitor.monitor.types import APPLIANCES_MAX
 from pileus.monitor.moving import move_in
-from pileus.monitor.notes import note_state
-from pileus.monitor.state.types import StateAssigned, StateObserved
 from pileus.monitor.watcher.types import LEASE_S, WatcherObserved
-from pileus.node.monitor.engine import Work
+from pileus.server.deciding import Allowance, Deciding
 from pileus.server.minds import Away, Here, Links, Mind
 from pileus.server.watched import (
     Appliance,
     as_remembered,
-    bounded,
     counted,
     from_rows,
     is_other,
@@ -52,10 +48,8 @@ LOOK_S = 1.0
 RENEW_S = 3.0
 STEP_MIN_S = 0.02
 """Between two steps: what changes at the same time is heard at the same time."""
-ROWS_MAX = 100
-"""Rows written in one transaction."""
 PAUSE_S = 0.5
-"""Between two polls of an appliance, and two writes of its row, whatever an engine wants: a customer's VM may be one."""
+"""Between two polls of an appliance, whatever an engine wants: a customer's VM may be one."""
 POLLS_MAX = 16
 """Hosts asked at the same time."""
 PRESENT_S = 8.0
@@ -83,6 +77,8 @@ class Watching:
     def __init__(self, store: Store, hub: Hub, hosts: Hosts) -> None:
         self._store, self._hub, self._hosts = store, hub, hosts
         self._runs: dict[str, tuple[asyncio.Task[None], Lease]] = {}
+        self._allowances: dict[str, Allowance] = {}
+        """By account."""
 
     async def look(self) -> None:
         """Take what is free, then wait for a change."""
@@ -113,7 +109,8 @@ class Watching:
         lease = await self._store.write(lambda tx: take(tx, watcher.id, self._store.server, LEASE_S))
         if lease is None:
             return
-        run = Run(self._store, self._hub, self._hosts, watcher, lease)
+        allowance = self._allowances.setdefault(watcher.account_id, Allowance(self._store.clock()))
+        run = Run(self._store, self._hub, self._hosts, watcher, lease, allowance)
         task = asyncio.create_task(self._go(run), name=f"watcher {watcher.name}")
         self._runs[watcher.id] = (task, lease)
         task.add_done_callback(lambda done: self._ended(watcher.id, done))
@@ -138,19 +135,19 @@ class Watching:
 class Run:
     """One watcher at work."""
 
-    def __init__(self, store: Store, hub: Hub, hosts: Hosts, watcher: Resource, lease: Lease) -> None:
+    def __init__(
+        self, store: Store, hub: Hub, hosts: Hosts, watcher: Resource, lease: Lease, allowance: Allowance
+    ) -> None:
         self.lease = lease
         self._store, self._hub, self._hosts = store, hub, hosts
         self._watcher = watcher
         self._mind: Mind
         self._list = Watchlist(store, watcher)
+        self._deciding = Deciding(store, watcher, lease, self._list, allowance)
         self._appliances = self._list.by_vm
         self._is_configured = False
         self._renewed_at = 0.0
-        self._silence, self._silent = Silence(), 0.0
         self._heard: list[dict[str, Any]] = []
-        self._rows: dict[str, dict[str, Any]] = {}
-        """VM -> a row that waits: its appliance was written just before."""
         self._missed: list[str] = []
         self._polls: dict[str, asyncio.Task[None]] = {}
         """Host -> the poll that is under way."""
@@ -171,6 +168,7 @@ class Run:
                         await asyncio.sleep(STEP_MIN_S)
                         await changes.wait(after_s)
                 finally:
+                    self._deciding.forget()
                     await self._mind.close()
             except Transient as failed:
                 await self._say(WatcherObserved(state="lost", server=self._store.server, message=failed.message))
@@ -197,12 +195,17 @@ class Run:
         await self._renew()
         await self._follow()
         heard, self._heard = self._heard, []
+        if waiting := {report["vm"]: report for report in heard if self._deciding.holds(report["vm"])}:
+            # Of an appliance with much to be done about it, only the newest is heard, when that is written.
+            self._heard = list(waiting.values())
+            heard = [report for report in heard if report["vm"] not in waiting]
         missed, self._missed = self._missed, []
         work = await self._mind.step(heard, missed, self._store.clock())
-        await self._write(work)
+        await self._deciding.write(work)
         for vm in work.polls:
             self._poll(vm)
-        longest_s = PAUSE_S if self._rows else RENEW_S
+        wait_s = self._deciding.wait_s()
+        longest_s = RENEW_S if wait_s is None else min(wait_s, RENEW_S)
         return min(max(work.next_at - self._store.clock(), 0.0), longest_s)
 
     async def _renew(self) -> None:
@@ -323,58 +326,6 @@ class Run:
                 said = from_rows(known.vm, known.node, True)
                 with_counters = await counted(self._store, known.vm, said)
                 self._hear_of(vm, "host", with_counters or said, with_counters is not None)
-
-    # what was decided
-
-    async def _write(self, work: Work) -> None:
-        """Write rows, each with its actions, a bounded number at once."""
-        actions: dict[str, list[Proposed]] = defaultdict(list)
-        for wanted in work.actions:
-            with contextlib.suppress(msgspec.ValidationError):
-                proposed = msgspec.convert(wanted, Proposed)
-                actions[proposed.vm].append(proposed)
-        self._rows.update((str(row.get("vm")), row) for row in work.states)
-        now = self._store.clock()
-        vms = [
-            vm for vm in {**self._rows, **actions}
-            if (known := self._appliances.get(vm)) and (vm in actions or not 0 <= now - known.written_at < PAUSE_S)
-        ]  # fmt: skip
-        rows = {vm: self._rows.pop(vm) for vm in vms if vm in self._rows}
-        self._rows = {vm: row for vm, row in self._rows.items() if vm in self._appliances}
-        if actions:
-            self._silent = await self._silence.share(self._store)
-        for start in range(0, len(vms), ROWS_MAX):
-            part = vms[start : start + ROWS_MAX]
-
-            async def write(tx: Transaction, part: list[str] = part) -> None:
-                await check(tx, self.lease)
-                for vm in part:
-                    for proposed in actions[vm]:
-                        await write_action(tx, self._told(vm), proposed)
-                    await self._write_row(tx, vm, rows.get(vm))
-
-            await self._store.write(write)
-            for vm in part:
-                self._appliances[vm].written_at = now
-
-    def _told(self, vm: str) -> Told:
-        return Told(lease=self.lease, row=self._appliances[vm].row.id, silent=self._silent)
-
-    async def _write_row(self, tx: Transaction, vm: str, row: Mapping[str, Any] | None) -> None:
-        current = await tx.find_id(self._appliances[vm].row.id)
-        if row is None or current is None or current.deleting:
-            return
-        assigned: StateAssigned = current.assigned
-        if (assigned.watcher, assigned.epoch) != (self._watcher.id, row.get("epoch")):
-            return
-        with contextlib.suppress(msgspec.ValidationError):
-            observed: StateObserved | None = msgspec.convert(row, StateObserved)
-            if observed is not None and self._watcher.desired.form == "appliance":
-                observed = bounded(observed)
-            if observed is None:
-                return
-            written = await tx.update(current, observed=observed, observed_generation=current.generation)
-            await note_state(tx, written, current.observed)
 
     async def _say(self, said: WatcherObserved) -> None:
         """Write how the watcher is."""

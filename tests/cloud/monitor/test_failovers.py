@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 from tests.cloud.monitor.deaths import Deaths
@@ -49,14 +50,14 @@ class Failovers:
         """Request -> the action that it is of."""
         self._chance = random.Random(seed)
 
-    async def prepare(self) -> list[Resource]:
+    async def prepare(self, **monitor: Any) -> list[Resource]:
         """Return the nodes, all of whose applications run and are watched."""
         await self.apps.furnish(NODES)
         nodes = [await self.apps.node(f"n{number}") for number in range(NODES)]
         for node in nodes:
             for number in range(APPLICATIONS):
                 self.apps.say(node, f"a{number}", "running", 0)
-        await self.apps.watch(MEND, actions_per_hour=1000)
+        await self.apps.watch(MEND, actions_per_hour=1000, **monitor)
         return nodes
 
     async def go(self, nodes: list[Resource], rounds: int) -> None:

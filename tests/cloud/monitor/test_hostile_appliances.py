@@ -22,6 +22,7 @@ from pileus.kernel.store.lists import Filter
 from pileus.monitor.action.plan import UNDONE_MAX
 from pileus.monitor.scan.plan import observed
 from pileus.node.monitor.role import PORT
+from pileus.server import deciding
 
 EVIL = "evil"
 MEND = {"when": [FAILED], "do": [RESTART], "mode": "enforce"}
@@ -42,7 +43,7 @@ def _lies() -> Any:
         yield {"applications": {"web": number}, "deep": [[[[[[[[number]]]]]]]], "\x00": "\x1b[2J"}
 
 
-async def _evil(world: Cloud, nodes: int = 2) -> list[Resource]:
+async def _evil(world: Cloud, nodes: int = 2, **monitor: Any) -> list[Resource]:
     """Return nodes of another account, with a monitor of theirs that acts on anything."""
     await world.create("tenancy.account", EVIL)
     await world.create("fleet.manager", "theirs", EVIL)
@@ -54,7 +55,7 @@ async def _evil(world: Cloud, nodes: int = 2) -> list[Resource]:
         await world.create("fleet.node", f"n{number}", EVIL, manager="theirs", package="apps")
     for number in range(nodes):
         await world.until(functools.partial(world.is_ready, "fleet.node", f"n{number}", EVIL))
-    await world.create("monitor.monitor", "watch", EVIL)
+    await world.create("monitor.monitor", "watch", EVIL, **monitor)
     await world.create("monitor.policy", "p0", EVIL, monitor="watch", **MEND)
     await world.until(lambda: world.is_ready("monitor.monitor", "watch", EVIL))
     return [await world.resource("fleet.node", f"n{number}", EVIL) for number in range(nodes)]
@@ -108,6 +109,49 @@ def test_nodes_that_flood_and_lie_slow_down_nobody_and_fill_nothing() -> None:
                 if each.account == ACCOUNT
                 for step in each.assigned.steps
             )
+
+    run(main)
+
+
+async def _written(world: Cloud, seconds: float) -> float:
+    """Return the revisions in a second of the next seconds."""
+    began, before = clock(), (await world.store.fetch(sql.NEWEST))[0][0]
+    await asyncio.sleep(seconds)
+    written: int = (await world.store.fetch(sql.NEWEST))[0][0] - before
+    return written / (clock() - began)
+
+
+def test_an_account_without_caps_writes_so_much_in_a_second_and_others_are_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deciding, "WRITES_BURST", 400.0)
+    monkeypatch.setattr(deciding, "WRITES_PER_S", 50.0)
+
+    async def main() -> None:
+        async with cloud(2) as world:
+            apps = Apps(world)
+            await apps.furnish(1)
+            await apps.watch(MEND, actions_per_hour=1000)
+            flood = asyncio.create_task(_flood(world, await _evil(world, actions_per_hour=1000)))
+            await asyncio.sleep(6.0)
+            rate = await _written(world, 8.0)
+            node, began = await apps.node("n0"), clock()
+            apps.say(node, "web", "failed", 1)
+
+            async def is_mended() -> bool:
+                return apps.done[node.assigned.vm, "restart", "web"] == 1
+
+            await world.until(is_mended, MENDED_S)
+            took_s = clock() - began
+            flood.cancel()
+            count = len([each for each in await apps.actions() if each.account == EVIL])
+            print(
+                f"measured: {rate:.0f} revisions/s of {count} actions in 14 s; another's restarted {took_s:.1f} s later"
+            )
+            assert rate < 100.0
+            # What was late is written when the flood is over: every incident that the engine found.
+            await world.settle()
+            assert len([each for each in await apps.actions() if each.account == EVIL]) >= count > 20
 
     run(main)
 

@@ -46,6 +46,10 @@ class Liar(EngineStream):
             self._document = asked["configure"]
             self._said.put_nowait(b"{}\n")
             return
+        if "amend" in asked:
+            self._document["appliances"].update(asked["amend"]["appliances"])
+            self._said.put_nowait(b"{}\n")
+            return
         answer: dict[str, Any] = {"polls": [], "states": [], "actions": [], "next_at": -1e18}
         for vm, appliance in self._document["appliances"].items():
             answer["polls"].append(vm)

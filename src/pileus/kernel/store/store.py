@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from msgspec import Struct
 
 from pileus.kernel import records
 from pileus.kernel.clock import Clock
@@ -40,6 +41,8 @@ class Store:
         self.clock = clock
         self.server = server
         self._ids = IdSource()
+        self.unstored: dict[str, Struct] = {}
+        """Id -> what is observed of the object, where this server knows more than it stores: shown, never decided by."""
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]], *, reconciling: str = "") -> T:
         """Run ``work`` in a transaction; its result is returned once durable. What it raises undoes all of it."""

@@ -46,6 +46,10 @@ class MonitorDesired(Struct, frozen=True, kw_only=True):
     mode: Annotated[
         Literal["enforce", "observe"], Meta(description="observe: actions are written, and none is done.")
     ] = "enforce"
+    table: Annotated[
+        Literal["stored", "memory"],
+        Meta(description="memory: what appliances say is not stored but kept by the server that runs the watcher."),
+    ] = "stored"
     vdc: Annotated[VdcRef, Meta(description="Of its appliances; left out: the account's only one.")] = ""
     image: Annotated[
         ImageRef,

@@ -77,6 +77,8 @@ class StateObserved(Struct, frozen=True, kw_only=True):
     other: dict[str, Any] = {}
     standing: dict[str, Any] = {}
     """What its policies found, so that whoever watches it next knows what was acted on."""
+    kept_by: str = ""
+    """Of a table in memory: the server in whose memory the rest is, and which alone shows it. Empty: this is all."""
 
 
 def _ready(resource: Resource) -> Condition:
