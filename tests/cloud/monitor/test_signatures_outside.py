@@ -346,3 +346,22 @@ def test_no_room_for_a_copy_is_said_and_not_clean() -> None:
             assert "no room" in scan.observed.message
 
     run(main)
+
+
+def test_a_vm_whose_process_hangs_is_unknown_and_holds_nobody_up() -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            outside = Outside(world)
+            await outside.furnish("hung", "good")
+            host = await outside.host("hung")
+            host.machines.hang((await outside.vm("hung")).id)
+            await outside.sign()
+            began = clock()
+            scan = await outside.over("hung")
+            assert scan.observed.state == "unknown"
+            assert "hung" in scan.observed.message
+            assert (await outside.over("good")).observed.state == "clean"
+            assert clock() - began < 60.0
+            await outside.assert_nothing_left()
+
+    run(main)
