@@ -23,7 +23,9 @@ def document(**more: Any) -> dict[str, Any]:
 
 
 def ask(engine: Engine, keeper: Inventory, **question: Any) -> dict[str, Any]:
-    return answer(engine, keeper, json.dumps(question).encode())
+    said = answer(engine, keeper, json.dumps(question).encode())
+    keeper.keep()
+    return said
 
 
 def stands(inventory: Inventory) -> Any:
@@ -72,14 +74,18 @@ def test_what_another_engine_wrote_meanwhile_is_kept_and_too_much_is_cut(tmp_pat
     inventory = Inventory(tmp_path / "inventory.json")
     inventory.configured(document(resume={"standing": {"p1/": {"incident": 1}}}))
     inventory.configured(document(resume={"standing": {}}))
+    inventory.keep()
     assert stands(inventory) == {"p1/": {"incident": 1}}
     inventory.configured(document(epoch=2, resume={"standing": {"p1/": {"incident": 5}}}))
+    inventory.keep()
     assert stands(inventory) == {"p1/": {"incident": 5}}
     inventory.amended({"appliances": {"vm2": {"name": "late", "epoch": 1}}, "gone": ["vm1", "vm0"]})
-    inventory.told([], 1.0)
+    inventory.told([], EVERY_S)
+    inventory.keep()
     assert (inventory.kept() or {})["appliances"] == {"vm2": {"name": "late"}}
     stood = {f"p1/{number}": {"incident": 1} for number in range(90)}
     many = {f"vm{number}": {"name": "x" * 200, "epoch": 1, "resume": {"standing": stood}} for number in range(20_000)}
     inventory.configured({"appliances": many, "policies": {}})
+    inventory.keep()
     assert (tmp_path / "inventory.json").stat().st_size <= BYTES_MAX
     assert len((inventory.kept() or {})["appliances"]) == 20_000

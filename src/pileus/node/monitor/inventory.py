@@ -31,6 +31,7 @@ class Inventory:
         self._file = file
         self._appliances: dict[str, dict[str, Any]] = {}
         self._policies: dict[str, Any] = {}
+        self._now = 0.0
         self._written_at = -math.inf
         self._is_changed = False
 
@@ -43,11 +44,11 @@ class Inventory:
         return found if isinstance(found, dict) else None
 
     def configured(self, document: Mapping[str, Any]) -> None:
-        """Take a document that an engine took, and write it."""
+        """Take a document that an engine took; it is written at once."""
         before, self._appliances = self._appliances, {}
         self._take(document.get("appliances", {}), before)
         self._policies = dict(document.get("policies", {}))
-        self._write()
+        self._is_changed, self._written_at = True, -math.inf
 
     def amended(self, part: Mapping[str, Any]) -> None:
         """Take what of a document is other now; it is written with the next rows."""
@@ -57,15 +58,19 @@ class Inventory:
         self._is_changed = True
 
     def told(self, rows: Iterable[Mapping[str, Any]], now: float) -> None:
-        """Take rows that changed, and write them unless that was done just before."""
+        """Take rows that changed. ``now``: of whoever lets the engine work."""
+        self._now = now
         for row in rows:
             known = self._appliances.get(row["vm"])
             if known is not None and known["row"] != (part := _part(row)):
                 known["row"] = part
                 self._is_changed = True
-        if self._is_changed and not 0 <= now - self._written_at < EVERY_S:
+
+    def keep(self) -> None:
+        """Write what changed, unless that was done just before. It takes long: the engine has answered by then."""
+        if self._is_changed and not 0 <= self._now - self._written_at < EVERY_S:
             self._write()
-            self._written_at = now
+            self._written_at = self._now
 
     def _take(self, appliances: Mapping[str, Mapping[str, Any]], before: Mapping[str, dict[str, Any]]) -> None:
         for vm, fields in appliances.items():

@@ -89,6 +89,7 @@ class Monitor:
                         wire.sendall(_line({"error": f"a line takes at most {LINE_BYTES_MAX} bytes"}))
                         return
                     wire.sendall(_line(answer(engine, self._inventory, line)))
+                    self._inventory.keep()
         except OSError:
             return
         finally:
@@ -98,7 +99,7 @@ class Monitor:
 
 
 def answer(engine: Engine, inventory: Inventory, line: bytes) -> dict[str, Any]:
-    """Return what the engine says to one question; the inventory is kept first."""
+    """Return what the engine says to one question; the inventory hears of it, and is kept by the caller."""
     try:
         asked = json.loads(line)
         if "inventory" in asked:
