@@ -117,7 +117,7 @@ def test_what_cannot_be_simulated_is_said(
         ((*draft, *flags, str(tmp_path / "text.db")), REFUSED, "is no SQLite database"),
         ((*draft, *flags, str(tmp_path / "other.db")), REFUSED, "has the past of monitor of-other"),
         ((*draft, *flags, str(pulled), "--since", "yesterday"), REFUSED, "'yesterday' is no time"),
-        ((*draft, *flags, str(pulled), "--since", "2999-01-01T00:00:00Z"), REFUSED, "knows nothing since"),
+        ((*draft, *flags, str(pulled), "--since", "2999-01-01T00:00:00Z"), REFUSED, "knows of no state since 2999"),
         ((*draft, *flags, "postgresql://user:secret@localhost:1/d"), USAGE, "cannot read localhost:1/d: "),
     ]
     for arguments, code, words in cases:

@@ -72,7 +72,8 @@ def command(session: Session, /, names: tuple[str, ...], files: tuple[str, ...],
     with past(options["source"], monitor, histories) as found:
         simulated = simulate(rules, found.moments, since, found.until)
     if not simulated.began:
-        raise Failure(f"{options['source'].rpartition('@')[2]} knows nothing since {iso(since)}", exit_code=REFUSED)
+        when = f" since {options['since']}" if options["since"] else ""
+        raise Failure(f"{options['source'].rpartition('@')[2]} knows of no state{when}", exit_code=REFUSED)
     named = {policy.id: policy.name for policy in policies}
     if options["output"] == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(_plain(simulated, named)), indent=2).decode())
@@ -152,35 +153,24 @@ def _warn(rules: Rules) -> None:
 
 
 def _show(simulated: Simulated, named: dict[str, str]) -> None:
-    if simulated.actions:
-        rows = [
-            [
-                _time(each.at),
-                each.name,
-                named[each.policy],
-                each.subject or "-",
-                ",".join(each.do),
-                _result(each),
-                each.cause,
-            ]
-            for each in simulated.actions
-        ]
+    rows = []
+    for each in simulated.actions:
+        act = [each.subject or "-", ",".join(each.do), _result(each)]
+        rows.append([_time(each.at), each.name, named[each.policy], *act, each.cause])
+    if rows:
         click.echo(plain(["TIME", "APPLIANCE", "POLICY", "SUBJECT", "DO", "RESULT", "CAUSE"], rows))
     over = human_duration(simulated.ended - simulated.began)
-    click.echo(
-        f"{simulated.states} states of {simulated.appliances} appliances within {over}, until {iso(simulated.ended)[:19]}Z"
-    )
+    seen = f"{_several(simulated.states, 'state')} of {_several(simulated.appliances, 'appliance')}"
+    click.echo(f"{seen} within {over}, until {_time(simulated.ended)}")
     done = [each for each in simulated.actions if each.done_at is not None]
     late = sum(1 for each in done if each.why)
-    held = ", ".join(f"{count} by {word}" for word, count in caps(simulated.actions).items() if count) or "none"
     never = len(simulated.actions) - len(done)
-    click.echo(
-        f"{_several(len(simulated.actions), 'action')}: {len(done) - late} at once, {late} later, {never} never; held: {held}"
-    )
+    held = ", ".join(f"{count} by {word}" for word, count in caps(simulated.actions).items() if count) or "none"
+    total = _several(len(simulated.actions), "action")
+    click.echo(f"{total}: {len(done) - late} at once, {late} later, {never} never; held: {held}")
     if simulated.unwritten:
-        click.echo(
-            f"{simulated.unwritten} more would not have been written: too many of one appliance were held in an hour"
-        )
+        more = f"{simulated.unwritten} more would not have been written"
+        click.echo(f"{more}: too many of one appliance were held in an hour")
 
 
 def _result(would: Would) -> str:
