@@ -50,7 +50,8 @@ class Histories:
         found, rows, at = await self._read(history, after, max(limit, 1))
         assigned: HistoryAssigned = found.assigned
         items = [
-            {"seq": seq, "at": noted_at, "kind": kind, "body": _raw(body)} for seq, noted_at, kind, body in _fitting(rows)
+            {"seq": seq, "at": noted_at, "kind": kind, "body": _raw(body)}
+            for seq, noted_at, kind, body in _fitting(rows)
         ]
         about = {"stream": found.id, "at": at, "taken": assigned.taken, "dropped": assigned.dropped}
         return Response(answer_json({**about, "items": items}), media_type="application/json")
