@@ -45,7 +45,7 @@ def test_the_disk_has_what_is_watched_and_what_was_acted_on(tmp_path: Path) -> N
     assert ask(engine, inventory, inventory=True) == {"inventory": None}
     assert ask(engine, inventory, configure=document()) == {}
     found = ask(engine, Inventory(tmp_path / "state/inventory.json"), inventory=True)["inventory"]
-    assert found["appliances"] == {"vm1": {"name": "web-1", "node": "web", "labels": {"app": "web"}}}
+    assert found["appliances"] == {"vm1": {"name": "web-1", "node": "web", "labels": {"app": "web"}, "row": {}}}
     assert found["policies"] == {"p1": POLICY}
     said = ask(engine, inventory, heard=[report(100.0, "hung")], missed=[], now=100.0)
     assert len(said["actions"]) == 1
@@ -82,7 +82,7 @@ def test_what_another_engine_wrote_meanwhile_is_kept_and_too_much_is_cut(tmp_pat
     inventory.amended({"appliances": {"vm2": {"name": "late", "epoch": 1}}, "gone": ["vm1", "vm0"]})
     inventory.told([], EVERY_S)
     inventory.keep()
-    assert (inventory.kept() or {})["appliances"] == {"vm2": {"name": "late"}}
+    assert (inventory.kept() or {})["appliances"] == {"vm2": {"name": "late", "node": "", "labels": {}, "row": {}}}
     stood = {f"p1/{number}": {"incident": 1} for number in range(90)}
     many = {f"vm{number}": {"name": "x" * 200, "epoch": 1, "resume": {"standing": stood}} for number in range(20_000)}
     inventory.configured({"appliances": many, "policies": {}})

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 INVENTORY = Path("/var/lib/pileus/inventory.json")
 BYTES_MAX = 8 << 20
@@ -19,8 +19,18 @@ BYTES_MAX = 8 << 20
 EVERY_S = 5.0
 """Between two writes of what changes while it watches; a new document is written at once."""
 
-_WORDS = ("name", "node", "labels")
 _OF_ROW = ("standing", "applications", "other")
+
+_FRAME = b'{"version":1,"policies":%b,"appliances":{%b}}'
+_ENTRY = b'%b:{"row":%b,%b'
+
+
+class _Entry(NamedTuple):
+    """An appliance, as it is written: only what changes is made into text anew."""
+
+    epoch: object
+    words: bytes
+    row: bytes
 
 
 class Inventory:
@@ -29,8 +39,8 @@ class Inventory:
     def __init__(self, file: Path = INVENTORY) -> None:
         self.problem = ""
         self._file = file
-        self._appliances: dict[str, dict[str, Any]] = {}
-        self._policies: dict[str, Any] = {}
+        self._entries: dict[str, _Entry] = {}
+        self._policies = b"{}"
         self._now = 0.0
         self._written_at = -math.inf
         self._is_changed = False
@@ -45,25 +55,25 @@ class Inventory:
 
     def configured(self, document: Mapping[str, Any]) -> None:
         """Take a document that an engine took; it is written at once."""
-        before, self._appliances = self._appliances, {}
+        before, self._entries = self._entries, {}
         self._take(document.get("appliances", {}), before)
-        self._policies = dict(document.get("policies", {}))
+        self._policies = _json(document.get("policies", {}))
         self._is_changed, self._written_at = True, -math.inf
 
     def amended(self, part: Mapping[str, Any]) -> None:
         """Take what of a document is other now; it is written with the next rows."""
-        self._take(part.get("appliances", {}), self._appliances)
+        self._take(part.get("appliances", {}), self._entries)
         for vm in part.get("gone", []):
-            self._appliances.pop(vm, None)
+            self._entries.pop(vm, None)
         self._is_changed = True
 
     def told(self, rows: Iterable[Mapping[str, Any]], now: float) -> None:
         """Take rows that changed. ``now``: of whoever lets the engine work."""
         self._now = now
         for row in rows:
-            known = self._appliances.get(row["vm"])
-            if known is not None and known["row"] != (part := _part(row)):
-                known["row"] = part
+            known = self._entries.get(row["vm"])
+            if known is not None and known.row != (text := _part(row)):
+                self._entries[row["vm"]] = known._replace(row=text)
                 self._is_changed = True
 
     def keep(self) -> None:
@@ -72,13 +82,13 @@ class Inventory:
             self._write()
             self._written_at = self._now
 
-    def _take(self, appliances: Mapping[str, Mapping[str, Any]], before: Mapping[str, dict[str, Any]]) -> None:
+    def _take(self, appliances: Mapping[str, Mapping[str, Any]], before: Mapping[str, _Entry]) -> None:
         for vm, fields in appliances.items():
-            known = before.get(vm, {})
-            is_newer = "epoch" in known and known["epoch"] == fields.get("epoch")
-            row = known["row"] if is_newer else _part(fields.get("resume") or {})
-            words = {word: fields[word] for word in (*_WORDS, "epoch") if word in fields}
-            self._appliances[vm] = {**words, "row": row}
+            epoch, known = fields.get("epoch"), before.get(vm)
+            words = {"name": fields.get("name", ""), "node": fields.get("node", ""), "labels": fields.get("labels", {})}
+            is_newer = known is not None and epoch is not None and known.epoch == epoch
+            row = known.row if known is not None and is_newer else _part(fields.get("resume") or {})
+            self._entries[vm] = _Entry(epoch, _json(words), row)
 
     def _write(self) -> None:
         """Write all of it; a power cut leaves the old file or the new one. What cannot be written is said."""
@@ -97,24 +107,24 @@ class Inventory:
             self.problem = ""
 
     def _text(self) -> bytes:
-        room = BYTES_MAX - len(_json(self._policies))
-        kept: dict[str, dict[str, Any]] = {}
-        for vm, fields in self._appliances.items():
-            words = {word: fields[word] for word in _WORDS if word in fields}
-            room -= len(_json({vm: words}))
+        """Return all of it, or as much as there is room for."""
+        room = BYTES_MAX - len(self._policies) - len(_FRAME)
+        kept = {}
+        for vm, entry in self._entries.items():
+            name = _json(vm)
+            room -= len(name) + len(entry.words) + len(_ENTRY)
             if room < 0:
                 break
-            kept[vm] = words
-        for vm, words in kept.items():
-            row = self._appliances[vm]["row"]
-            room -= len(_json(row)) + len(',"row":')
-            if row and room >= 0:
-                words["row"] = row
-        return _json({"version": 1, "appliances": kept, "policies": self._policies})
+            kept[name] = entry
+        texts = []
+        for name, entry in kept.items():
+            room -= len(entry.row)
+            texts.append(_ENTRY % (name, entry.row if room >= 0 else b"{}", entry.words[1:]))
+        return _FRAME % (self._policies, b",".join(texts))
 
 
-def _part(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {word: row[word] for word in _OF_ROW if row.get(word)}
+def _part(row: Mapping[str, Any]) -> bytes:
+    return _json({word: row[word] for word in _OF_ROW if row.get(word)})
 
 
 def _json(value: object) -> bytes:
