@@ -1,7 +1,7 @@
 """A monitor of 10,000 appliances in a server, by CPU time: idle, and while a host that dies takes 200 of them along.
 
 Store, loop, watchers and controllers are the server's own, in this process; hosts answer what they are asked at once. The
-reference is the same cloud, idle, without the monitor.
+reference is the engine alone, which hears the same answers.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from pileus.kernel.reading import Call
 from pileus.kernel.store.sqlite import SqliteEngine
 from pileus.kernel.store.store import Store
 from pileus.kernel.surface import Surface
+from pileus.node.monitor.engine import Engine
 from pileus.registry import KINDS
 from pileus.server.links import Connection
 from pileus.server.watching import Watching
@@ -53,6 +54,8 @@ STATUS = {
     "applications": {"web": {"state": "running", "version": "2.1.0", "exits": 0, "code": "", "since": 1.7e9}},
 }  # fmt: skip
 HASH = "0123456789abcdef0123456789abcdef"
+SAID = Vitals(vm="", process="running", boots=1, node="ready", heard_s=0.1, boot_id="b", hash=HASH, status=STATUS)
+POLL_S = 10.0
 
 
 def run(report: Report, *, quick: bool) -> None:
@@ -66,16 +69,18 @@ async def _measure(report: Report, where: Path, appliances: int, seconds: float)
     async with _cloud(where, appliances) as cloud:
         await cloud.spend(QUIET_S)
         without = await cloud.spend(seconds)
+        report.say(f"monitor: the same cloud without a monitor takes {100 * without.cpu:.2f} % of a CPU")
+        alone = _engine_alone(appliances, seconds)
         began, cpu = time.monotonic(), time.process_time()
         await cloud.watch(appliances)
         took_s, busy_s = time.monotonic() - began, time.process_time() - cpu
         report.say(f"monitor: {appliances} appliances were watched after {took_s:.0f} s and {busy_s:.0f} s of CPU")
         await cloud.spend(QUIET_S)
         idle = await cloud.spend(seconds)
-        _add(report, f"CPU of a server with {appliances} idle appliances", idle, without)
+        _add(report, f"CPU of a server with {appliances} idle appliances", idle, alone)
         cloud.hosts.dead.add(cloud.dying)
         storm = await cloud.spend(seconds)
-        _add(report, f"CPU of it while a host with {HOST_VMS} of them dies", storm, without)
+        _add(report, f"CPU of it while a host with {HOST_VMS} of them dies", storm, alone)
         report.say(f"monitor: {cloud.hosts.asked} questions to hosts in all")
 
 
@@ -88,12 +93,31 @@ class Spent(Struct, frozen=True):
     revisions: float
 
 
-def _add(report: Report, name: str, spent: Spent, without: Spent) -> None:
-    reference = "the same cloud without a monitor"
-    found = ratio(spent.cpu, without.cpu)
+def _add(report: Report, name: str, spent: Spent, alone: float) -> None:
+    found = ratio(spent.cpu, alone)
+    reference = "the engine alone, idle"
     report.add(Result(name=f"monitor: {name}", value=100 * spent.cpu, unit="%", ratio=found, reference=reference))
     report.say(f"monitor: per second: {spent.reads:.0f} reads, {spent.writes:.0f} statements of writes, "
-               f"{spent.revisions:.1f} revisions; without: {without.reads:.0f} and {without.writes:.0f}")  # fmt: skip
+               f"{spent.revisions:.1f} revisions")  # fmt: skip
+
+
+def _engine_alone(appliances: int, seconds: float) -> float:
+    """Return what part of a CPU an engine takes that polls so many; virtual time, real work."""
+    vms = [f"vm-{number:05}" for number in range(appliances)]
+    engine = Engine()
+    engine.configure({"appliances": {vm: {"name": vm} for vm in vms}, "policies": {}})
+    plain = msgspec.to_builtins(SAID)
+    begin = now = 1.7e9
+    cpu_s = 0.0
+    while now < begin + POLL_S + seconds:
+        began = time.process_time()
+        work = engine.work(now)
+        for vm in work.polls:
+            engine.hear({"vm": vm, "origin": "poll", "at": now, "vitals": {**plain, "vm": vm}}, now)
+        if now > begin + POLL_S:
+            cpu_s += time.process_time() - began
+        now = max(work.next_at, now + 0.02)
+    return cpu_s / seconds
 
 
 class Hosts:

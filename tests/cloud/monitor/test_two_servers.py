@@ -22,7 +22,8 @@ __all__ = ["postgres", "postgres_url"]
 TAKEN_OVER_S = 15.0
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("rounds", [5, 100])
 def test_whichever_of_two_servers_dies_each_incident_has_one_action(postgres_url: str, rounds: int) -> None:
     async def main() -> None:
         seed = int(time.time())
