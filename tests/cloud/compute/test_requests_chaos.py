@@ -76,7 +76,8 @@ class Chaos:
         wish: dict[str, Any] = self.random.choice(
             [{"count": 2}, {"count": 6}, {"power": "stopped"}, {"power": "running"}]
         )
-        wish = self.random.choice([wish, {"restart_serial": serial}])
+        end = {"duration_s": self.random.choice([0, 60, 200, 1000]), "at_end": self.random.choice(["stop", "delete"])}
+        wish = self.random.choice([wish, {"restart_serial": serial}, end])
         await self.world.patch("compute.set", await self.pick("compute.set"), "acme", **wish)
 
     async def change_request(self) -> None:
