@@ -169,7 +169,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 def _metavar(field: Field) -> str:
     if field.choices:
-        return "|".join(field.choices)
+        return "|".join(filter(None, field.choices))
     if field.file:
         return "FILE"
     if field.ref:

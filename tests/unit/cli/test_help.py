@@ -91,6 +91,7 @@ def test_a_kind_is_known_in_any_case(capsys: pytest.CaptureFixture[str]) -> None
         (["create", "vm", "web", "--imgae", "x"], "no flag --imgae; did you mean --image"),
         (["create", "policy", "p", "--monitor", "m", "--value", "hung", "--do", "restart"], "--field is missing: Field of"),
         (["create", "policy", "p", "--monitor", "m", "--labels", "a=b"], """takes JSON such as '{"key": "value"}'"""),
+        (["patch", "action", "a", "--approved", "maybe"], "--approved takes one of no, yes, not 'maybe'"),
         (["create", "vm"], "missing argument 'NAME'"),
         (["create", "port", "p"], "ports are made by the cloud itself"),
         (["create", "image", "i", "--kernel", "k"], "need the disk too"),

@@ -70,3 +70,9 @@ def test_appliances_are_shared_out_and_only_those_of_a_watcher_that_went_move() 
     two = shared_out(vms, ["c", "a"])
     assert all(two[vm] == three[vm] for vm in vms if three[vm] != "b")
     assert set(shared_out(vms, []).values()) == {""}
+
+
+def test_what_waits_for_a_person_says_for_which_answer() -> None:
+    steps = (ActionStep(do="ask", state="doing"),)
+    told = plan.observed(ActionAssigned(vm="a", cause=ActionCause(actor="x"), steps=steps))
+    assert (told.state, told.message) == ("asking", "it waits for an answer: approved=yes or no")

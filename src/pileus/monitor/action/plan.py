@@ -113,6 +113,6 @@ def observed(assigned: ActionAssigned) -> ActionObserved:
     step = assigned.steps[position]
     if step.state == "waiting":
         return ActionObserved(state="waiting" if position == 0 else "doing", message=f"next: {step.do}")
-    return ActionObserved(
-        state="asking" if step.do == "ask" else "doing", message=step.message or f"{step.do} is under way"
-    )
+    if step.do == "ask":
+        return ActionObserved(state="asking", message=step.message or "it waits for an answer: approved=yes or no")
+    return ActionObserved(state="doing", message=step.message or f"{step.do} is under way")
