@@ -121,6 +121,7 @@ async def _written(world: Cloud, seconds: float) -> float:
     return written / (clock() - began)
 
 
+@pytest.mark.long
 def test_an_account_without_caps_writes_so_much_in_a_second_and_others_are_served(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -133,8 +134,8 @@ def test_an_account_without_caps_writes_so_much_in_a_second_and_others_are_serve
             await apps.furnish(1)
             await apps.watch(MEND, actions_per_hour=1000)
             flood = asyncio.create_task(_flood(world, await _evil(world, actions_per_hour=1000)))
-            await asyncio.sleep(4.0)
-            rate = await _written(world, 5.0)
+            await asyncio.sleep(10.0)
+            rate = await _written(world, 26.0)
             node, began = await apps.node("n0"), clock()
             apps.say(node, "web", "failed", 1)
 
@@ -146,7 +147,7 @@ def test_an_account_without_caps_writes_so_much_in_a_second_and_others_are_serve
             flood.cancel()
             count = len([each for each in await apps.actions() if each.account == EVIL])
             print(
-                f"measured: {rate:.0f} revisions/s of {count} actions in 9 s; another's restarted {took_s:.1f} s later"
+                f"measured: {rate:.0f} revisions/s of {count} actions in 36 s; another's restarted {took_s:.1f} s later"
             )
             assert rate < 100.0
             # What was late is written when the flood is over: every incident that the engine found.
