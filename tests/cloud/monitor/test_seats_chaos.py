@@ -173,7 +173,7 @@ async def _end(walk: Walk) -> None:
     await _check_all_run_that_can(walk.world)
 
 
-@pytest.mark.parametrize(("seed", "lease_s"), [(3, 0), (4, 30)])
+@pytest.mark.parametrize(("seed", "lease_s"), [(3, 0), pytest.param(4, 30, marks=pytest.mark.long)])
 def test_never_do_more_run_than_there_are_seats(seed: int, lease_s: int) -> None:
     async def main() -> None:
         print(f"seed {seed}")
@@ -192,7 +192,7 @@ def test_never_do_more_run_than_there_are_seats(seed: int, lease_s: int) -> None
     run(main)
 
 
-@pytest.mark.parametrize("seed", [5, 6])
+@pytest.mark.parametrize("seed", [5, pytest.param(6, marks=pytest.mark.long)])
 def test_whatever_becomes_of_entitlements_and_labels_nobody_waits_in_vain(seed: int) -> None:
     async def main() -> None:
         print(f"seed {seed}")
