@@ -51,8 +51,8 @@ def value(field: Field) -> st.SearchStrategy[Any]:
     if field.struct is not None:
         return wish(field.struct).filter(bool)
     if field.many:
-        # A comma separates values on the command line; one that has a comma is written in a document.
-        one = one_value(field).filter(lambda drawn: "," not in str(drawn))
+        # A comma separates values on the command line, with blanks around it; one that has some is written in a document.
+        one = one_value(field).filter(lambda drawn: "," not in str(drawn) and str(drawn) == str(drawn).strip())
         return st.lists(one, min_size=max(1, field.items_min or 0), max_size=3)
     return one_value(field)
 
