@@ -68,7 +68,7 @@ def test_a_set_is_warned_of_and_stopped_at_its_end_and_goes_on_when_that_is_put_
             await world.until(lambda: says(world, "Ended"), 1900.0)
             await world.patch("compute.set", "web", "acme", duration_s=0)
             await world.until(lambda: says(world, "AsDesired"))
-            await asyncio.sleep(5000)
+            await asyncio.sleep(1900)
             assert (await found(world))["observed"]["ends_at"] == ""
             assert running(world) == 5
 

@@ -44,7 +44,8 @@ class EngineStream:
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
             self._said.put_nowait(json.dumps(answer(self._engine, self._inventory, line)).encode() + b"\n")
-            self._inventory.keep()
+            if (text := self._inventory.due()) is not None:
+                self._inventory.write(text)
 
     async def finish(self) -> None:
         return

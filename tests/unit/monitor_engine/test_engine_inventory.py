@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 from pileus.node.monitor.engine import Engine
 from pileus.node.monitor.inventory import BYTES_MAX, EVERY_S, Inventory
-from pileus.node.monitor.role import answer
+from pileus.node.monitor.role import Monitor, answer
 
 POLICY = {
     "name": "mend",
@@ -24,8 +25,14 @@ def document(**more: Any) -> dict[str, Any]:
 
 def ask(engine: Engine, keeper: Inventory, **question: Any) -> dict[str, Any]:
     said = answer(engine, keeper, json.dumps(question).encode())
-    keeper.keep()
+    keep(keeper)
     return said
+
+
+def keep(inventory: Inventory) -> None:
+    text = inventory.due()
+    if text is not None:
+        inventory.write(text)
 
 
 def stands(inventory: Inventory) -> Any:
@@ -74,18 +81,35 @@ def test_what_another_engine_wrote_meanwhile_is_kept_and_too_much_is_cut(tmp_pat
     inventory = Inventory(tmp_path / "inventory.json")
     inventory.configured(document(resume={"standing": {"p1/": {"incident": 1}}}))
     inventory.configured(document(resume={"standing": {}}))
-    inventory.keep()
+    keep(inventory)
     assert stands(inventory) == {"p1/": {"incident": 1}}
     inventory.configured(document(epoch=2, resume={"standing": {"p1/": {"incident": 5}}}))
-    inventory.keep()
+    keep(inventory)
     assert stands(inventory) == {"p1/": {"incident": 5}}
     inventory.amended({"appliances": {"vm2": {"name": "late", "epoch": 1}}, "gone": ["vm1", "vm0"]})
     inventory.told([], EVERY_S)
-    inventory.keep()
+    keep(inventory)
     assert (inventory.kept() or {})["appliances"] == {"vm2": {"name": "late", "node": "", "labels": {}, "row": {}}}
     stood = {f"p1/{number}": {"incident": 1} for number in range(90)}
     many = {f"vm{number}": {"name": "x" * 200, "epoch": 1, "resume": {"standing": stood}} for number in range(20_000)}
     inventory.configured({"appliances": many, "policies": {}})
-    inventory.keep()
+    keep(inventory)
     assert (tmp_path / "inventory.json").stat().st_size <= BYTES_MAX
     assert len((inventory.kept() or {})["appliances"]) == 20_000
+
+
+def test_the_role_keeps_it_beside_the_engine_that_answers(tmp_path: Path) -> None:
+    role = Monitor(0, tmp_path / "inventory.json")
+    with socket.create_connection(role.address, timeout=30.0) as wire, wire.makefile("rwb") as lines:
+
+        def said(**question: Any) -> dict[str, Any]:
+            lines.write(json.dumps(question).encode() + b"\n")
+            lines.flush()
+            return dict(json.loads(lines.readline()))
+
+        assert said(configure=document()) == {}
+        assert said(heard=[report(100.0, "hung")], missed=[], now=100.0)["actions"]
+        while (kept := said(inventory=True)["inventory"]) is None:
+            pass
+        assert kept["policies"] == {"p1": POLICY}
+    role.close()

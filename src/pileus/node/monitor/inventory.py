@@ -76,11 +76,27 @@ class Inventory:
                 self._entries[row["vm"]] = known._replace(row=text)
                 self._is_changed = True
 
-    def keep(self) -> None:
-        """Write what changed, unless that was done just before. It takes long: the engine has answered by then."""
-        if self._is_changed and not 0 <= self._now - self._written_at < EVERY_S:
-            self._write()
-            self._written_at = self._now
+    def due(self) -> bytes | None:
+        """Return what is to be written now; None when nothing changed, or something was written just before."""
+        if not self._is_changed or 0 <= self._now - self._written_at < EVERY_S:
+            return None
+        self._is_changed, self._written_at = False, self._now
+        return self._text()
+
+    def write(self, text: bytes) -> None:
+        """Write it; a power cut leaves the old file or the new one. What cannot be written is said."""
+        draft = self._file.with_suffix(".new")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as out:
+                out.write(text)
+                out.flush()
+                os.fsync(out.fileno())
+            draft.replace(self._file)
+        except OSError as failed:
+            self.problem = failed.strerror or type(failed).__name__
+        else:
+            self.problem = ""
 
     def _take(self, appliances: Mapping[str, Mapping[str, Any]], before: Mapping[str, _Entry]) -> None:
         for vm, fields in appliances.items():
@@ -89,22 +105,6 @@ class Inventory:
             is_newer = known is not None and epoch is not None and known.epoch == epoch
             row = known.row if known is not None and is_newer else _part(fields.get("resume") or {})
             self._entries[vm] = _Entry(epoch, _json(words), row)
-
-    def _write(self) -> None:
-        """Write all of it; a power cut leaves the old file or the new one. What cannot be written is said."""
-        self._is_changed = False
-        draft = self._file.with_suffix(".new")
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as out:
-                out.write(self._text())
-                out.flush()
-                os.fsync(out.fileno())
-            draft.replace(self._file)
-        except OSError as failed:
-            self.problem = failed.strerror or type(failed).__name__
-        else:
-            self.problem = ""
 
     def _text(self) -> bytes:
         """Return all of it, or as much as there is room for."""

@@ -15,6 +15,7 @@ import json
 import math
 import socket
 from pathlib import Path
+from queue import Queue
 from threading import Lock, Thread
 from typing import Any
 
@@ -40,7 +41,9 @@ class Monitor:
         self.address: tuple[str, int] = self._server.getsockname()
         self._served: socket.socket | None = None
         self._lock = Lock()
+        self._texts: Queue[bytes] = Queue(maxsize=1)
         Thread(target=self._accept, name="engine", daemon=True).start()
+        Thread(target=self._keep, name="inventory", daemon=True).start()
 
     def apply(self, document: Document) -> None:
         """What is watched comes by the connection; a document says nothing. Raises: RoleRefused."""
@@ -74,6 +77,11 @@ class Monitor:
             self._replace(wire)
             Thread(target=self._serve, args=(wire,), name="engine", daemon=True).start()
 
+    def _keep(self) -> None:
+        """Write the inventory down; a disk may take seconds for that, and the engine does not wait for it."""
+        while True:
+            self._inventory.write(self._texts.get())
+
     def _replace(self, wire: socket.socket | None) -> None:
         with self._lock:
             before, self._served = self._served, wire
@@ -89,7 +97,8 @@ class Monitor:
                         wire.sendall(_line({"error": f"a line takes at most {LINE_BYTES_MAX} bytes"}))
                         return
                     wire.sendall(_line(answer(engine, self._inventory, line)))
-                    self._inventory.keep()
+                    if not self._texts.full() and (text := self._inventory.due()) is not None:
+                        self._texts.put(text)
         except OSError:
             return
         finally:
