@@ -6,6 +6,8 @@ Its address is looked up once for each connection, and what is connected to is t
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import re
 import socket
 import struct
@@ -66,6 +68,8 @@ INSERT = "INSERT INTO pileus_history (stream, seq, at, kind, body) VALUES ($1, $
 NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 """In JSON: a character that no text of PostgreSQL has. What an appliance says may contain it."""
 
+_UNREACHED = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH})
+
 _FAILED = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -118,8 +122,7 @@ class Postgres:
         except TimeoutError:
             raise Transient(f"the database did not answer within {TIMEOUT_S:.0f} s") from None
         except _FAILED as failed:
-            words = printable(str(failed))[:WORDS_MAX]
-            raise Transient(f"the database cannot be written: {words or type(failed).__name__}") from failed
+            raise Transient(f"the database cannot be written: {_words(failed, desired)}") from failed
 
     async def _addresses(self, desired: HistoryDesired, assigned: HistoryAssigned) -> list[str]:
         """Return where to connect to. Raises: OSError, also when one of the addresses is out of reach."""
@@ -130,6 +133,13 @@ class Postgres:
         for each in addresses:
             check_reach(assigned.reach, each)
         return addresses
+
+
+def _words(failed: BaseException, desired: HistoryDesired) -> str:
+    if isinstance(failed, OSError) and failed.errno in _UNREACHED:
+        why = os.strerror(failed.errno).lower()
+        return f"{desired.host}, port {desired.port}: {why}; see that PostgreSQL listens there, for the cloud's servers, too"
+    return printable(str(failed))[:WORDS_MAX] or type(failed).__name__
 
 
 async def _deliver(addresses: list[str], desired: HistoryDesired, stream: str, entries: Sequence[Entry]) -> None:

@@ -34,7 +34,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
         ({"database": "missing"}, 'database "missing" does not exist'),
         ({"host": "unknown.example.com"}, "Name or service not known"),
         ({"host": "empty.example.com"}, "its name has no address"),
-        ({"port": 1}, "Connect call failed"),
+        ({"port": 1}, "port 1: connection refused; see that PostgreSQL listens there"),
     ],
 )
 async def test_what_is_wrong_is_said(rig: Rig, changes: dict[str, object], words: str) -> None:
