@@ -55,7 +55,7 @@ async def _measure(report: Report, folder: Path, requests: int) -> None:
     await _fill(store, chance)
     table = OfferTable(store)
     began = time.process_time()
-    await table.choose({}, [_machine(chance)], "all-or-nothing")
+    await table.choose({}, [_machine(chance)], "all-or-nothing", clock())
     first_ms = (time.process_time() - began) * 1000
     report.add(Result(name=f"requests: {HOSTS} hosts read for the first", value=first_ms, unit="ms"))
     for words, apart_s in (("half a second apart", 0.6), ("at once", 0.0)):
@@ -63,7 +63,7 @@ async def _measure(report: Report, folder: Path, requests: int) -> None:
         for number in range(requests):
             clock.now += apart_s
             began = time.process_time()
-            choice = await table.choose({}, [_machine(chance)], "all-or-nothing")
+            choice = await table.choose({}, [_machine(chance)], "all-or-nothing", clock())
             spent += time.process_time() - began
             await _charge(store, choice, f"{words}-{number}")
         ms = spent * 1000 / requests

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import msgspec
@@ -221,6 +222,22 @@ def test_machines_are_asked_for_by_what_they_shall_do() -> None:
                 machine = world.hosts[vm.host].machines.machines[vm.id].spec
                 assert (machine.vcpus, machine.memory_mib) == (needed.vcpus, needed.memory_mib)
             assert found["assigned"]["disk_gib"] == needed.disk_gib
+
+    run(main)
+
+
+def test_time_passes_while_it_is_looked_for_room() -> None:
+    async def main() -> None:
+        async with site() as world:
+            ticks = itertools.count()
+            for server in world.servers:
+                server.store.clock = lambda: clock() + next(ticks) / 1_000_000
+            free = (await world.get("infra.host", "host0"))["observed"]["memory_mib"] - 1024
+            size: dict[str, Any] = {"vcpus": 1, "memory_mib": free * 3 // 5}
+            await ask(world, "cheap", count=2, service="best-effort", **size)
+            await comes_to(world, "running", "cheap")
+            await ask(world, "dear", **size)
+            await comes_to(world, "running", "dear")
 
     run(main)
 

@@ -164,9 +164,10 @@ class RequestController(Controller):
     ) -> Search:
         """Look for places of these machines, on hosts that refused none of them."""
         links = await store.links(request.id)
-        machines = needs(request.desired, request.assigned, links, numbers, store.clock())
+        now = store.clock()
+        machines = needs(request.desired, request.assigned, links, numbers, now)
         machines = [replace(machine, not_on=avoided) for machine in machines]
-        return Search(machines, await self._table.choose(links, machines, mode))
+        return Search(machines, now, await self._table.choose(links, machines, mode, now))
 
     async def _in_the_way(self, request: Resource, store: Store, search: Search) -> list[Resource] | None:
         """Return the best-effort machines that have to go for guaranteed ones without a place.
@@ -179,14 +180,15 @@ class RequestController(Controller):
         if not rows:
             return None
         offers, held = await self._table.offers(await store.links(request.id))
-        now = store.clock()
+        now = search.now
         return victims(rows, offers, held, now, lambda book: choose(search.machines, book, "all-or-nothing", now))
 
 
 class Search(NamedTuple):
-    """What was looked for, and what came of it."""
+    """What was looked for, when, and what came of it."""
 
     machines: list[Machine]
+    now: float
     choice: Choice
 
 

@@ -49,13 +49,15 @@ class OfferTable:
         self._known: dict[str, Known] = {}
         """What the book was told of each server, without those of which something was chosen since."""
 
-    async def choose(self, links: Mapping[str, str], machines: Sequence[Machine], mode: Mode) -> Choice:
-        """Return what is chosen for a request that refers to these; it counts as taken until offers are read again."""
+    async def choose(self, links: Mapping[str, str], machines: Sequence[Machine], mode: Mode, now: float) -> Choice:
+        """Return what is chosen for a request that refers to these; it counts as taken until offers are read again.
+
+        ``now``: the moment for which the machines' windows were reckoned.
+        """
         await self._refresh()
         rest = await self._rest(links)
         for offer in rest:
             self._book.put(offer)
-        now = self._store.clock()
         choice = choose(machines, self._book, mode, now)
         for offer in rest:
             self._book.drop(offer.server)
