@@ -22,7 +22,18 @@ from typing import Literal, NamedTuple
 from msgspec.structs import replace
 
 from pileus.compute.book import Book, Load
-from pileus.compute.offers import Choice, Chosen, Held, Machine, Mode, Offer, Refusal, Refused, contradiction
+from pileus.compute.offers import (
+    OTHERS_REFUSED,
+    Choice,
+    Chosen,
+    Held,
+    Machine,
+    Mode,
+    Offer,
+    Refusal,
+    Refused,
+    contradiction,
+)
 from pileus.compute.refusing import Parts, refusals, said, usable
 from pileus.compute.room import Either, Need, Room, When, together
 
@@ -53,7 +64,7 @@ def choose(
     if mode == "best-effort" or not refused:
         return Choice(chosen=tuple(chosen), refused=refused)
     fitting = sorted({machine.number for machine in machines} - attempt.failed.keys() - attempt.spoilt.keys())
-    alone = Refused(machines=tuple(fitting), refusals=(said("OthersRefused", "others of the machines find no place"),))
+    alone = Refused(machines=tuple(fitting), refusals=(said(OTHERS_REFUSED, "others of the machines find no place"),))
     return Choice(chosen=(), refused=(*refused, alone) if fitting else refused)
 
 

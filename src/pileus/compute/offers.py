@@ -120,6 +120,10 @@ class Refused(Struct, frozen=True, kw_only=True):
     refusals: tuple[Refusal, ...]
 
 
+OTHERS_REFUSED = "OthersRefused"
+"""Of machines that would find a place, but not all of those that they belong to."""
+
+
 class Choice(Struct, frozen=True, kw_only=True):
     """What came of choosing: every machine is in one of both.
 
@@ -134,9 +138,17 @@ def summary(choice: Choice) -> str:
     """Return one sentence for the machines' owner, without names and sizes of hosts; empty when all were chosen."""
     if not choice.refused:
         return ""
-    missing = sum(len(each.machines) for each in choice.refused)
-    reasons = sorted({refusal.reason for each in choice.refused for refusal in each.refusals})
-    return f"{missing} of {missing + len(choice.chosen)} machines find no place: {', '.join(reasons)}"
+    total = sum(len(each.machines) for each in choice.refused) + len(choice.chosen)
+    lacking = [each for each in choice.refused if each.refusals[0].reason != OTHERS_REFUSED]
+    missing = sum(len(each.machines) for each in lacking)
+    reasons = sorted({refusal.reason for each in lacking for refusal in each.refusals})
+    words = f"{missing} of {total} machines find no place: {', '.join(reasons)}"
+    if choice.chosen:
+        return words
+    advice = "ask for fewer, or smaller ones, or another time"
+    if missing < total:
+        return f"{words}; so none is made: {advice}, or by --mode best-effort for those that can be had"
+    return f"{words}; {advice}"
 
 
 def contradiction(machine: Machine, now: float, *, count: int = 1, end: float = inf) -> str:

@@ -299,6 +299,12 @@ def test_what_each_server_contributes_is_said() -> None:
     assert {(each.start, each.until) for each in chosen.held} == {(5, 65)}
     three = choose([replace(wish, number=n) for n in range(3)], offers, "best-effort", 5)
     assert summary(three) == "1 of 3 machines find no place: NoDisk"
+    all_or_none = choose([replace(wish, number=n) for n in range(3)], offers, "all-or-nothing", 5)
+    assert summary(all_or_none).startswith("1 of 3 machines find no place: NoDisk; so none is made: ask for fewer")
+    too_large = choose([replace(wish, number=n, disk_gib=99) for n in range(2)], offers, "all-or-nothing", 5)
+    assert summary(too_large) == (
+        "2 of 2 machines find no place: NoDisk; ask for fewer, or smaller ones, or another time"
+    )
 
 
 REASONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
