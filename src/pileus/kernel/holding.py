@@ -29,8 +29,15 @@ class Promise(NamedTuple):
 
 
 class _Cover(NamedTuple):
+    """What is held for promises, and how much more that is than before."""
+
     amount: int
     change: int
+
+    def of(self, freed: int) -> _Cover:
+        """Return it with what was given back at most: who gives back asks for nothing, though the clock went back."""
+        missing = max(self.change - freed, 0)
+        return _Cover(self.amount - missing, self.change - missing)
 
 
 def cover(timed: Iterable[tuple[int, float]], promises: Iterable[Promise], now: float) -> int:
@@ -57,6 +64,8 @@ async def charge(session: Session, now: float, space: str, owner: str, amount: i
     is_timed = promised and (known or until)
     if is_timed:
         held = await _cover(session, now, space, charged=(owner, amount, until))
+    if not amount:
+        held = held.of(before)
     asked = amount - int(before) + held.change
     if not await _add(session, space, asked):
         return asked
@@ -69,6 +78,8 @@ async def charge(session: Session, now: float, space: str, owner: str, amount: i
 async def promise(session: Session, now: float, space: str, owner: str, wished: Promise) -> int:
     """Promise ``owner`` exactly this; amount 0: nothing. Return 0, or what there is no room for."""
     held = await _cover(session, now, space, promised=(owner, wished))
+    if not wished.amount:
+        held = held.of(0)
     if not await _add(session, space, held.change):
         return held.change
     if wished.amount:

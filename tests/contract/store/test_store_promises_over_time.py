@@ -58,7 +58,7 @@ class History:
             await self.step()
             await self.check()
         for owner in (*self.books.charges, *self.books.promises):
-            await self.tx.uncharge(owner)
+            await self.give_back(owner)
         assert (await self.tx.budget(SPACE))[1] == 0
 
     async def step(self) -> None:
@@ -83,16 +83,23 @@ class History:
             elif what == "begin" and owner in self.books.promises:
                 amount, _, until = self.books.promises.pop(owner)
                 self.books.charges.pop(owner, None)
-                await self.tx.uncharge(owner)
+                await self.give_back(owner)
                 await self.tx.charge(SPACE, owner, amount, until)
                 self.books.charges[owner] = (amount, until)
             elif what == "return":
-                await self.tx.uncharge(owner)
+                await self.give_back(owner)
                 self.books.charges.pop(owner, None)
                 self.books.promises.pop(owner, None)
         except Exhausted:
             return
         self.given += 1
+
+    async def give_back(self, owner: str) -> None:
+        """Assert: that is never refused."""
+        try:
+            await self.tx.uncharge(owner)
+        except Exhausted as refused:
+            raise AssertionError(f"{owner} cannot give back: {refused}") from None
 
     async def check(self) -> None:
         """Assert: never more than there is, at any moment; and the budget is the sum of what is charged, and held."""
@@ -100,6 +107,29 @@ class History:
         cover = (await self.tx.statement(sql.CHARGE, space=SPACE, owner="h"))[0][0]
         assert used == self.books.used + cover <= self.books.capacity
         assert self.books.fullest(self.latest) <= self.books.capacity
+
+
+def test_giving_back_succeeds_after_the_clock_went_back_over_the_end_of_a_promise(bench: Bench) -> None:
+    async def main() -> None:
+        async with bench.store() as store:
+
+            async def work(tx: Transaction) -> int:
+                now = tx.now
+                await tx.set_capacity(SPACE, 10)
+                await tx.promise(SPACE, "over", 6, now, now + 10)
+                tx.now = now + 11
+                await tx.promise(SPACE, "news", 1, now + 20)  # what is over is not held any more
+                await tx.charge(SPACE, "timed", 2, now + 100)
+                await tx.charge(SPACE, "rest", 7)
+                tx.now = now + 9
+                await tx.uncharge("timed")
+                await tx.uncharge("news")
+                await tx.uncharge("over")
+                return (await tx.budget(SPACE))[1]
+
+            assert await store.dry_run(work) == 7
+
+    bench.run(main)
 
 
 def test_no_moment_has_more_than_there_is_whatever_the_clock_does(bench: Bench) -> None:
