@@ -161,7 +161,7 @@ class Ledger:
                 out.write(bytes(ROOM_BYTES))
             os.fsync(fd)
             draft.replace(self._file)
-            _flush_folder(self._file.parent)
+            flush_folder(self._file.parent)
         except OSError:
             os.close(fd)
             raise
@@ -169,7 +169,8 @@ class Ledger:
         self._fd, self._at, self._size = fd, len(kept), len(kept) + ROOM_BYTES
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Return when the folder's entries are on the disk. Raises: OSError."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

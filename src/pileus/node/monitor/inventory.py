@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pileus.node.ledger import flush_folder
+
 INVENTORY = Path("/var/lib/pileus/inventory.json")
 BYTES_MAX = 8 << 20
 """More is cut: first rows, then appliances, the last ones first."""
@@ -93,6 +95,7 @@ class Inventory:
                 out.flush()
                 os.fsync(out.fileno())
             draft.replace(self._file)
+            flush_folder(self._file.parent)
         except OSError as failed:
             self.problem = failed.strerror or type(failed).__name__
         else:
