@@ -14,10 +14,12 @@ from typing import Literal, Protocol
 import yara_x
 from msgspec import Struct
 
-from pileus.scan.clamd import ANSWER_BYTES_MAX, CHUNK_BYTES
+from pileus.scan.clamd import ANSWER_BYTES_MAX, CHUNK_BYTES, STREAM_BYTES_MAX
 from pileus.scan.report import printable
 
 MATCHES_PER_PATTERN_MAX = 16
+
+YARA_WHOLE_BYTES_MAX = 32 * 1024**2
 
 _ANSWER = re.compile(r"\d{1,12}: stream: (?:(OK)|(.{1,512}) FOUND)")
 
@@ -41,11 +43,18 @@ class Sighting(Struct, frozen=True):
 
 
 class Engine(Protocol):
-    """``looks_at``: all bytes of a disk and then its files, or files where there are any and bytes where not."""
+    """``looks_at``: all bytes of a disk and then its files, or files where there are any and bytes where not.
+
+    Files up to ``whole_bytes_max`` are shown as a whole, as rules expect that speak of sizes or headers.
+    """
 
     @property
     def looks_at(self) -> Literal["bytes", "files"]:
         """What it is shown."""
+
+    @property
+    def whole_bytes_max(self) -> int:
+        """How much it takes at once."""
 
     def look(self, content: bytes, left_s: float) -> list[Sighting]:
         """Return what is in the piece. Raises: Stopped."""
@@ -55,6 +64,7 @@ class Yara:
     """One set of rules."""
 
     looks_at: Literal["bytes", "files"] = "bytes"
+    whole_bytes_max = YARA_WHOLE_BYTES_MAX
 
     def __init__(self, rules: yara_x.Rules) -> None:
         self._scanner = yara_x.Scanner(rules)
@@ -80,6 +90,7 @@ class Session:
     """A ClamAV daemon on a connected socket, asked again and again. Source: clamd(8), IDSESSION and INSTREAM."""
 
     looks_at: Literal["bytes", "files"] = "files"
+    whole_bytes_max = STREAM_BYTES_MAX
 
     def __init__(self, asked: socket.socket) -> None:
         self._asked = asked

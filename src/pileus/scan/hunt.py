@@ -30,9 +30,6 @@ GAP_BYTES = 64 * 1024
 EDGE_BYTES = 4096
 """Zeros of a longer hole that are read behind content, for patterns that end in zeros."""
 
-WHOLE_BYTES_MAX = 32 * 1024**2
-"""Files up to this size are looked at as a whole, as rules expect that speak of sizes or headers."""
-
 FINDINGS_PER_RULE_MAX = 100
 
 
@@ -116,7 +113,7 @@ class Hunt:
             )  # fmt: skip
 
         self.files += 1
-        if content.size_bytes <= WHOLE_BYTES_MAX:
+        if content.size_bytes <= self._engine.whole_bytes_max:
             self._look(Window(0, 0, content.read(0, content.size_bytes)), finding, set(), whole=True)
         else:
             self._windows(content, finding)

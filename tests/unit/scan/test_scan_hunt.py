@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Iterator
 
 import pytest
 
+from pileus.scan.clamd import STREAM_BYTES_MAX
 from pileus.scan.disks import Span, Unreadable, both, joined
-from pileus.scan.engines import Stopped, Yara
+from pileus.scan.engines import Session, Sighting, Stopped, Yara
 from pileus.scan.hunt import EDGE_BYTES, FINDINGS_PER_RULE_MAX, OVERLAP_BYTES, WINDOW_BYTES, Hunt, windows
 from pileus.scan.partitions import parts
 from pileus.scan.report import FINDINGS_MAX, Finding
@@ -142,3 +144,24 @@ def test_what_cannot_be_read_is_heard_of() -> None:
 
     with pytest.raises(Unreadable):
         hunted(Broken(4096, {0: NEEDLE}))
+
+
+class Picky(Session):
+    """A daemon that hangs up when it is shown more than it takes, as clamd does."""
+
+    def look(self, content: bytes, left_s: float) -> list[Sighting]:
+        """Return where the needle is. Raises: Stopped."""
+        if len(content) > STREAM_BYTES_MAX:
+            raise Stopped("TooLarge", "size limit exceeded")
+        at = content.find(NEEDLE)
+        return [Sighting("needle", "", at, len(NEEDLE))] if at >= 0 else []
+
+
+@pytest.mark.parametrize("size_bytes", [STREAM_BYTES_MAX, STREAM_BYTES_MAX + 1, 30 * 2**20])
+def test_no_file_is_larger_than_what_a_daemon_takes_at_once(size_bytes: int) -> None:
+    heard: list[Finding] = []
+    with socket.socket(socket.AF_UNIX) as unused:
+        hunt = Hunt(Picky(unused), heard.append, lambda: 0.0, 1e9)
+        content = b"\x01" * (size_bytes - len(NEEDLE)) + NEEDLE
+        hunt.file(Written(size_bytes, {0: content}), "/boot/initrd.img", 1)
+    assert [(one.path, one.offset) for one in heard] == [("/boot/initrd.img", size_bytes - len(NEEDLE))]
