@@ -32,10 +32,12 @@ MEND = {
     "do": [{"do": "restart-application", "application": "web"}],
     "mode": "enforce",
 }
+SNIPER = "[ -e /run/armed ] || { touch /run/armed; exit 0; }; read pid < /run/web.pid && kill -9 $pid"
+"""Does nothing when it is started first, with the document."""
 DOCUMENT = {
     "applications": {
         "web": {"command": ["sh", "-c", "echo $$ > /run/web.pid; while :; do sleep 1000; done"], "stop_s": 1},
-        "sniper": {"command": ["sh", "-c", "read pid < /run/web.pid && kill -9 $pid"], "stop_s": 1},
+        "sniper": {"command": ["sh", "-c", SNIPER], "stop_s": 1},
     }
 }
 
