@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -62,7 +63,9 @@ class LookHalf(Half[Seen, Step]):
         self._disks = disks
         self._hypervisor = hypervisor
         self._scanner = scanner
-        self._turn = asyncio.Semaphore(1)
+        self._turn = asyncio.Lock()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By account: one disk of each stands in line, so that no account waits for all disks of another."""
         self._looks: dict[str, _Look] = {}
 
     async def observe(self, resource: Resource, peers: Peers) -> Seen:
@@ -119,10 +122,11 @@ class LookHalf(Half[Seen, Step]):
         assigned: LookAssigned = resource.assigned
         sought = Sought(engine=assigned.engine, rules=assigned.rules)
         disks: list[DiskLook] = []
+        turn = self._turns.setdefault(resource.account_id, asyncio.Lock())
         for volume in assigned.volumes:
             known = peers.peer(volume)
             name = known.name if known is not None else volume
-            async with self._turn:
+            async with turn, self._turn:
                 disks.append(await self._disk(resource.id, volume, name, sought))
             self._tell(resource.id, disks=tuple(disks))
         self._tell(resource.id, state="over", volume="", looked_bytes=0)
