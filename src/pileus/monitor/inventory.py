@@ -109,15 +109,38 @@ def found(kept: Kept, vms: Iterable[Resource], nodes: Mapping[str, str]) -> Foun
         if here in free:
             pairs[id] = free.pop(here)
     missing = []
+    labelled = _Labelled(list(free.values()))
     for id, each in kept.appliances.items():
         if id in pairs:
             continue
-        alike = [vm for vm in free.values() if each.labels and each.labels.items() <= dict(vm.labels).items()]
-        if len(alike) == 1:
-            pairs[id] = free.pop(alike[0].id)
+        only = labelled.take_only(each.labels) if each.labels else None
+        if only is not None:
+            pairs[id] = only
         else:
             missing.append(printable(each.node or each.name or id)[:63])
     return Found(pairs, tuple(sorted(missing)))
+
+
+class _Labelled:
+    """VMs by their labels, as bits of numbers: there may be a thousand on either side, each with many labels."""
+
+    def __init__(self, vms: Sequence[Resource]) -> None:
+        self._vms = vms
+        self._free = (1 << len(vms)) - 1
+        self._having: dict[tuple[str, str], int] = {}
+        for position, vm in enumerate(vms):
+            for label in vm.labels.items():
+                self._having[label] = self._having.get(label, 0) | 1 << position
+
+    def take_only(self, labels: Mapping[str, str]) -> Resource | None:
+        """Return the VM that alone has all these labels, and give it no more; None: none has, or several have."""
+        alike = self._free
+        for label in labels.items():
+            alike &= self._having.get(label, 0)
+        if alike.bit_count() != 1:
+            return None
+        self._free ^= alike
+        return self._vms[alike.bit_length() - 1]
 
 
 def moved(kept: Kept, monitor: Resource, taken: Sequence[str], room: int) -> Moved:
