@@ -21,6 +21,7 @@ from pileus.kernel.transaction import AlreadyClaimed, Exhausted, Transaction
 from pileus.monitor.entitlement import plan
 from pileus.monitor.entitlement.types import (
     COUNT_MAX,
+    NEEDED_MAX,
     EntitlementDesired,
     entitled_space,
     holder_space,
@@ -34,7 +35,7 @@ from pileus.monitor.seat.plan import is_made_by_cloud, is_off
 from pileus.monitor.seat.types import SeatAssigned, SeatDesired, SeatObserved
 
 READ_MAX = 1000
-"""Entitlements of an account that VMs may need, and seats of a VM, at most."""
+"""Seats of a VM, at most."""
 
 
 class Held(Struct, frozen=True):
@@ -152,7 +153,7 @@ def observed_of(over: int, entitlement: Resource) -> SeatObserved:
 
 async def _entitlements(tx: Transaction, vm: Resource) -> list[Resource]:
     """Return what VMs of the account may need, oldest first."""
-    return [await tx.get(id) for id in await tx.queue(entitled_space(vm.account_id), READ_MAX)]
+    return [await tx.get(id) for id in await tx.queue(entitled_space(vm.account_id), NEEDED_MAX)]
 
 
 async def _held(tx: Transaction, vm: Resource) -> list[Held]:

@@ -24,8 +24,9 @@ from tests.cloud.world import Cloud, cloud
 from tests.virtual_time import clock, run
 
 from pileus.kernel.clock import iso
-from pileus.kernel.errors import Conflict, Invalid
+from pileus.kernel.errors import Conflict, Invalid, QuotaExceeded
 from pileus.kernel.store.lists import Filter
+from pileus.monitor.entitlement.types import NEEDED_MAX
 
 
 async def watch(world: Cloud, limit: int, until: asyncio.Event) -> int:
@@ -314,5 +315,27 @@ def test_users_are_not_counted_by_vms() -> None:
             await furnish(world)
             with pytest.raises(Invalid, match="by hand"):
                 await license(world, metric="users")
+
+    run(main)
+
+
+def test_an_account_has_so_many_that_vms_need_and_no_more() -> None:
+    async def main() -> None:
+        async with cloud(1) as world:
+            await furnish(world)
+
+            async def register(name: str, **wish: Any) -> None:
+                await world.create("monitor.entitlement", name, ACCOUNT, product=name, limit=1, **wish)
+
+            for number in range(NEEDED_MAX):
+                await register(f"e{number}", needed_by={"none": "has-it"})
+            with pytest.raises(QuotaExceeded, match="which is the most"):
+                await register("more", needed_by=NEED)
+            await register("more")
+            with pytest.raises(QuotaExceeded, match="which is the most"):
+                await world.patch("monitor.entitlement", "more", ACCOUNT, needed_by=NEED)
+            await world.patch("monitor.entitlement", "e7", ACCOUNT, needed_by={"none": None})
+            await world.patch("monitor.entitlement", "more", ACCOUNT, needed_by=NEED)
+            await world.patch("monitor.entitlement", "e8", ACCOUNT, needed_by={"none": "other"})
 
     run(main)

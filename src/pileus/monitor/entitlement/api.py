@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pileus.kernel.admission import Admission, Change
-from pileus.kernel.errors import Invalid
+from pileus.kernel.errors import Invalid, QuotaExceeded
 from pileus.kernel.kind import Resource
 from pileus.kernel.times import parse_time
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.entitlement.types import (
     COUNT_MAX,
+    NEEDED_MAX,
     EntitlementAssigned,
     EntitlementDesired,
     entitled_space,
@@ -26,7 +27,7 @@ class EntitlementAdmission(Admission):
     """Puts limit and needs in force with the wish itself."""
 
     async def admit(self, tx: Transaction, change: Change) -> Resource:
-        """Return the entitlement with its term. Raises: Invalid."""
+        """Return the entitlement with its term. Raises: Invalid, QuotaExceeded."""
         new = change.new
         desired: EntitlementDesired = new.desired
         if desired.needed_by and desired.metric == "users":
@@ -45,9 +46,19 @@ class EntitlementAdmission(Admission):
 
 
 async def _note_need(tx: Transaction, entitlement: Resource) -> None:
-    """Let every VM of the account that is looked at from now on see whether it needs the entitlement."""
+    """Let every VM of the account that is looked at from now on see whether it needs the entitlement.
+
+    Raises: QuotaExceeded.
+    """
     space = entitled_space(entitlement.account_id)
     if not entitlement.desired.needed_by:
         await tx.release(entitlement.id, space)
     elif not await tx.claims(space, entitlement.id):
+        if await tx.claimed(space) >= NEEDED_MAX:
+            raise QuotaExceeded(
+                f"account {entitlement.account} has {NEEDED_MAX} entitlements that VMs need, which is the most; delete one "
+                "that ended, or leave needed_by out and make its seats by hand",
+                code="too-many-needed",
+                field="desired.needed_by",
+            )
         await tx.claim_number(space, 1, COUNT_MAX, entitlement.id)

@@ -16,6 +16,8 @@ SOON_S = 14 * 86_400.0
 """So long before its end people are told."""
 SAFETY_S = 300.0
 """How often seats, and entitlements that VMs need, are looked at without a reason: the net under a lost wake-up."""
+NEEDED_MAX = 100
+"""Entitlements of an account that VMs need: whenever a VM changes, all of them are looked at while others' writes wait."""
 COUNT_MAX = 1 << 62
 """Of numbers that only count up."""
 
