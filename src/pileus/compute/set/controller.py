@@ -12,12 +12,13 @@ from pileus.compute.set.types import MEMBERS_MAX, SetAssigned, SetDesired, SetOb
 from pileus.compute.template import charge_members
 from pileus.compute.vm.types import VmDesired
 from pileus.kernel.clock import Clock, iso, unix
+from pileus.kernel.ends import delete_ended, note_soon
 from pileus.kernel.kind import Resource
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
-from pileus.kernel.term import ENDS_SOON, next_look_s
+from pileus.kernel.term import next_look_s
 from pileus.kernel.transaction import Transaction
 
 PAGE = 100
@@ -46,7 +47,7 @@ class SetController(Controller):
         now, start = store.clock(), unix(resource.created_at)
         term, stops = term_of(resource.desired, assigned.end, start, now)
         if term == "ended" and resource.desired.at_end == "delete":
-            return Done(lambda tx: _delete(tx, resource))
+            return Done(lambda tx: delete_ended(tx, resource))
         desired = due_of(resource.desired, term)
         places = await _places(store, assigned.request) if assigned.request else {}
         wanted = set(places) if assigned.request else set(range(1, desired.count + 1))
@@ -71,18 +72,8 @@ class SetController(Controller):
 
 
 async def _say(tx: Transaction, own: Resource, said: SetObserved) -> None:
-    """Write how it is; that it ends soon is an event, also while its members are not as wished."""
-    before: SetObserved | None = own.observed
     told = await tx.update(own, observed=said, observed_generation=own.generation)
-    is_news = said.term == "soon" and (before is None or before.term != "soon")
-    if is_news and (told.ready is None or told.ready.reason != ENDS_SOON):
-        await tx.event(told, ENDS_SOON, ENDS_SOON, f"it ends at {said.ends_at}")
-
-
-async def _delete(tx: Transaction, own: Resource) -> None:
-    """Delete a set whose time is over."""
-    await tx.event(own, "Ended", "Ended", "its time is over, and at_end says that it is deleted then")
-    await tx.mark_deleting(own)
+    await note_soon(tx, told, own.observed, said)
 
 
 async def _let_go(resource: Resource, store: Store) -> Outcome:

@@ -9,13 +9,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pileus.kernel.clock import iso
+from pileus.kernel.ends import delete_ended, note_soon
 from pileus.kernel.kind import Resource
 from pileus.kernel.lease import holder
 from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
-from pileus.kernel.term import ENDS_SOON, Phase, next_look_s
+from pileus.kernel.term import Phase, next_look_s
 from pileus.kernel.transaction import Transaction
 from pileus.monitor.monitor import plan
 from pileus.monitor.monitor.picture import Picture
@@ -83,18 +84,13 @@ class MonitorController(Controller):
 
 
 async def _say(tx: Transaction, own: Resource, said: MonitorObserved) -> None:
-    """Write how it is; that it ends soon is an event, also while something keeps it from watching."""
-    before: MonitorObserved | None = own.observed
     told = await tx.update(own, observed=said)
-    is_news = said.term == "soon" and (before is None or before.term != "soon")
-    if is_news and (told.ready is None or told.ready.reason != ENDS_SOON):
-        await tx.event(told, ENDS_SOON, ENDS_SOON, f"it ends at {said.ends_at}")
+    await note_soon(tx, told, own.observed, said)
 
 
 async def _delete(tx: Transaction, own: Resource) -> None:
     """Delete a monitor whose time is over, with what is nothing without it."""
-    await tx.event(own, "Ended", "Ended", "its time is over, and at_end says that it is deleted then")
-    await tx.mark_deleting(own)
+    await delete_ended(tx, own)
     for each in await tx.referrers(own.id):
         await tx.mark_deleting(each)
 
