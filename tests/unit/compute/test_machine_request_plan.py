@@ -115,6 +115,7 @@ def test_windows() -> None:
         {"start_at": "later"},
         {"start_at": "2031-01-01T00:00:00"},
         {"start_at": iso(NOW - 1)},
+        {"start_at": "9999-12-31T23:59:59Z"},
         {"start_at": iso(NOW + 9), "start_within_s": 9},
     ]
     for wish in wishes:

@@ -8,7 +8,8 @@ from pileus.compute.placement.types import PlacementAssigned
 from pileus.compute.request.types import TOLD_MAX, Missing, RequestAssigned, RequestDesired, RequestObserved
 from pileus.kernel.clock import iso
 from pileus.kernel.errors import Invalid
-from pileus.kernel.times import parse_time
+from pileus.kernel.fields import YEAR_S
+from pileus.kernel.times import END, parse_time
 
 
 def window(desired: RequestDesired, now: float) -> tuple[float, float]:
@@ -20,6 +21,8 @@ def window(desired: RequestDesired, now: float) -> tuple[float, float]:
     start = parse_time(desired.start_at, "desired.start_at")
     if start < now:
         raise Invalid(f"start_at {desired.start_at} has passed already", field="desired.start_at")
+    if start + YEAR_S >= END:
+        raise Invalid(f"start_at {desired.start_at} is too far ahead to say its end", field="desired.start_at")
     return start, start
 
 
