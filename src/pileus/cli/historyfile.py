@@ -171,6 +171,8 @@ def _found(connection: sqlite3.Connection, path: Path) -> Stream:
     row = connection.execute(
         "SELECT stream, history, account, monitor, dropped, pulled_at FROM pileus_stream"
     ).fetchone()
+    if row is None:
+        raise _failure(path, "is damaged: it does not say whose history it has")
     return Stream(**dict(zip(Stream.__struct_fields__, row, strict=True)))
 
 
