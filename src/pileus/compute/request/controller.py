@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ from pileus.kernel.loop import Controller
 from pileus.kernel.outcome import Done, Outcome, Wait, Waiting
 from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
-from pileus.kernel.transaction import Transaction
+from pileus.kernel.transaction import Exhausted, Transaction
 
 NO_CAPACITY_RECHECK_S = 5.0
 ROOM_S = 120.0
@@ -259,7 +260,8 @@ async def _hold_promised(tx: Transaction, request: Resource, rows: Sequence[Reso
         raise Waiting(NOT_FREE, not_free(len(late)), LATE_RECHECK_S)
     if late and not is_over:
         for row in late:
-            await promise_place(tx, row.id, row.assigned)
+            with contextlib.suppress(Exhausted):  # its host was made smaller; it looks elsewhere once it is over
+                await promise_place(tx, row.id, row.assigned)
     return without_room(request.desired, decided, [row.id for row in late], is_over=is_over)
 
 
