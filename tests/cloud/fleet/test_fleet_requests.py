@@ -13,7 +13,7 @@ from tests.cloud.fleet.requests_world import ACCOUNT, MANAGER, applied, ask, fur
 from tests.cloud.world import Cloud, Pipe, cloud
 from tests.virtual_time import clock, run
 
-from pileus.fleet.request import api, controller
+from pileus.fleet.request import controller, queue
 from pileus.fleet.request.api import upload
 from pileus.fleet.request.types import ANSWER, GIVEN_MAX, KEPT_S, PAYLOAD
 from pileus.kernel.access import Principal, Rule
@@ -88,7 +88,7 @@ def test_a_host_holds_only_the_first_of_a_queue() -> None:
 
 
 def test_the_queue_of_a_node_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "QUEUE_MAX", 12)
+    monkeypatch.setattr(queue, "QUEUE_MAX", 12)
 
     async def main() -> None:
         async with cloud() as world:
