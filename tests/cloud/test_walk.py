@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from tests.cloud.walk_main import walk
 from tests.postgres import postgres, postgres_url
 
@@ -18,8 +19,9 @@ def test_no_invariant_breaks_on_a_random_walk() -> None:
     assert done.outcomes["create ok"] > 100
 
 
+@pytest.mark.long
 def test_no_invariant_breaks_on_a_random_walk_with_two_servers_on_postgresql(postgres_url: str) -> None:
     seed = int(time.time())
     print(f"seed {seed}")
-    done = walk(200, seed, postgres_url, servers=2)
-    assert done.operations == 200
+    done = walk(500, seed, postgres_url, servers=2)
+    assert done.operations == 500

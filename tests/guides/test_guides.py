@@ -29,6 +29,7 @@ LONG = {
     "balancing",
     "bring-licences-in",
     "feed-suricata",
+    "foreign-appliance",
     "first-network",
     "keep-a-service-alive",
     "lab",
