@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+
 from tests.cloud.walk_main import walk
 from tests.postgres import postgres, postgres_url
 
