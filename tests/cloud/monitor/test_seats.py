@@ -160,6 +160,9 @@ def test_contradictions_are_refused_and_what_is_in_use_stays() -> None:
                 await world.create("monitor.entitlement", "x", ACCOUNT, product="x", limit=1, ends="tomorrow")
             with pytest.raises(Invalid, match="users"):
                 await check_out(world, "one", "vm0", users=3)
+            await world.create("monitor.entitlement", "people", ACCOUNT, product="people", metric="users", limit=5)
+            with pytest.raises(Invalid, match="a seat is for at most 1000000000 users"):
+                await world.create("monitor.seat", "all", ACCOUNT, entitlement="people", vm="vm0", users=1 << 63)
             await check_out(world, "one", "vm0")
             with pytest.raises(Conflict, match="used by seat one"):
                 await world.delete("monitor.entitlement", "db", ACCOUNT)

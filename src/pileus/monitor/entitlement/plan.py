@@ -17,6 +17,9 @@ Term = Literal["future", "valid", "ending", "grace", "expired"]
 GIVING = ("valid", "ending")
 """When seats are given."""
 
+USERS_MAX = 1_000_000_000
+"""Of one seat: as many as an entitlement may count."""
+
 
 class Short(Struct, frozen=True, kw_only=True):
     """A product that has no seat for a VM now, and why. ``waits`` no: it never will as things are, so it is no use."""
@@ -53,6 +56,8 @@ def units(entitlement: Resource, users: int, vm: VmAssigned) -> int:
             else f"it counts {metric}: leave users out"
         )
         raise Invalid(f"{entitlement}: {words}", field="desired.users")
+    if users > USERS_MAX:
+        raise Invalid(f"{entitlement}: a seat is for at most {USERS_MAX} users", field="desired.users")
     return {"instances": 1, "vcpus": vm.vcpus, "memory_gib": -(-vm.memory_mib // 1024), "users": users}[metric]
 
 

@@ -16,7 +16,7 @@ class SeatDesired(Struct, frozen=True, kw_only=True):
 
     entitlement: Annotated[EntitlementRef, Meta(description="What is used.")]
     vm: Annotated[VmRef, Meta(description="The VM that uses it; with it the seat is returned.")]
-    users: Annotated[int, Meta(ge=0, le=1_000_000_000, description="For the metric users: how many.")] = 0
+    users: Annotated[int, Meta(ge=0, description="For the metric users: how many.")] = 0
     lease_s: Annotated[
         int, Meta(ge=0, le=31_536_000, description="Seconds after which it is returned when its VM does not run.")
     ] = 300
