@@ -417,6 +417,7 @@ def test_watchers_never_hear_that_a_settled_request_is_gone() -> None:
     run(main)
 
 
+@pytest.mark.long
 def test_five_hundred_requests_through_accidents() -> None:
     ends = chaos(500, seed=7)["ended"]
     assert ends["applied"] > 100

@@ -80,6 +80,7 @@ async def test_what_cannot_be_copied_says_why(bench: Bench, tmp_path: Path) -> N
     assert caught.value.reason == "NotRunning"
 
 
+@pytest.mark.long
 async def test_a_guest_that_writes_on_is_copied_as_it_was_at_one_moment(real: RealBench) -> None:
     agent = await real.agent()
     spec = real.spec("m1", live=True)
