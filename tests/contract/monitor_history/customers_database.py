@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,26 +67,44 @@ class Database:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(STOP_TIMEOUT_S)
 
-    def processes(self) -> list[int]:
-        """Return the numbers of its processes, the first one first."""
+    def hold(self) -> None:
+        """Stop all of it (SIGSTOP), and wait until nothing of it moves: a fork under way still makes its child."""
         assert self._process is not None
-        pid = self._process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [pid, *map(int, children)]
+        os.kill(self._process.pid, signal.SIGSTOP)
+        self._await_still([self._process.pid])
+        # The first one makes none and buries none now, so that this list is whole.
+        children = self._children()
+        for pid in children:
+            os.kill(pid, signal.SIGSTOP)
+        self._await_still(children)
 
-    def signal_all(self, number: signal.Signals) -> None:
-        """Send a signal to each of its processes, and to those that the first one made meanwhile."""
-        known = self.processes()
-        os.kill(known[0], number)
-        for pid in {*known[1:], *self.processes()[1:]}:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+    def let_go(self) -> None:
+        """Let all of it go on."""
+        assert self._process is not None
+        for pid in [*self._children(), self._process.pid]:
+            os.kill(pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """End all of it at once, and wait until it is gone."""
         assert self._process is not None
-        self.signal_all(signal.SIGKILL)
+        self.hold()
+        for pid in [*self._children(), self._process.pid]:
+            os.kill(pid, signal.SIGKILL)
         self._process.wait(STOP_TIMEOUT_S)
+
+    def _children(self) -> list[int]:
+        """Return the numbers of the first process's children; whole only while that one is stopped (proc(5))."""
+        assert self._process is not None
+        pid = self._process.pid
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    @staticmethod
+    def _await_still(pids: list[int]) -> None:
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        for pid in pids:
+            while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "TZ":
+                assert time.monotonic() < deadline, f"process {pid} does not stop"
+                time.sleep(0.001)
 
     def url(self, database: str = "postgres") -> str:
         """Return where it is, without TLS."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 
 import asyncpg
 import pytest
@@ -133,7 +132,7 @@ async def test_a_stopped_database_is_given_up_in_time_within_a_batch_too(
 
                 def stop(way: Wire, size: int = size) -> None:
                     if len(way.upward) > size:
-                        rig.database.signal_all(signal.SIGSTOP)
+                        rig.database.hold()
                         way.on_upward = lambda way: None
 
                 way.on_upward = stop
@@ -141,9 +140,9 @@ async def test_a_stopped_database_is_given_up_in_time_within_a_batch_too(
                 with pytest.raises(Transient, match="did not answer within 1 s"):
                     await rig.take(states(1, 500, 1000), port=way.port)
                 assert loop.time() - began < 3.0
-            rig.database.signal_all(signal.SIGCONT)
+            rig.database.let_go()
     finally:
-        rig.database.signal_all(signal.SIGCONT)
+        rig.database.let_go()
     monkeypatch.undo()
     await rig.insist(states(1, 500, 1000))
     assert await rig.numbers() == list(range(1, 501))
