@@ -38,6 +38,12 @@ class Field:
     required: bool = False
     default: Any = None
     struct: type[Struct] | None = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The choices that are words: an empty one is what nothing said means, and is not shown."""
+        return tuple(filter(None, self.choices))
+
     plain_text: bool = False
     """For JSON: a value that is none is taken as text."""
 

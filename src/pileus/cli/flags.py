@@ -169,7 +169,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 def _metavar(field: Field) -> str:
     if field.choices:
-        return "|".join(filter(None, field.choices))
+        return "|".join(field.words)
     if field.file:
         return "FILE"
     if field.ref:
@@ -264,10 +264,12 @@ def check(kind: Kind, desired: Json) -> None:
 
 def _refusal(kind: Kind, words: str) -> str:
     """Return what the type says, in words for people; a field of a list that is missing is a flag to them."""
+    from pileus.kernel.shape import missing_in
+
     message, _, where = words.partition(" - at `$.")
     field = where.rstrip("`")
-    missing = re.fullmatch(r"Object missing required field `(\w+)`", message)
-    path = (*re.sub(r"\[\d+\]", "", field).split("."), missing[1] if missing else "")
+    missing = missing_in(message)
+    path = (*re.sub(r"\[\d+\]", "", field).split("."), missing)
     for flag in flags_of(kind):
         if missing and (*flag.group, *flag.path) == path:
             return f"{flag.name} is missing: {flag.field.description}"

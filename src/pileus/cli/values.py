@@ -85,7 +85,7 @@ def _one(flag: str, field: Field, text: str) -> Any:
         return _json(flag, field, text)
     if field.choices and text not in field.choices:
         close = suggestion(text, list(field.choices))
-        raise ValueError(f"{flag} takes one of {', '.join(filter(None, field.choices))}, not {text!r}{close}")
+        raise ValueError(f"{flag} takes one of {', '.join(field.words)}, not {text!r}{close}")
     if field.length_max is not None and len(text) > field.length_max:
         raise ValueError(f"{flag} takes at most {field.length_max} characters, got {len(text)}")
     if field.pattern and not re.search(field.pattern, text):

@@ -94,11 +94,16 @@ def invalid(error: msgspec.ValidationError, path: str) -> Invalid:
     """Return msgspec's message with the full path of the field, and the unit that it takes."""
     message, _, where = str(error).partition(" - at `")
     field = path + where.rstrip("`").removeprefix("$")
-    missing = _MISSING.fullmatch(message)
-    if missing:
-        return Invalid(f"{field}.{missing[1]} is missing", field=f"{field}.{missing[1]}")
+    if missing := missing_in(message):
+        return Invalid(f"{field}.{missing} is missing", field=f"{field}.{missing}")
     unit = next((text for suffix, text in UNITS.items() if field.endswith(suffix)), "")
     return Invalid(f"{field}: {message[:1].lower()}{message[1:]}{unit}", field=field)
+
+
+def missing_in(message: str) -> str:
+    """Return the field that msgspec misses by that message; empty: it says something else."""
+    found = _MISSING.fullmatch(message)
+    return found[1] if found else ""
 
 
 _MISSING = re.compile(r"Object missing required field `(\w+)`")

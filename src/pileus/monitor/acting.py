@@ -120,9 +120,7 @@ def _stands(row: Resource, cause: ActionCause) -> bool:
     """Tell whether the incident is the newest of its kind, and holds still."""
     observed: StateObserved | None = row.observed
     found = observed.standing.get(f"{cause.policy}/{cause.subject}") if observed is not None else None
-    if not isinstance(found, dict) or row.deleting:
-        return False
-    return found.get("since") is not None and found.get("incident") == cause.incident
+    return not row.deleting and plan.stands(found, cause.incident)
 
 
 class Silence:
@@ -214,7 +212,7 @@ async def _count(tx: Transaction, monitor: Resource, row: Resource, do: tuple[Po
 
 def _undone(assigned: StateAssigned, now: float) -> int:
     """Return how many actions were written in this hour, and not done."""
-    return assigned.undone if assigned.hour == int(now // plan.HOUR_S) else 0
+    return plan.undone_in_hour(assigned.hour, assigned.undone, now)
 
 
 async def _count_undone(tx: Transaction, row: Resource) -> None:

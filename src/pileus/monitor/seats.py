@@ -250,9 +250,9 @@ async def _has_place(tx: Transaction, entitlement: Resource, vm: Resource, units
     if entitlement.desired.binding != "pinned":
         return True
     space = pinned_space(entitlement.id)
-    rows = await tx.statement(sql.CHARGE, space=space, owner=vm.id)
+    ((has, *_),) = await tx.statement(sql.CHARGE, space=space, owner=vm.id)
     capacity, used = await tx.budget(space)
-    return bool(used + units - (rows[0][0] if rows else 0) <= capacity)
+    return bool(used + units - has <= capacity)
 
 
 async def _check_out(tx: Transaction, entitlement: Resource, vm: Resource, assigned: VmAssigned) -> None:

@@ -233,11 +233,12 @@ class _Going:
             self._whole = (*recent(self._whole, self._now), (would.vm, self._now))
 
     def _may_note(self, appliance: _Appliance) -> bool:
-        """Count an action that is held; return whether there is room for it in this hour."""
-        hour = int(self._now // plan.HOUR_S)
-        appliance.undone = appliance.undone + 1 if appliance.hour == hour else 1
-        appliance.hour = hour
-        return appliance.undone <= plan.UNDONE_MAX
+        """Return whether there is room for an action that is held in this hour, and count it then."""
+        undone = plan.undone_in_hour(appliance.hour, appliance.undone, self._now)
+        if undone >= plan.UNDONE_MAX:
+            return False
+        appliance.hour, appliance.undone = int(self._now // plan.HOUR_S), undone + 1
+        return True
 
     def _wait(self, number: int, appliance: _Appliance) -> None:
         """Look at a held action again when the next action before it counts no more, at one of the cloud's looks."""
@@ -262,9 +263,7 @@ class _Going:
 
 
 def _stands(standing: Standing, would: Would) -> bool:
-    """Tell whether the incident is the newest of its kind, and holds still."""
-    found = standing.copied().get(f"{would.policy}/{would.subject}")
-    return found is not None and found["since"] is not None and found["incident"] == would.incident
+    return plan.stands(standing.copied().get(f"{would.policy}/{would.subject}"), would.incident)
 
 
 def caps(actions: Sequence[Would]) -> dict[str, int]:

@@ -15,7 +15,7 @@ from pileus.kernel.kind import Resource
 from pileus.kernel.reading import Call
 from pileus.kernel.store import statements as sql
 from pileus.kernel.transaction import Transaction
-from pileus.monitor.history.controller import taken
+from pileus.monitor.history.controller import fitting, taken
 from pileus.monitor.history.types import HistoryAssigned
 from pileus.server.content import note
 from pileus.server.parts import Parts
@@ -28,8 +28,6 @@ SHOWN = ("monitor.state", "monitor.action")
 ENTRIES_MAX = 500
 TRIES = 10
 """When somebody else's entries are taken between two looks."""
-BODIES_CHARS = 1_000_000
-"""Of one answer, as soon as it has an entry."""
 
 
 class Histories:
@@ -51,7 +49,7 @@ class Histories:
         assigned: HistoryAssigned = found.assigned
         items = [
             {"seq": seq, "at": noted_at, "kind": kind, "body": _raw(body)}
-            for seq, noted_at, kind, body in _fitting(rows)
+            for seq, noted_at, kind, body in fitting(rows)
         ]
         about = {"stream": found.id, "at": at, "taken": assigned.taken, "dropped": assigned.dropped}
         return Response(answer_json({**about, "items": items}), media_type="application/json")
@@ -97,15 +95,6 @@ class Histories:
                 code="not-pulled",
             )
         return history
-
-
-def _fitting(rows: Sequence[Any]) -> Sequence[Any]:
-    left = BODIES_CHARS
-    for index, row in enumerate(rows):
-        left -= len(row[3])
-        if left < 0 and index:
-            return rows[:index]
-    return rows
 
 
 def _raw(body: str) -> msgspec.Raw:

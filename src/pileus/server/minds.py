@@ -112,14 +112,7 @@ class Away:
 
     async def amend(self, part: dict[str, Any]) -> bool:
         """Say what of the appliances is other; False for an engine that does not understand it. Raises: Transient."""
-        try:
-            await self._ask({"amend": part})
-        except Transient as refused:
-            if refused.code != "refused":
-                raise
-            # An appliance's image may be older than this server.
-            return False
-        return True
+        return await self._ask_newer({"amend": part}) is not None
 
     async def step(self, heard: list[dict[str, Any]], missed: list[str], now: float) -> Work:
         """Return what is to be done. Raises: Transient."""
@@ -129,17 +122,21 @@ class Away:
 
     async def inventory(self) -> bytes:
         """Return what its disk kept. Raises: Transient."""
-        try:
-            said = await self._ask({"inventory": True})
-        except Transient as failed:
-            if failed.code != "refused":
-                raise
-            return b"null"  # it is older than inventories, and does not know the question
-        return bytes(said.inventory)
+        said = await self._ask_newer({"inventory": True})
+        return bytes(said.inventory) if said is not None else b"null"
 
     async def close(self) -> None:
         """End the connection."""
         await self._connection.close()
+
+    async def _ask_newer(self, question: dict[str, Any]) -> _Said | None:
+        """Return the answer; None: it refuses, as an image does that is older than the question. Raises: Transient."""
+        try:
+            return await self._ask(question)
+        except Transient as failed:
+            if failed.code != "refused":
+                raise
+            return None
 
     async def _ask(self, question: dict[str, Any]) -> _Said:
         try:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.jail import require_jail
 
 from pileus.drivers.host.disk.base import UploadFormat
 from pileus.drivers.host.errors import DiskFull, DriverError, ImageRefused
@@ -35,18 +36,7 @@ def anyio_backend() -> str:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with ``secret``, which no image may show; skipped where no jail can be made."""
-    missing = [tool for tool in ("qemu-img", "qemu-io", "unshare", "setpriv") if shutil.which(tool) is None]
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)}")
-    if os.geteuid() != 0:
-        pytest.skip("a jail needs root")
-    if (
-        subprocess.run(
-            ["unshare", "--mount", "--pid", "--net", "--fork", "true"], capture_output=True, check=False
-        ).returncode
-        != 0
-    ):
-        pytest.skip("namespaces cannot be made here")
+    require_jail("qemu-img", "qemu-io", "setpriv")
     (tmp_path / "secret").write_bytes(SECRET * 40000)
     (tmp_path / "secret").chmod(0o644)
     return tmp_path

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+from tests.jail import require_jail
 
 from pileus.drivers.host.disk.base import DiskLayer
 from pileus.scan import rules as rules_of_ours
@@ -79,11 +77,7 @@ class RealRig:
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
     if request.param == "fake":
         return FakeRig()
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("a jail needs root")
-    words = ["unshare", "--mount", "--pid", "--net", "--fork", "true"]
-    if subprocess.run(words, capture_output=True, check=False).returncode != 0:
-        pytest.skip("namespaces cannot be made here")
+    require_jail()
     return RealRig(tmp_path)
 
 

@@ -135,7 +135,7 @@ def _facts(kind: Kind, path: Sequence[str], field: Field) -> Iterator[str]:
         ("Unit", unit),
         ("Default", "none: it must be given" if field.required else default_of(field)),
         ("Limits", limits_of(field)),
-        ("One of", ", ".join(filter(None, field.choices))),
+        ("One of", ", ".join(field.words)),
         ("Refers to", f"{a(field.ref.rpartition('.')[2])}, by name or id" if field.ref else ""),
         ("Flag", _flag(kind, path)),
         ("Changes", "never after creation" if path[-1] in kind.immutable and len(path) == 1 else ""),
@@ -177,7 +177,7 @@ def _fields(fields: Sequence[Field], *, wish: bool = True, fixed: frozenset[str]
 
 def kind_of(field: Field) -> str:
     """Return the type of a field in words: ``integer (MiB)``, ``list of text``, ``running | stopped``."""
-    word = " | ".join(filter(None, field.choices)) if field.choices else str(field.form)
+    word = " | ".join(field.words) if field.choices else str(field.form)
     if field.struct is not None:
         word = field.struct.__name__
     if field.ref:

@@ -74,6 +74,16 @@ def verdict(proposal: Proposal) -> tuple[Literal["do", "observe", "held"], str]:
     return "do", ""
 
 
+def undone_in_hour(hour: int, undone: int, now: float) -> int:
+    """Return how many actions were only written in this hour, of ``undone`` that were in ``hour`` (since 1970)."""
+    return undone if hour == int(now // HOUR_S) else 0
+
+
+def stands(entry: object, incident: int) -> bool:
+    """Tell whether the incident is the newest of its kind, and holds still. ``entry``: what stands of that kind."""
+    return isinstance(entry, dict) and entry.get("since") is not None and bool(entry.get("incident") == incident)
+
+
 def _several(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -86,7 +86,7 @@ class HistoryController(Controller):
     async def _deliver(self, history: Resource, store: Store, known: HistoryObserved) -> Outcome:
         most = max(BATCH >> known.failures, 1)
         rows = await store.fetch(sql.JOURNAL_NEXT, stream=history.id, n=most)
-        entries = _fitting([Entry(*row) for row in rows])
+        entries = [Entry(*row) for row in fitting(rows)]
         try:
             if entries or history.observed is None or known.failures:
                 await self._receiver.take(history.desired, history.assigned, history.id, entries)
@@ -127,14 +127,14 @@ async def _begin(history: Resource, store: Store) -> Outcome:
     return Done(note, after_s=AGAIN_S)
 
 
-def _fitting(entries: list[Entry]) -> list[Entry]:
-    """Return as many of the first as one turn may carry, and at least one."""
+def fitting(rows: Sequence[Any]) -> Sequence[Any]:
+    """Return as many of the first rows of a journal as one turn, or one answer, may carry, and at least one."""
     left = BATCH_CHARS
-    for index, entry in enumerate(entries):
-        left -= len(entry.body)
+    for index, (*_, body) in enumerate(rows):
+        left -= len(body)
         if left < 0 and index:
-            return entries[:index]
-    return entries
+            return rows[:index]
+    return rows
 
 
 async def taken(tx: Transaction, history: Resource, until: int) -> None:
