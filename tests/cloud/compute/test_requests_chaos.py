@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from typing import Any
 
 import pytest
+from tests.cloud.accidents import Accidents
 from tests.cloud.invariants import Ledger, check
 from tests.cloud.settling import check_truth, clear, reach_fixed_point
 from tests.cloud.world import Cloud, cloud
@@ -23,12 +23,11 @@ QUOTA = {"vms": 200, "vcpus": 400, "memory_mib": 4_000_000, "volumes": 200, "dis
 REFUSED = (Conflict, Denied, Invalid, NotFound, QuotaExceeded, Transient)
 
 
-class Chaos:
+class Chaos(Accidents):
     """Draws what happens next."""
 
     def __init__(self, world: Cloud, seed: int) -> None:
-        self.world = world
-        self.random = random.Random(seed)
+        super().__init__(world, seed)
         self.named = 0
         self.servers = 1
         self.memory = {id: host.machines.memory_mib for id, host in world.hosts.items()}
@@ -99,19 +98,6 @@ class Chaos:
         await self.world.stop_server()
         await asyncio.sleep(self.random.choice([0.0, 5.0, 40.0]))
         await self.world.start_server(f"server{self.servers}")
-
-    async def kill_agent(self) -> None:
-        id = self.random.choice(sorted(self.world.agents))
-        await self.world.stop_agent(id)
-        await asyncio.sleep(self.random.choice([0.0, 5.0]))
-        await self.world.start_agent(id)
-
-    async def cut(self) -> None:
-        await self.world.cut_link(self.random.choice(sorted(self.world.hosts)))
-
-    async def heal(self) -> None:
-        for id in list(self.world.cut):
-            self.world.heal_link(id)
 
     async def break_host(self) -> None:
         self.world.hosts[self.random.choice(sorted(self.world.hosts))].machines.memory_mib = 0

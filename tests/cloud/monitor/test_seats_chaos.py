@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections import Counter
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from tests.cloud.accidents import Accidents
 from tests.cloud.monitor.deaths import Deaths
 from tests.cloud.monitor.seat_world import ACCOUNT, NEED, check_books, furnish, label, license, live, make_vm, vms
 from tests.cloud.settling import reach_fixed_point
@@ -30,12 +30,11 @@ WAITING = sa.text("SELECT DISTINCT space FROM claim WHERE space LIKE 'waiting/%/
 REFUSED = (Conflict, Denied, Invalid, NotFound, QuotaExceeded, Transient)
 
 
-class Walk:
+class Walk(Accidents):
     """Draws what happens next. ``strict``: nothing that lets a VM run on which has no seat by right."""
 
     def __init__(self, world: Cloud, seed: int, *, strict: bool) -> None:
-        self.world = world
-        self.random = random.Random(seed)
+        super().__init__(world, seed)
         self.deaths = Deaths(world, seed)
         self.named = 0
         self.done: Counter[str] = Counter()
@@ -97,19 +96,6 @@ class Walk:
             machine = self.random.choice(there)
             for host in self.world.hosts.values():
                 host.machines.crash(machine, self.random.choice(["guest-shutdown", "killed"]), "")
-
-    async def kill_agent(self) -> None:
-        id = self.random.choice(sorted(self.world.agents))
-        await self.world.stop_agent(id)
-        await asyncio.sleep(self.random.choice([0.0, 5.0]))
-        await self.world.start_agent(id)
-
-    async def cut(self) -> None:
-        await self.world.cut_link(self.random.choice(sorted(self.world.hosts)))
-
-    async def heal(self) -> None:
-        for id in list(self.world.cut):
-            self.world.heal_link(id)
 
     async def label(self) -> None:
         key, value = self.random.choice([("product", "db"), ("os", "x")])
