@@ -97,7 +97,7 @@ async def test_what_is_taken_is_forgotten_once_and_stands_in_the_audit_log(place
 async def test_long_entries_come_a_few_at_once_and_nonsense_is_refused(
     place: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pileus.server.histories.BODIES_CHARS", 60)
+    monkeypatch.setattr("pileus.monitor.history.controller.BATCH_CHARS", 60)
     call = await _caller(place, "acme", "keeper")
     path = "/v1/monitor.history/h/entries"
     assert _numbers((await call("GET", path)).json) == [0, 1]
