@@ -20,6 +20,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "describe": ("describe", "command", "Everything about one resource, and why it is as it is."),
         "events": ("events", "command", "What happened, to one resource or to all."),
         "logs": ("logs", "command", "Print what a VM wrote to its console."),
+        "usage": ("usage", "command", "What was used: CPU, memory and disk by the hour, traffic by the GB."),
         "history": ("history", "command", "Keep a monitor's history in a file of yours."),
         "simulate": ("simulate", "command", "Say what policies would have done over the past."),
         "explain": ("explain", "command", "What a kind or field means: types, units, limits, reasons."),

@@ -13,6 +13,7 @@ from msgspec import Struct
 from pileus.kernel.condition import Condition
 from pileus.kernel.errors import NotFound
 from pileus.kernel.notice import Notice
+from pileus.kernel.usage import Use
 
 NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$(?!\n)"
 """A DNS label (RFC 1035 2.3.1): names become host names, folder-safe and readable."""
@@ -78,6 +79,11 @@ class Resource:
         """The condition Ready, if any was computed."""
         return next((c for c in self.conditions if c.type == "Ready"), None)
 
+    def placed(self, word: str) -> str:
+        """Return where it is: the field ``word`` of ``assigned``, else what its creator said."""
+        value = getattr(self.assigned, word, "") if self.assigned is not None else ""
+        return str(value or getattr(self, word))
+
     def __str__(self) -> str:
         return f"{self.kind.partition('.')[2]} {self.name}"
 
@@ -127,6 +133,8 @@ class Kind(Struct, frozen=True, kw_only=True):
     """What names begin with that are made for those that come without one; empty: each must come with a name."""
     notice: Callable[[Resource | None, Resource | None], Notice | None] | None = None
     """Pure: what the resource's manager is told of a write, from what was and what is; None: nothing."""
+    meter: Callable[[Resource], Use | None] | None = None
+    """Pure: what an account's resource uses, from its sections; None: nobody knows now, and it goes on as before."""
     discreet: frozenset[str] = frozenset()
     """Paths as in ``private``, of the cluster's own, that accounts' users are not shown."""
     created_by: Literal["user", "kernel"] = "user"

@@ -10,9 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
-from pileus.kernel import holding, records
+from pileus.kernel import holding, metering, records
 from pileus.kernel.clock import Clock, iso
 from pileus.kernel.condition import Condition, unknown
 from pileus.kernel.errors import Conflict, LeaseLost, NotFound, QuotaExceeded
@@ -116,8 +115,7 @@ class Transaction:
         await self._session.run(self._insert.resource, **records.encode(made))
         await self._insert_labels(made)
         await self._write_links(made.id, links or {})
-        await self._ready_event(None, made)
-        await self._notify(None, made)
+        await self._follow_up(None, made)
         await self.enqueue(made.id)
         return made
 
@@ -153,8 +151,7 @@ class Transaction:
         if new.labels != old.labels:
             await self._session.run(sql.LABELS_DELETE, id=new.id)
             await self._insert_labels(new)
-        await self._ready_event(old, new)
-        await self._notify(old, new)
+        await self._follow_up(old, new)
         await self.enqueue(new.id)
         if new.owner and new.owner != new.account_id and new.ready != old.ready:
             await self.enqueue(new.owner)
@@ -216,7 +213,7 @@ class Transaction:
         await self._session.run(sql.WORK_DELETE, id=resource.id)
         await self._note_gone(resource)
         await self.event(resource, "Deleted", "Deleted", f"{resource} is gone")
-        await self._notify(resource, None)
+        await self._follow_up(resource, None)
         for (target,) in targets:
             await self.enqueue(target)
         if resource.owner and (resource.owner != resource.account_id or await self._deleting(resource.owner)):
@@ -317,6 +314,10 @@ class Transaction:
         for space, _ in await self._session.all(sql.CHARGES_OF, owner=owner):
             if space.startswith(prefix):
                 await self.charge(space, owner, 0)
+
+    async def meter(self, resource: Resource) -> None:
+        """Let the meter have what the resource uses now, should it not: an older version did not write it."""
+        await metering.note_now(self._session, self.now, self.registry, resource)
 
     # content
 
@@ -441,11 +442,18 @@ class Transaction:
         return replace(
             resource,
             conditions=conditions,
-            host=_placed(resource, "host"),
-            zone=_placed(resource, "zone"),
-            vdc=_placed(resource, "vdc"),
-            manager=_placed(resource, "manager"),
+            host=resource.placed("host"),
+            zone=resource.placed("zone"),
+            vdc=resource.placed("vdc"),
+            manager=resource.placed("manager"),
         )
+
+    async def _follow_up(self, old: Resource | None, new: Resource | None) -> None:
+        """Write what comes with each write of a resource: events, notices, and what the meter says."""
+        if new is not None:
+            await self._ready_event(old, new)
+        await self._notify(old, new)
+        await metering.note_change(self._session, self.now, self.registry, old, new)
 
     async def _ready_event(self, old: Resource | None, new: Resource) -> None:
         before, after = old.ready if old else None, new.ready
@@ -485,10 +493,3 @@ class Transaction:
     async def _write_links(self, source: str, links: Mapping[str, str]) -> None:
         for field, target in links.items():
             await self._session.run(self._insert.link, source=source, field=field, target=target)
-
-
-def _placed(resource: Resource, word: str) -> str:
-    """Return where the resource is: the field ``word`` of ``assigned``, else what its creator said."""
-    section: Struct | None = resource.assigned
-    value = getattr(section, word, "") if section is not None else ""
-    return str(value or getattr(resource, word))

@@ -45,6 +45,7 @@ from pileus.kernel.stream import (
 from pileus.kernel.transaction import Transaction
 from pileus.server import vitals
 from pileus.server.links import Channel
+from pileus.server.traffic import note_traffic
 from pileus.server.tunnel import Tunnel
 
 log = structlog.get_logger()
@@ -306,9 +307,14 @@ class Agents:
     def _is_sound(self, resource: Resource) -> bool:
         """Tell whether the resource's kind copes with what was observed; one fact must not hold up all others."""
         try:
-            self._store.registry[resource.kind].ready(resource)
+            kind = self._store.registry[resource.kind]
+            kind.ready(resource)
+            if kind.meter is not None:
+                kind.meter(resource)
         except Exception:  # a defect of one kind must not end the conversation with a host for ever
-            log.exception("defect in a kind's condition", kind=resource.kind, id=resource.id, host=resource.host)
+            log.exception(
+                "defect in a kind's condition or meter", kind=resource.kind, id=resource.id, host=resource.host
+            )
             return False
         return True
 
@@ -334,7 +340,9 @@ class Agents:
 
         async def write(tx: Transaction) -> None:
             for (host, id), counters in samples.items():
-                if await _is_on(tx, id, host):
+                found = await tx.find_id(id)
+                if found is not None and found.host == host:
+                    await note_traffic(tx, found, counters)
                     await tx.change(tx.insert.sample, id=id, at=tx.now, body=counters)
 
         if samples:
@@ -449,14 +457,6 @@ class CallStream:
             with contextlib.suppress(Transient):
                 await self._session.channel.send(encode(End(number=self.number)))
         self._session.calls.pop(self.number, None)
-
-
-async def _is_on(tx: Transaction, id: str, host: str) -> bool:
-    try:
-        found: Resource = await tx.get(id)
-    except NotFound:
-        return False
-    return found.host == host
 
 
 def _is_sample(text: str) -> bool:

@@ -25,6 +25,7 @@ from pileus.server.parts import Parts
 from pileus.server.payloads import Payloads
 from pileus.server.query import answer_json
 from pileus.server.resources import Resources
+from pileus.server.usage import UsageRoutes
 
 FEATURES = (
     "audit",
@@ -36,6 +37,7 @@ FEATURES = (
     "idempotency-key",
     "join-token",
     "merge-patch",
+    "metering",
     "request-payload",
     "resumable-upload",
     "upload",
@@ -69,6 +71,7 @@ def _routes(parts: Parts) -> list[BaseRoute]:
         Route("/v1/whoami", meta.whoami),
         Route("/v1/event", resources.events),
         Route("/v1/audit", resources.audit),
+        Route("/v1/usage", UsageRoutes(parts).usage),
         WebSocketRoute("/agent/v1/stream", entrance.stream),
         Route("/agent/v1/ca", entrance.authority),
         Route("/agent/v1/join", entrance.join, methods=["POST"]),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from pileus.kernel.background import for_ever
 from pileus.kernel.clock import iso
 from pileus.kernel.store import statements as sql
+from pileus.kernel.store.lists import Filter
 from pileus.kernel.store.store import Store
 from pileus.kernel.transaction import Transaction
 
@@ -21,6 +23,8 @@ EVENT_S = 30 * 86_400.0
 """How long events are kept. The audit log is kept for ever."""
 EVENTS_AT_ONCE = 5_000
 """Few enough not to keep other writers waiting."""
+METER_EVERY_S = 86_400.0
+METERED_AT_ONCE = 200
 CREDENTIAL_S = 30 * 86_400.0
 """How long an expired key is told from an unknown one."""
 
@@ -28,7 +32,11 @@ CREDENTIAL_S = 30 * 86_400.0
 @contextlib.asynccontextmanager
 async def running(store: Store, *tidy: Callable[[], None]) -> AsyncIterator[None]:
     """Do the chores in the background for the block; ``tidy``: others, which need no store."""
-    tasks = [for_ever(lambda: _prune_later(store), "prune"), for_ever(lambda: _tidy_later(tidy), "tidying")]
+    tasks = [
+        for_ever(lambda: _prune_later(store), "prune"),
+        for_ever(lambda: _tidy_later(tidy), "tidying"),
+        for_ever(lambda: _meter_daily(store), "metering"),
+    ]
     try:
         yield
     finally:
@@ -53,6 +61,28 @@ async def prune(store: Store) -> None:
     await store.write(work)
     while await store.write(events) == EVENTS_AT_ONCE:
         pass
+
+
+async def meter_all(store: Store) -> None:
+    """Let the meter have all that is used: after an upgrade from a version without one, or beside an older server."""
+    for kind in (each for each in store.registry if each.meter is not None):
+        after = ""
+        while page := await store.list(Filter(kind=kind.name, account_id=None), after=after, limit=METERED_AT_ONCE):
+            ids = [each.id for each in page]
+            await store.write(functools.partial(_meter, ids=ids))
+            after = ids[-1]
+
+
+async def _meter(tx: Transaction, ids: Sequence[str]) -> None:
+    for id in ids:
+        found = await tx.find_id(id)
+        if found is not None:
+            await tx.meter(found)
+
+
+async def _meter_daily(store: Store) -> None:
+    await meter_all(store)
+    await asyncio.sleep(METER_EVERY_S)
 
 
 async def _prune_later(store: Store) -> None:

@@ -112,6 +112,7 @@ def _own_paths(by_type: dict[Any, Json]) -> Json:
         "/v1/whoami": {"get": _plain("whoami", {"type": "object"})},
         "/v1/event": {"get": _plain("events", {"type": "object"})},
         "/v1/audit": {"get": _plain("audit", {"type": "object"})},
+        "/v1/usage": _usage_path(),
         **_vm_paths(text, socket),
         **_mirror_paths(socket),
         **_disk_paths(part, binary),
@@ -334,6 +335,17 @@ def _operation(
     operation = _plain(f"{kind.name}.{verb}", schema, status)
     operation |= {"tags": [kind.name], "parameters": [_parameter(name, text) for name, text in parameters]}
     return operation | (_json_body(body) if body is not None else {})
+
+
+def _usage_path() -> Json:
+    parameters = [
+        _parameter("since", "From when (RFC 3339); left out: the beginning of the month, UTC."),
+        _parameter("until", "Until when; left out: now."),
+        _parameter("per", "hour, day, month (of UTC) or all: a line for each."),
+        _parameter("by", "object or account: what a line is about."),
+        _parameter("id", "Only of the object with this id."),
+    ]
+    return {"parameters": parameters, "get": _plain("usage", {"type": "object"})}
 
 
 def _plain(word: str, schema: Json, status: str = "200") -> Json:

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.fields import ImageRef, NetworkRef, OfferingRef, Problem, VdcRef, VolumeRef
 from pileus.kernel.kind import Column, Kind, Resource
+from pileus.kernel.usage import Use
 from pileus.network.port.types import Attachment, PortStation
 from pileus.storage.image.types import Firmware
 
@@ -273,6 +274,22 @@ def _not_as_wished(assigned: VmAssigned, desired: VmDesired, observed: VmObserve
     return unready("Converging", f"the VM is {observed.power}, wished {desired.power}")
 
 
+def _meter(vm: Resource) -> Use | None:
+    """Say what the VM uses: its root disk from when a host has it; CPUs and memory as it was started, while it is on."""
+    observed: VmObserved | None = vm.observed
+    if is_of_cloud(vm) or not vm.host:
+        return Use()
+    disk = {"disk_mib": 1024 * vm.assigned.disk_gib}
+    if observed is None:
+        return Use(disk)
+    if observed.power == "unknown":
+        return None
+    if observed.power in ("running", "paused"):
+        size = {"vcpus": observed.vcpus, "memory_mib": observed.memory_mib}
+        return Use(size | disk, observed.started_at, vm.host)
+    return Use(disk, observed.exit.at if observed.exit is not None else "")
+
+
 KIND = Kind(
     name="compute.vm",
     summary="A virtual machine of an account.",
@@ -280,6 +297,7 @@ KIND = Kind(
     assigned=VmAssigned,
     observed=VmObserved,
     ready=_ready,
+    meter=_meter,
     aliases=("virtualmachine",),
     immutable=frozenset({"image", "vdc", "user_data", "ovf_environment", "ssh_keys"}),
     host_bound=True,

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.fields import VdcRef
 from pileus.kernel.kind import Column, Kind, Resource
+from pileus.kernel.usage import Use
 
 
 class AddressDesired(Struct, frozen=True, kw_only=True):
@@ -32,12 +33,18 @@ def _ready(resource: Resource) -> Condition:
     return ready() if resource.assigned is not None else unready("Deciding", "no decision yet")
 
 
+def _meter(address: Resource) -> Use:
+    """Say what it uses: an address, from when it was given until it is given back."""
+    return Use({"addresses": 1} if address.assigned is not None else {})
+
+
 KIND = Kind(
     name="gateway.address",
     summary="A public IPv4 address of an account.",
     desired=AddressDesired,
     assigned=AddressAssigned,
     ready=_ready,
+    meter=_meter,
     aliases=("addresses",),
     immutable=frozenset({"address", "vdc"}),
     columns=(

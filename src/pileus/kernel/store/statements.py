@@ -28,7 +28,9 @@ from pileus.kernel.store.tables import (
     resource,
     sample,
     setting,
+    traffic,
     unindexed,
+    usage,
     work,
 )
 
@@ -306,6 +308,36 @@ NOTICES_DELETE = sa.delete(notice).where(_notices)
 NOTICES_DELETE_OF = NOTICES_DELETE.where(notice.c.account_id == _p("account_id"))
 _first = sa.select(notice.c.seq).where(_notices).order_by(sa.case((_newest, 0), else_=1), notice.c.seq).limit(_p("n"))
 NOTICES_TRIM = sa.delete(notice).where(notice.c.seq.in_(_first))
+_run = sa.and_(usage.c.id == _p("id"), usage.c.since == _p("since"))
+USAGE_LAST = (
+    sa.select(usage.c.since, usage.c.until, usage.c.amounts, usage.c.host)
+    .where(usage.c.id == _p("id"))
+    .order_by(usage.c.since.desc())
+    .limit(1)
+)
+USAGE_END = sa.update(usage).where(usage.c.id == _p("b_id"), usage.c.since == _p("b_since")).values(until=_p("until"))
+USAGE_DROP = sa.delete(usage).where(_run)
+_used = sa.and_(usage.c.since < _p("until"), sa.or_(usage.c.until == 0, usage.c.until > _p("since")))
+_after = sa.or_(usage.c.id > _p("after"), sa.and_(usage.c.id == _p("after"), usage.c.since > _p("after_since")))
+USAGE = (
+    sa.select(usage, presence.c.seen_at)
+    .select_from(usage.outerjoin(presence, presence.c.host == usage.c.host))
+    .where(_used, _after)
+    .order_by(usage.c.id, usage.c.since)
+    .limit(_p("n"))
+)
+USAGE_ACCOUNT = USAGE.where(usage.c.account_id == _p("account_id"))
+TRAFFIC = (
+    sa.select(traffic)
+    .where(
+        traffic.c.hour >= _p("since"),
+        traffic.c.hour < _p("until"),
+        sa.or_(traffic.c.id > _p("after"), sa.and_(traffic.c.id == _p("after"), traffic.c.hour > _p("after_since"))),
+    )
+    .order_by(traffic.c.id, traffic.c.hour)
+    .limit(_p("n"))
+)
+TRAFFIC_ACCOUNT = TRAFFIC.where(traffic.c.account_id == _p("account_id"))
 SETTING = sa.select(setting.c.value).where(setting.c.name == _p("name"))
 GONE_LAST = sa.select(sa.func.max(gone.c.revision)).where(gone.c.at < _p("before"))
 FORGOTTEN = "gone-forgotten"
@@ -365,4 +397,10 @@ class Statements:
         self.sample = upsert(sample)
         self.content = upsert(content)
         self.notice = of(notice)
+        self.usage = upsert(usage)
+        added = of(traffic)
+        self.traffic = added.on_conflict_do_update(
+            index_elements=["id", "hour"],
+            set_={word: traffic.c[word] + added.excluded[word] for word in ("received_bytes", "sent_bytes")},
+        )
         self.setting = upsert(setting)

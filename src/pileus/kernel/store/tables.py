@@ -276,6 +276,35 @@ journal = sa.Table(
 )
 sa.Index("journal_stream", journal.c.stream, journal.c.seq)
 
+usage = sa.Table(
+    "usage",
+    metadata,
+    _text("id", primary_key=True),
+    sa.Column("since", sa.Double, primary_key=True),
+    _seconds("until"),
+    _text("kind"),
+    _text("name"),
+    _text("account_id"),
+    _text("account"),
+    _text("host"),
+    _text("amounts", default="{}"),
+)
+sa.Index("usage_account", usage.c.account_id, usage.c.since)
+
+traffic = sa.Table(
+    "traffic",
+    metadata,
+    _text("id", primary_key=True),
+    sa.Column("hour", sa.BigInteger, primary_key=True, autoincrement=False),
+    _text("kind"),
+    _text("name"),
+    _text("account_id"),
+    _text("account"),
+    _number("received_bytes"),
+    _number("sent_bytes"),
+)
+sa.Index("traffic_account", traffic.c.account_id, traffic.c.hour)
+
 counter = sa.Table("counter", metadata, _text("name", primary_key=True), _number("value"))
 
 setting = sa.Table("setting", metadata, _text("name", primary_key=True), _text("value"))

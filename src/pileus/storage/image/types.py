@@ -10,6 +10,7 @@ from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.errors import Conflict
 from pileus.kernel.fields import ManagerRef, Problem
 from pileus.kernel.kind import Column, Kind, Resource
+from pileus.kernel.usage import Use
 
 Firmware = Literal["bios", "uefi"]
 Sha256 = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
@@ -92,12 +93,22 @@ def kernel_arguments(image: Resource) -> str:
     return str(image.desired.append) if is_direct else ""
 
 
+def _meter(image: Resource) -> Use:
+    """Say what an account's image uses: the room of its files."""
+    observed: ImageObserved | None = image.observed
+    if observed is None or observed.state != "available":
+        return Use()
+    size_bytes = observed.size_bytes + observed.kernel_size_bytes + observed.initrd_size_bytes
+    return Use({"disk_mib": -(-size_bytes // 2**20)})
+
+
 KIND = Kind(
     name="storage.image",
     summary="A disk image that VMs start from; public when it belongs to no account and no manager.",
     desired=ImageDesired,
     observed=ImageObserved,
     ready=_ready,
+    meter=_meter,
     scope="either",
     managed="hidden",
     immutable=frozenset({"format", "sha256", "firmware", "manager"}),

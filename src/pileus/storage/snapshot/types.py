@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.fields import Problem, VolumeRef
 from pileus.kernel.kind import Column, Kind, Resource
+from pileus.kernel.usage import Use
 
 
 class SnapshotDesired(Struct, frozen=True, kw_only=True):
@@ -54,6 +55,13 @@ def _ready(resource: Resource) -> Condition:
     return ready(message=f"the volume as it was at {observed.taken_at}")
 
 
+def _meter(snapshot: Resource) -> Use:
+    """Say what the snapshot uses: the room of its file."""
+    observed: SnapshotObserved | None = snapshot.observed
+    is_there = observed is not None and observed.state == "present" and observed.used_mib
+    return Use({"disk_mib": observed.used_mib} if observed is not None and is_there else {})
+
+
 KIND = Kind(
     name="storage.snapshot",
     summary="A volume as it was at one moment, kept unchanged.",
@@ -61,6 +69,7 @@ KIND = Kind(
     assigned=SnapshotAssigned,
     observed=SnapshotObserved,
     ready=_ready,
+    meter=_meter,
     name_prefix="snapshot",
     immutable=frozenset({"volume", "reason"}),
     host_bound=True,

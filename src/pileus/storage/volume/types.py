@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from pileus.kernel.condition import Condition, ready, unready
 from pileus.kernel.fields import ImageRef, Problem, SnapshotRef, VdcRef
 from pileus.kernel.kind import Column, Kind, Resource
+from pileus.kernel.usage import Use
 
 
 class VolumeDesired(Struct, frozen=True, kw_only=True):
@@ -83,6 +84,12 @@ def _ready(resource: Resource) -> Condition:
     return ready()
 
 
+def _meter(volume: Resource) -> Use:
+    """Say what the volume uses: its size, from when a host has it. A root volume is in the use of its VM."""
+    is_own = volume.owner == volume.account_id
+    return Use({"disk_mib": 1024 * volume.desired.size_gib} if volume.host and is_own else {})
+
+
 KIND = Kind(
     name="storage.volume",
     summary="A virtual disk of an account.",
@@ -90,6 +97,7 @@ KIND = Kind(
     assigned=VolumeAssigned,
     observed=VolumeObserved,
     ready=_ready,
+    meter=_meter,
     immutable=frozenset({"image", "snapshot", "vdc"}),
     host_bound=True,
     columns=(

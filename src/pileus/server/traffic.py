@@ -1,0 +1,56 @@
+"""Traffic of VMs by the hour: what a port's counters grew by, added in the transaction that stores them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from pileus.compute.vm.types import is_of_cloud
+from pileus.kernel.kind import Resource
+from pileus.kernel.store import statements as sql
+from pileus.kernel.transaction import Transaction
+from pileus.metering.plan import HOUR_S
+
+GROWTH_MAX = 1 << 40
+"""Bytes between two samples: a tebibyte in some ten seconds is more than a host carries."""
+
+_Bytes = Annotated[int, Meta(ge=0)]
+
+
+class _Counters(Struct, frozen=True):
+    rx_bytes: _Bytes = 0
+    tx_bytes: _Bytes = 0
+
+
+async def note_traffic(tx: Transaction, port: Resource, counters: str) -> None:
+    """Add what passed since the sample that is stored to the VM's hour, before ``counters`` takes that one's place."""
+    if port.kind != "network.port" or not port.account_id:
+        return
+    stored = await tx.statement(sql.SAMPLE, id=port.id)
+    before, after = _read(stored[0][1]) if stored else _Counters(), _read(counters)
+    if after.rx_bytes < before.rx_bytes or after.tx_bytes < before.tx_bytes:
+        before = _Counters()  # the port was made anew, and counts from nothing
+    received, sent = after.rx_bytes - before.rx_bytes, after.tx_bytes - before.tx_bytes
+    vm = await tx.find_id(port.owner) if received or sent else None
+    if vm is None or vm.kind != "compute.vm" or is_of_cloud(vm):
+        return
+    await tx.change(
+        tx.insert.traffic,
+        id=vm.id,
+        hour=int(tx.now // HOUR_S * HOUR_S),
+        kind=vm.kind,
+        name=vm.name,
+        account_id=vm.account_id,
+        account=vm.account,
+        received_bytes=min(received, GROWTH_MAX),
+        sent_bytes=min(sent, GROWTH_MAX),
+    )
+
+
+def _read(counters: str) -> _Counters:
+    try:
+        return msgspec.json.decode(counters, type=_Counters)
+    except msgspec.DecodeError:  # what no agent of ours says counts nothing
+        return _Counters()
