@@ -8,7 +8,7 @@ from pathlib import Path
 from pileus.drivers.host.disk import files
 from pileus.drivers.host.disk.base import DiskLayer
 from pileus.scan.base import Sought
-from pileus.scan.clamd import Clamd, NoClamd
+from pileus.scan.clamd import NoClamd, version
 from pileus.scan.disk import DEFAULT_LIMITS, Limits, scan_disk
 from pileus.scan.report import Finding, Report
 
@@ -34,7 +34,7 @@ class JailedScanner:
     async def clamd(self) -> str:
         """Return the version of the host's ClamAV daemon; empty: none answers."""
         try:
-            return await Clamd(self._clamd, timeout_s=ASK_S).version()
+            return await version(self._clamd, ASK_S)
         except NoClamd:
             return ""
 

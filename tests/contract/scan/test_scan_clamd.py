@@ -5,71 +5,50 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import struct
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from pileus.scan import clamd as client
-from pileus.scan.clamd import STREAM_BYTES_MAX, Clamd, NoClamd
-
-pytestmark = pytest.mark.anyio
+from pileus.scan.clamd import STREAM_BYTES_MAX, NoClamd, version
+from pileus.scan.engines import Session, Sighting, Stopped
 
 SIGNATURE = b"a text that only this test calls malicious"
 WAIT_S = 60.0
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+@contextmanager
+def answering(path: Path, answer: bytes) -> Iterator[Future[bytes]]:
+    """Give a socket where somebody hears what comes up to the first zero byte, answers so, and hears the rest."""
+
+    def speak(listener: socket.socket) -> bytes:
+        with listener.accept()[0] as asker:
+            heard = b""
+            while b"\0" not in heard:
+                heard += asker.recv(1)
+            asker.sendall(answer)
+            asker.shutdown(socket.SHUT_WR)
+            while more := asker.recv(1 << 16):
+                heard += more
+            return heard
+
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as thread:
+        listener.bind(str(path))
+        listener.listen()
+        yield thread.submit(speak, listener)
 
 
-async def pieces(*content: bytes) -> AsyncIterator[bytes]:
-    for piece in content:
-        yield piece
-
-
-Answerer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@asynccontextmanager
-async def listening(tmp_path: Path, answer: Answerer) -> AsyncIterator[Clamd]:
-    """Give a client of a daemon that answers so."""
-    server = await asyncio.start_unix_server(answer, tmp_path / "clamd.sock")
-    try:
-        yield Clamd(tmp_path / "clamd.sock", timeout_s=WAIT_S)
-    finally:
-        server.close()
-
-
-async def spoken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Speak as clamd(8) says, with one signature."""
-    command = await reader.readuntil(b"\0")
-    answers = {b"zPING\0": b"PONG\0", b"zVERSION\0": b"ClamAV 1.4.6\0"}
-    if command == b"zINSTREAM\0":
-        content = bytearray()
-        while length := struct.unpack(">I", await reader.readexactly(4))[0]:
-            content += await reader.readexactly(length)
-        writer.write(b"stream: Test.Text.UNOFFICIAL FOUND\0" if SIGNATURE in content else b"stream: OK\0")
-    else:
-        writer.write(answers[command])
-    await writer.drain()
-    writer.close()
-
-
-@pytest.fixture(params=["spoken", "real"])
-async def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Clamd]:
-    """A daemon with one signature: one of ours, and a real one."""
-    if request.param == "spoken":
-        async with listening(tmp_path, spoken) as clamd:
-            yield clamd
-        return
-    for path in real(tmp_path):
-        yield Clamd(path, timeout_s=WAIT_S)
+@contextmanager
+def session(path: Path) -> Iterator[Session]:
+    with socket.socket(socket.AF_UNIX) as asked:
+        asked.connect(str(path))
+        yield Session(asked)
 
 
 def real(folder: Path, signature: bytes = SIGNATURE) -> Iterator[Path]:
@@ -96,8 +75,6 @@ def real(folder: Path, signature: bytes = SIGNATURE) -> Iterator[Path]:
 
 
 def answers(path: Path) -> bool:
-    import socket
-
     with socket.socket(socket.AF_UNIX) as asked:
         asked.settimeout(1.0)
         try:
@@ -108,93 +85,70 @@ def answers(path: Path) -> bool:
             return False
 
 
-async def test_it_lives_and_says_what_it_is(daemon: Clamd) -> None:
-    await daemon.ping()
-    assert (await daemon.version()).startswith("ClamAV 1.")
+def test_a_real_one_says_what_it_is_and_finds_what_it_knows_again_and_again(tmp_path: Path) -> None:
+    for path in real(tmp_path):
+        assert asyncio.run(version(path, WAIT_S)).startswith("ClamAV 1.")
+        with session(path) as asked:
+            content = b"x" * 300_000 + SIGNATURE + b"x" * 300_000
+            assert asked.look(content, WAIT_S) == [Sighting("Test.Text.UNOFFICIAL", length=len(content))]
+            assert asked.look(b"x" * STREAM_BYTES_MAX, WAIT_S) == []
+            assert asked.look(b"", WAIT_S) == []
 
 
-async def test_a_signature_is_found_in_a_stream_wherever_it_is_cut(daemon: Clamd) -> None:
-    filler = b"x" * 300_000
-    report = await daemon.scan(pieces(filler, SIGNATURE[:10], SIGNATURE[10:], filler))
-    assert report.state == "found"
-    assert [(one.rule, one.where) for one in report.findings] == [("Test.Text.UNOFFICIAL", "stream")]
-    assert report.scanned_bytes == 600_000 + len(SIGNATURE)
-    clean = await daemon.scan(pieces(filler))
-    assert (clean.state, clean.scanned_bytes) == ("clean", 300_000)
-    assert (await daemon.scan(pieces())).state == "clean"
-
-
-async def test_more_than_is_sent_is_unknown(daemon: Clamd) -> None:
-    much = [b"x" * 1024 * 1024] * (STREAM_BYTES_MAX // 1024**2 + 1)
-    report = await daemon.scan(pieces(*much))
-    assert (report.state, report.reason) == ("unknown", "TooLarge")
-    report = await daemon.scan(pieces(SIGNATURE, *much))
-    assert (report.state, report.reason) == ("found", "TooLarge")
-
-
-async def test_a_smaller_limit_of_its_own_is_heard_while_sending(tmp_path: Path) -> None:
-    async def full(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(100_000)
-        writer.write(b"INSTREAM size limit exceeded. ERROR\0")
-        await writer.drain()
-        writer.close()
-
-    async with listening(tmp_path, full) as clamd:
-        report = await clamd.scan(pieces(*[b"x" * 1024 * 1024] * 20))
-    assert (report.state, report.reason) == ("unknown", "TooLarge")
+def test_what_is_sent_is_the_content_in_pieces_with_their_lengths(tmp_path: Path) -> None:
+    with answering(tmp_path / "clamd.sock", b"1: stream: OK\0") as heard:
+        with session(tmp_path / "clamd.sock") as asked:
+            assert asked.look(b"x" * 200_000, WAIT_S) == []
+        sent = heard.result(WAIT_S).removeprefix(b"zIDSESSION\0zINSTREAM\0")
+    first, rest = 128 * 1024, 200_000 - 128 * 1024
+    pieces = struct.pack(">I", first) + b"x" * first + struct.pack(">I", rest) + b"x" * rest
+    assert sent == pieces + struct.pack(">I", 0)
 
 
 BAD: dict[str, bytes] = {
     "nothing": b"",
-    "no end": b"stream: OK",
-    "another word": b"stream: PERHAPS\0",
-    "an error": b"stream: Can't allocate memory ERROR\0",
-    "an answer without end": b"stream: " + b"x" * 10_000,
-    "a clean word amid others": b"stream: OK stream: X\0",
+    "no end": b"1: stream: OK",
+    "another word": b"1: stream: PERHAPS\0",
+    "an error": b"1: stream: Can't allocate memory ERROR\0",
+    "an answer without end": b"1: stream: " + b"x" * 10_000,
+    "a clean word amid others": b"1: stream: OK stream: X\0",
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-async def test_any_other_answer_is_unknown(tmp_path: Path, case: str) -> None:
-    async def bad(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"zINSTREAM\0")
-        writer.write(BAD[case])
-        await writer.drain()
-        writer.close()
-
-    async with listening(tmp_path, bad) as clamd:
-        report = await clamd.scan(pieces(b"content"))
-    assert (report.state, report.reason) == ("unknown", "NoAnswer")
+def test_any_other_answer_says_nothing_of_the_content(tmp_path: Path, case: str) -> None:
+    with answering(tmp_path / "clamd.sock", BAD[case]), session(tmp_path / "clamd.sock") as asked:
+        with pytest.raises(Stopped) as stopped:
+            asked.look(b"content", WAIT_S)
+        assert stopped.value.reason == "NoAnswer"
 
 
-async def test_a_daemon_that_says_nothing_is_not_waited_for(tmp_path: Path) -> None:
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    async with listening(tmp_path, silent):
-        clamd = Clamd(tmp_path / "clamd.sock", timeout_s=0.2)
-        report = await clamd.scan(pieces(b"content"))
-        assert (report.state, report.reason) == ("unknown", "NoAnswer")
-        with pytest.raises(NoClamd):
-            await clamd.ping()
+def test_a_daemon_that_says_nothing_is_not_waited_for(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "clamd.sock"))
+        mute.listen()
+        with session(tmp_path / "clamd.sock") as asked, pytest.raises(Stopped, match="longer than it may"):
+            asked.look(b"content", 0.2)
+        with pytest.raises(NoClamd, match="did not answer within"):
+            asyncio.run(version(tmp_path / "clamd.sock", 0.2))
 
 
-async def test_no_daemon_is_unknown_too(tmp_path: Path) -> None:
-    clamd = Clamd(tmp_path / "nowhere")
-    with pytest.raises(NoClamd):
-        await clamd.version()
-    assert (await clamd.scan(pieces(b"x"))).state == "unknown"
+@pytest.mark.parametrize("answer", [b"ClamAV 1.4.6", b"nginx\0", b"", b"\xff\x1b[2J\0"])
+def test_what_answers_otherwise_is_no_clamd(tmp_path: Path, answer: bytes) -> None:
+    with answering(tmp_path / "clamd.sock", answer), pytest.raises(NoClamd) as refused:
+        asyncio.run(version(tmp_path / "clamd.sock", WAIT_S))
+    assert "\x1b" not in str(refused.value)
 
 
-async def test_a_name_of_a_signature_is_made_harmless(tmp_path: Path) -> None:
-    async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"zINSTREAM\0")
-        writer.write(b"stream: \x1b[2JBad FOUND\0")
-        await writer.drain()
-        writer.close()
+def test_its_version_is_taken_as_it_says_it(tmp_path: Path) -> None:
+    with answering(tmp_path / "clamd.sock", b"ClamAV 1.4.6/27000/Sat\0") as heard:
+        assert asyncio.run(version(tmp_path / "clamd.sock", WAIT_S)) == "ClamAV 1.4.6/27000/Sat"
+        assert heard.result(WAIT_S) == b"zVERSION\0"
+    with pytest.raises(NoClamd, match="cannot be asked"):
+        asyncio.run(version(tmp_path / "nowhere", WAIT_S))
 
-    async with listening(tmp_path, rude) as clamd:
-        report = await clamd.scan(pieces(b"x"))
-    assert report.findings[0].rule == "\\x1b[2JBad"
-    assert client.ANSWER_BYTES_MAX < 10_000
+
+def test_a_name_of_a_signature_is_made_harmless(tmp_path: Path) -> None:
+    answer = b"1: stream: \x1b[2JBad FOUND\0"
+    with answering(tmp_path / "clamd.sock", answer), session(tmp_path / "clamd.sock") as asked:
+        assert [one.rule for one in asked.look(b"x", WAIT_S)] == ["\\x1b[2JBad"]
