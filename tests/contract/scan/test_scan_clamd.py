@@ -8,6 +8,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,8 @@ from pileus.scan.engines import Session, Sighting, Stopped
 
 SIGNATURE = b"a text that only this test calls malicious"
 WAIT_S = 60.0
+UNPACKED = Path(sys.prefix) / "clamd" / "usr" / "sbin"
+"""Where tools/setup puts it."""
 
 
 @contextmanager
@@ -53,7 +56,7 @@ def session(path: Path) -> Iterator[Session]:
 
 def real(folder: Path, signature: bytes = SIGNATURE) -> Iterator[Path]:
     """Run a clamd that knows one text; give its socket once it answers."""
-    program = shutil.which("clamd", path=os.environ.get("PATH", "") + ":/usr/sbin")
+    program = shutil.which("clamd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:{UNPACKED}")
     if program is None:
         pytest.skip("clamd is not installed")
     (folder / "db").mkdir()
