@@ -75,7 +75,7 @@ class Sheet:
                 self.total.add(amounts, used_s)
             position += 1
 
-    def add_traffic(self, whose: Whose, hour: int, received: int, sent: int) -> None:
+    def add_traffic(self, whose: Whose, hour: float, received: int, sent: int) -> None:
         """Add what passed within the hour that starts at ``hour``; it is the period's in which it starts."""
         position = bisect_right(self.starts, hour) - 1
         if position >= 0 and hour < self.until:

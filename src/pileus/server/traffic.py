@@ -39,7 +39,7 @@ async def note_traffic(tx: Transaction, port: Resource, counters: str) -> None:
     await tx.change(
         tx.insert.traffic,
         id=vm.id,
-        hour=int(tx.now // HOUR_S * HOUR_S),
+        hour=tx.now // HOUR_S * HOUR_S,
         kind=vm.kind,
         name=vm.name,
         account_id=vm.account_id,

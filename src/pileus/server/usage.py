@@ -86,7 +86,7 @@ class UsageRoutes:
 
     async def _traffic(
         self, account_id: str | None, sheet: Sheet, principal: Principal
-    ) -> AsyncIterator[tuple[Whose, tuple[int, int, int]]]:
+    ) -> AsyncIterator[tuple[Whose, tuple[float, int, int]]]:
         async for row in self._pages(sql.TRAFFIC if account_id is None else sql.TRAFFIC_ACCOUNT, account_id, sheet):
             id, hour, kind, name, owner, account, received, sent = row
             if principal.allows("get", kind):

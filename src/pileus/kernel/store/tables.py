@@ -295,7 +295,7 @@ traffic = sa.Table(
     "traffic",
     metadata,
     _text("id", primary_key=True),
-    sa.Column("hour", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("hour", sa.Double, primary_key=True),
     _text("kind"),
     _text("name"),
     _text("account_id"),
