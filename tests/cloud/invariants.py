@@ -13,9 +13,12 @@ import msgspec
 import sqlalchemy as sa
 
 from pileus.drivers.host.ovs.base import PortFact
+from pileus.kernel import records
 from pileus.kernel.store import statements as sql
+from pileus.kernel.store.tables import resource, usage
 from pileus.network.port.types import APART, MAC_SPACE, PUBLIC_VLAN, PortAssigned
 from pileus.network.segment.types import SegmentAssigned
+from pileus.registry import KINDS
 from tests.cloud.world import Cloud, Server
 from tests.virtual_time import clock
 
@@ -98,6 +101,20 @@ USED_SINGLY = sa.text(
     " WHERE r.kind NOT IN ('compute.set', 'compute.request') GROUP BY c.space"
 )
 """Without what sets and requests hold for members that come or go."""
+METERED = (
+    sa.select(resource, usage.c.amounts, usage.c.host.label("metered_on"))
+    .select_from(resource.outerjoin(usage, sa.and_(usage.c.id == resource.c.id, usage.c.until == 0)))
+    .where(
+        sa.or_(*(resource.c.kind == kind.name for kind in KINDS if kind.meter is not None)), resource.c.account_id != ""
+    )
+)
+RUNS_OF_NOTHING = sa.text(
+    "SELECT id, kind, name, since FROM usage WHERE until = 0 AND NOT EXISTS (SELECT 1 FROM resource r WHERE r.id = usage.id)"
+)
+RUNS_OVERLAPPING = sa.text(
+    "SELECT a.id, a.kind, a.since, a.until FROM usage a WHERE (a.until <> 0 AND a.until <= a.since) OR EXISTS"
+    " (SELECT 1 FROM usage b WHERE b.id = a.id AND b.since > a.since AND (a.until = 0 OR a.until > b.since))"
+)
 
 
 class Broken(AssertionError):
@@ -131,8 +148,10 @@ async def check(world: Cloud, ledger: Ledger, *, full: bool) -> None:
     await _ports(world, server, ledger)
     await _hosts(world, server, ledger)
     await _references(server)
+    await _meter(server)
     ledger.checks["quick"] += 1
     if full:
+        _refuse("metered twice, or backwards", await server.store.fetch(RUNS_OVERLAPPING))
         await _audit(server)
         await _recount(server)
         ledger.checks["full"] += 1
@@ -328,6 +347,20 @@ async def _references(server: Server) -> None:
         _refuse(f"I13: a {word} that refers to nothing", await server.store.fetch(statement))
     _refuse("I6: to be deleted and not due", await server.store.fetch(IDLE_DELETIONS))
     _refuse("I6: not ready without a reason", await server.store.fetch(SILENT_REFUSALS))
+
+
+async def _meter(server: Server) -> None:
+    """What goes on to be counted is what is used now, and of something that is there."""
+    _refuse("metered and not there", await server.store.fetch(RUNS_OF_NOTHING))
+    for *row, amounts, host in await server.store.fetch(METERED):
+        found = records.decode(KINDS, row)
+        meter = KINDS[found.kind].meter
+        use = meter(found) if meter is not None else None
+        if use is None:
+            continue  # nobody knows: what was known goes on
+        counted = msgspec.json.decode(amounts) if amounts is not None else {}
+        if (counted, host or "") != (use.amounts, use.host if use.amounts else ""):
+            raise Broken(f"metered wrongly: {found} {found.id} uses {use}, and {counted} is counted on {host!r}")
 
 
 async def _audit(server: Server) -> None:
