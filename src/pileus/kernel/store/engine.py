@@ -15,8 +15,10 @@ from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from pileus.kernel.errors import Transient
+from pileus.kernel.store import tables
 from pileus.kernel.store.statements import Statements
 
 T = TypeVar("T")
@@ -45,6 +47,28 @@ class Prepared:
         return [parameters[name] if name in parameters else fixed[name] for name in self._names]
 
 
+class Spelling:
+    """The SQL of one dialect, compiled once for all engines of a process."""
+
+    def __init__(self, dialect: Dialect, insert: Callable[[sa.Table], Any]) -> None:
+        self.dialect = dialect
+        self.statements = Statements(insert)
+        self.prepare = functools.lru_cache(PREPARED_MAX)(lambda statement: Prepared(statement, dialect))
+
+    @functools.cached_property
+    def tables(self) -> Sequence[tuple[sa.Table, str]]:
+        """Each table with what makes it, should it be missing."""
+        found = tables.metadata.sorted_tables
+        return [(each, str(CreateTable(each, if_not_exists=True).compile(dialect=self.dialect))) for each in found]
+
+    @functools.cached_property
+    def indexes(self) -> Sequence[tuple[str, str]]:
+        """The name of each index with what makes it, should it be missing."""
+        found = [index for table, _ in self.tables for index in table.indexes]
+        creates = [CreateIndex(each, if_not_exists=True).compile(dialect=self.dialect) for each in found]
+        return [(str(index.name), str(create)) for index, create in zip(found, creates, strict=True)]
+
+
 class Session(Protocol):
     """Statements inside one transaction."""
 
@@ -67,10 +91,9 @@ Work = Callable[[Session], Awaitable[T]]
 class Engine(abc.ABC):
     """A database. ``write`` callers share commits; ``fetch`` reads what is committed."""
 
-    def __init__(self, dialect: Dialect, insert: Callable[[sa.Table], Any]) -> None:
-        self._dialect = dialect
-        self.statements = Statements(insert)
-        self._prepare = functools.lru_cache(PREPARED_MAX)(lambda statement: Prepared(statement, dialect))
+    def __init__(self, spelling: Spelling) -> None:
+        self.statements = spelling.statements
+        self._prepare = spelling.prepare
         self._queue: list[tuple[Work[Any], asyncio.Future[Any]]] = []
         self._wake = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None

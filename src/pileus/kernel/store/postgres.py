@@ -11,14 +11,14 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import asyncpg as dialect
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.engine.interfaces import Dialect
-from sqlalchemy.schema import CreateIndex, CreateTable
 
 from pileus.kernel.errors import Transient
 from pileus.kernel.store import tables
-from pileus.kernel.store.engine import Engine, Row, Session, Work
+from pileus.kernel.store.engine import Engine, Row, Session, Spelling, Work
 
 T = TypeVar("T")
+
+SPELLING = Spelling(dialect.dialect(), insert)  # type: ignore[no-untyped-call]
 
 CHANNEL = "pileus"
 NOTIFY_EVERY_S = 0.005
@@ -80,7 +80,7 @@ class PostgresEngine(Engine):
     """A PostgreSQL database shared by any number of servers. ``url``: postgresql://user:password@host:port/name."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(dialect.dialect(), insert)  # type: ignore[no-untyped-call]
+        super().__init__(SPELLING)
         self._connecting = {
             "dsn": url,
             "timeout": ANSWER_TIMEOUT_S,
@@ -108,21 +108,18 @@ class PostgresEngine(Engine):
 
     async def _make_tables(self, connection: Any) -> None:
         """Make what is missing; nothing missing: nothing is locked, for other servers may be writing."""
-        names = [table.name for table in tables.metadata.sorted_tables]
-        names += [str(index.name) for table in tables.metadata.sorted_tables for index in table.indexes]
+        names = [*(table.name for table, _ in SPELLING.tables), *(name for name, _ in SPELLING.indexes)]
         there = await connection.fetchval("SELECT COUNT(*) FROM pg_class WHERE relname = ANY($1)", names)
-        if there == len(names) and not await _additions(connection, self._dialect):
+        if there == len(names) and not await _additions(connection):
             return
         if await connection.fetchval("SELECT to_regclass('counter')") is not None:
             await connection.execute("LOCK TABLE counter IN EXCLUSIVE MODE")  # first, as every writer does: no deadlock
-        for table in tables.metadata.sorted_tables:
-            await connection.execute(str(CreateTable(table, if_not_exists=True).compile(dialect=self._dialect)))
-        for addition in await _additions(connection, self._dialect):
+        for _, create in SPELLING.tables:
+            await connection.execute(create)
+        for addition in await _additions(connection):
             await connection.execute(addition)
-        for table in tables.metadata.sorted_tables:
-            for index in table.indexes:
-                create = CreateIndex(index, if_not_exists=True)
-                await connection.execute(str(create.compile(dialect=self._dialect)), timeout=INDEX_TIMEOUT_S)
+        for _, create in SPELLING.indexes:
+            await connection.execute(create, timeout=INDEX_TIMEOUT_S)
         await connection.execute("INSERT INTO counter VALUES('revision', 0) ON CONFLICT DO NOTHING")
 
     async def close(self) -> None:
@@ -194,13 +191,13 @@ class PostgresEngine(Engine):
             await asyncio.sleep(NOTIFY_EVERY_S)
 
 
-async def _additions(connection: Any, dialect: Dialect) -> list[str]:
+async def _additions(connection: Any) -> list[str]:
     """Return what adds the columns that the tables lack."""
     query = "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped"
     found: list[str] = []
-    for table in tables.metadata.sorted_tables:
+    for table, _ in SPELLING.tables:
         present = [row[0] for row in await connection.fetch(query, table.name)]
-        found += tables.additions(table, present, dialect)
+        found += tables.additions(table, present, SPELLING.dialect)
     return found
 
 

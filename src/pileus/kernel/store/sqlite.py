@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite as dialect
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.schema import CreateIndex, CreateTable
 
 from pileus.kernel.errors import Bug, Transient
 from pileus.kernel.store import tables
-from pileus.kernel.store.engine import Engine, Row, Session, Work
+from pileus.kernel.store.engine import Engine, Row, Session, Spelling, Work
 
 T = TypeVar("T")
+
+SPELLING = Spelling(dialect.dialect(paramstyle="qmark"), insert)
 
 
 class SqliteSession:
@@ -48,7 +49,7 @@ class SqliteEngine(Engine):
 
     def __init__(self, path: Path, *, commit_inline: bool = False) -> None:
         """``commit_inline`` commits in the loop's thread: simulations, whose time stands still meanwhile."""
-        super().__init__(dialect.dialect(paramstyle="qmark"), insert)
+        super().__init__(SPELLING)
         self._path = path
         self._commit_inline = commit_inline
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
@@ -67,13 +68,13 @@ class SqliteEngine(Engine):
     async def open(self) -> None:
         try:
             self._write, self._read = self._connect(), self._connect()
-            for table in tables.metadata.sorted_tables:
-                self._write.execute(str(CreateTable(table, if_not_exists=True).compile(dialect=self._dialect)))
+            for table, create in SPELLING.tables:
+                self._write.execute(create)
                 present = [row[1] for row in self._write.execute(f"PRAGMA table_info({table.name})")]
-                for addition in tables.additions(table, present, self._dialect):
+                for addition in tables.additions(table, present, SPELLING.dialect):
                     self._write.execute(addition)
-                for index in table.indexes:
-                    self._write.execute(str(CreateIndex(index, if_not_exists=True).compile(dialect=self._dialect)))
+            for _, create in SPELLING.indexes:
+                self._write.execute(create)
             self._write.execute("INSERT INTO counter(name, value) VALUES('revision', 0) ON CONFLICT DO NOTHING")
             self._revision = self._write.execute("SELECT value FROM counter WHERE name='revision'").fetchone()[0]
         except sqlite3.Error as error:
