@@ -21,8 +21,11 @@ async def note_change(
         return
     before = meter(old) if old is not None else Use()
     after = meter(new) if new is not None else Use()
-    if after is not None and after != before:
-        await note(session, now, resource, after, is_heard=new is not None)
+    if after is None or after == before:
+        return
+    if before is not None and after.since == before.since:
+        after = msgspec.structs.replace(after, since="")  # it started or ended before: this is another change
+    await note(session, now, resource, after, is_heard=new is not None)
 
 
 async def note_now(session: Session, now: float, registry: Registry, resource: Resource) -> None:

@@ -195,6 +195,8 @@ class Agents:
     async def _arrived(self, host_id: str) -> None:
         now = self._store.clock()
         self._seen.pop(host_id, None)
+        # It may have told newer ones to another server: counters that go back would count as new.
+        self._samples = {key: counters for key, counters in self._samples.items() if key[0] != host_id}
 
         async def arrive(tx: Transaction) -> None:
             host = await tx.find_id(host_id)
@@ -339,8 +341,9 @@ class Agents:
         samples, self._samples = self._samples, {}
 
         async def write(tx: Transaction) -> None:
+            heard = {host for host in {host for host, _ in samples} if await self._has(tx, host)}
             for (host, id), counters in samples.items():
-                found = await tx.find_id(id)
+                found = await tx.find_id(id) if host in heard else None
                 if found is not None and found.host == host:
                     await note_traffic(tx, found, counters)
                     await tx.change(tx.insert.sample, id=id, at=tx.now, body=counters)

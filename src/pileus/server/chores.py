@@ -71,6 +71,13 @@ async def meter_all(store: Store) -> None:
             ids = [each.id for each in page]
             await store.write(functools.partial(_meter, ids=ids))
             after = ids[-1]
+    for id, since, gone_at in await store.fetch(sql.USAGE_LEFT):
+        await store.write(functools.partial(_end_run, id=id, since=since, until=gone_at))
+
+
+async def _end_run(tx: Transaction, id: str, since: float, until: float | None) -> None:
+    """End the run of what an older server let go; when that was is known for a day."""
+    await tx.change(sql.USAGE_END, b_id=id, b_since=since, until=max(tx.now if until is None else until, since))
 
 
 async def _meter(tx: Transaction, ids: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from pileus.compute.vm.types import is_of_cloud
+from pileus.compute.vm.types import is_free
 from pileus.kernel.kind import Resource
 from pileus.kernel.store import statements as sql
 from pileus.kernel.transaction import Transaction
@@ -34,7 +34,7 @@ async def note_traffic(tx: Transaction, port: Resource, counters: str) -> None:
         before = _Counters()  # the port was made anew, and counts from nothing
     received, sent = after.rx_bytes - before.rx_bytes, after.tx_bytes - before.tx_bytes
     vm = await tx.find_id(port.owner) if received or sent else None
-    if vm is None or vm.kind != "compute.vm" or is_of_cloud(vm):
+    if vm is None or vm.kind != "compute.vm" or is_free(vm):
         return
     await tx.change(
         tx.insert.traffic,

@@ -86,6 +86,8 @@ class VmHalf(Half[Seen, Step]):
         self._machines = Snapshot(hypervisor.observe)
         # Not among the notes: the disk that they would be written to may be the full one.
         self._disk_tried: dict[str, float] = {}
+        self._removed: dict[str, float] = {}
+        """When machines were removed as they ran: what is gone tells no more when it ended."""
         # A hint may come within the age of the last look: that look is of before.
         hypervisor.on_change(lambda machine: self._machines.changed())
 
@@ -130,7 +132,7 @@ class VmHalf(Half[Seen, Step]):
                 case "resume":
                     await self._resume(resource, peers)
                 case "remove":
-                    await self.remove(resource.id)
+                    await self._end(resource.id, peers)
                 case _:
                     await self._plug(step, resource, peers)
         finally:
@@ -227,7 +229,7 @@ class VmHalf(Half[Seen, Step]):
             power: Literal["absent", "stopped"] = "absent" if absent else "stopped"
             failures = fact.note.failures
             seen = VmObserved(power=power, failures=failures, told=told, isolated=fact.isolated, rests=rests)
-            return replace(seen, problem=problem)
+            return replace(seen, exit=self._removal(resource.id, previous), problem=problem)
         live = machine.state in ("running", "paused")
         return VmObserved(
             power=machine.state,
@@ -254,8 +256,23 @@ class VmHalf(Half[Seen, Step]):
     async def remove(self, id: str) -> None:
         """Remove the machine, its seed, log and note."""
         await self._hypervisor.remove(id)
+        await self._forget(id)
+
+    async def _end(self, id: str, peers: Peers) -> None:
+        await self._hypervisor.remove(id)
+        self._removed.setdefault(id, peers.now())
+        await self._forget(id)
+
+    async def _forget(self, id: str) -> None:
         await self._guest.remove(id)
         self._notes.remove(id)
+
+    def _removal(self, id: str, previous: VmObserved | None) -> VmExit | None:
+        """Return how a machine ended that was removed, while its VM is still to be reported."""
+        at = self._removed.pop(id, None)
+        if at is not None:
+            return VmExit(reason="powered-off", at=iso(at))
+        return previous.exit if previous is not None and previous.power == "absent" else None
 
     async def counters(self) -> dict[str, dict[str, Any]]:
         """Return CPU, memory and disk counters of every running VM."""

@@ -35,6 +35,10 @@ class VmNic(Struct, frozen=True, kw_only=True):
 ChannelForm = Literal["serial", "nic", "qga"]
 
 
+ASKED_ROLES = ("monitor",)
+"""Roles of the cloud's appliances that are on the quota of an account that asked for them."""
+
+
 class VmAppliance(Struct, frozen=True, kw_only=True):
     """What makes a VM an appliance: how it is reached, what it shall be, and where it may run.
 
@@ -210,6 +214,11 @@ def is_of_cloud(vm: Resource) -> bool:
     return desired.appliance is not None and desired.appliance.part_of == "cloud"
 
 
+def is_free(vm: Resource) -> bool:
+    """Tell whether no account pays for the VM: one of the cloud's own appliances that no account asked for."""
+    return is_of_cloud(vm) and vm.desired.appliance.role not in ASKED_ROLES
+
+
 def channel_of(vm: Resource) -> str:
     """Return the form of the VM's backchannel; empty for none."""
     desired: VmDesired = vm.desired
@@ -277,7 +286,7 @@ def _not_as_wished(assigned: VmAssigned, desired: VmDesired, observed: VmObserve
 def _meter(vm: Resource) -> Use | None:
     """Say what the VM uses: its root disk from when a host has it; CPUs and memory as it was started, while it is on."""
     observed: VmObserved | None = vm.observed
-    if is_of_cloud(vm) or not vm.host:
+    if is_free(vm) or not vm.host:
         return Use()
     disk = {"disk_mib": 1024 * vm.assigned.disk_gib}
     if observed is None:

@@ -317,6 +317,12 @@ USAGE_LAST = (
 )
 USAGE_END = sa.update(usage).where(usage.c.id == _p("b_id"), usage.c.since == _p("b_since")).values(until=_p("until"))
 USAGE_DROP = sa.delete(usage).where(_run)
+USAGE_LEFT = (
+    sa.select(usage.c.id, usage.c.since, sa.func.max(gone.c.at))
+    .select_from(usage.outerjoin(gone, gone.c.id == usage.c.id))
+    .where(usage.c.until == 0, ~sa.exists().where(resource.c.id == usage.c.id))
+    .group_by(usage.c.id, usage.c.since)
+)
 _used = sa.and_(usage.c.since < _p("until"), sa.or_(usage.c.until == 0, usage.c.until > _p("since")))
 _after = sa.or_(usage.c.id > _p("after"), sa.and_(usage.c.id == _p("after"), usage.c.since > _p("after_since")))
 USAGE = (
