@@ -414,6 +414,7 @@ def pulse(fabric: Fabric, guest: Host) -> Iterator[list[float]]:
     gaps_s += [later - earlier for earlier, later in itertools.pairwise(times)]
 
 
+@pytest.mark.long
 def test_the_other_one_of_a_pair_takes_over_with_the_connections(fabric: Fabric, tmp_path: Path) -> None:
     guest, out = web(fabric), outside(fabric)
     pair = [start(fabric, 1), start(fabric, 2)]

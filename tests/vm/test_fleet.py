@@ -133,6 +133,7 @@ def test_a_tenants_vm_uses_a_volume_of_the_storage_manager(cloud: SplitCloud, ma
         cloud.pileus("delete", "node", name, "--account", "acme", "-y", "--wait")
 
 
+@pytest.mark.long
 def test_the_same_program_serves_one_account_with_the_key_of_its_own_manager(cloud: SplitCloud) -> None:
     cloud.pileus("create", "account", "umbrella")
     own = Manager(cloud, "own", account="umbrella")

@@ -185,6 +185,7 @@ def test_a_stopped_vm_gets_more_memory_and_a_running_one_says_how(cloud: RealClo
     assert cloud.vm("life")["observed"]["memory_mib"] == 256
 
 
+@pytest.mark.long  # what limits are, test_limits shows
 @pytest.mark.parametrize("iops", [100])
 def test_a_guest_gets_the_disk_operations_of_its_offering_and_no_more(cloud: RealCloud, iops: int) -> None:
     size = ("--vcpus", "1", "--memory-mib", "128", "--disk-gib", "1", "--iops-limit", str(iops))

@@ -94,7 +94,7 @@ def test_disk_operations_hold_and_change_on_the_running_vm(limited: RealCloud) -
     assert limited.vm("web")["observed"]["boots"] == 1
 
 
-@pytest.mark.parametrize("way", ["receives", "sends"])
+@pytest.mark.parametrize("way", ["receives", pytest.param("sends", marks=pytest.mark.long)])
 def test_the_rate_holds_each_way_and_changes_on_the_running_vm(limited: RealCloud, way: str) -> None:
     with Terminal(limited, "web") as web, Terminal(limited, "db") as db:
         receiver, sender, address = (web, db, WEB) if way == "receives" else (db, web, DB)

@@ -109,6 +109,7 @@ def test_a_forward_opens_a_port_and_a_closed_port_is_closed(lab: RealLab) -> Non
     assert _page(lab, url) == ""
 
 
+@pytest.mark.long
 def test_a_balancer_spreads_drops_a_dead_member_and_takes_it_back(lab: RealLab) -> None:
     url = f"http://{_public(lab)}:8081/"
     members = [word for name in VMS for word in ("--vm", name, "--member-port", "80")]

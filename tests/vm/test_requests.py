@@ -131,6 +131,7 @@ async def test_a_node_without_any_nic_does_requests_once(rack: Rack) -> None:
     assert fact.refused == ""
 
 
+@pytest.mark.long
 async def test_a_request_is_not_begun_after_its_deadline_by_a_node_that_was_paused(rack: Rack) -> None:
     node = Node(rack, "0197-paused")
     await node.start()
