@@ -69,6 +69,7 @@ def test_a_sniffer_gets_the_very_packets_and_nobody_elses(lab: RealLab) -> None:
             at_sniffer = pings(folder / f"{account}-sniffer.pcap")
             own = _mac(lab, "web", account)
             wanted_frames = at_source if account == "acme" else [frame for frame in at_source if frame[6:12] == own]
+            assert [words_of(frame) for frame in at_sniffer] == [words_of(frame) for frame in wanted_frames]
             assert at_sniffer == wanted_frames
             assert len(at_sniffer) == (20 if account == "acme" else 10)
             assert all(bytes.fromhex(pattern * 900) in frame for frame in at_sniffer)
@@ -245,6 +246,12 @@ def pings(file: Path) -> list[bytes]:
         frames.append(content[at + 16 : at + 16 + length])
         at += 16 + length
     return frames
+
+
+def words_of(frame: bytes) -> str:
+    """Say from whom to whom, of which ICMP type, and the how many-th a frame is: a difference is seen at once."""
+    kind, (number,) = frame[34], struct.unpack_from(">H", frame, 40)
+    return f"{frame[6:12].hex(':')} to {frame[:6].hex(':')}: type {kind}, number {number}, {len(frame)} bytes"
 
 
 def _port(lab: RealLab, vm: str, account: str) -> dict[str, dict[str, str]]:
