@@ -310,6 +310,30 @@ def test_what_ended_on_a_silent_host_ended_when_the_host_says(restart: str) -> N
     run(main)
 
 
+def test_what_began_and_ended_on_a_host_that_nobody_heard_is_counted() -> None:
+    async def main() -> None:
+        async with metered() as (world, book):
+            id = await start(world, restart="never")
+            (host,) = world.hosts
+            await turn(world, "stopped")
+            before = await used(world, "web")
+            await world.patch("compute.vm", "web", "acme", power="running")
+            while not book.is_on(id):  # noqa: ASYNC110 - the moment is what counts
+                await asyncio.sleep(0.001)
+            await world.cut_link(host)
+            await asyncio.sleep(500.0)
+            world.hosts[host].machines.crash(id)
+            await asyncio.sleep(500.0)
+            assert (await used(world, "web"))["vcpu_hours"] == before["vcpu_hours"]
+            world.heal_link(host)
+            await world.until(lambda: _is_told(world))
+            await world.settle()
+            assert book.on_s(id) > 500.0
+            await check_vm(world, book, id, ends=4)
+
+    run(main)
+
+
 async def _is_told(world: Cloud) -> bool:
     found = await world.get("compute.vm", "web", "acme")
     return bool(found["conditions"][0]["status"] != "unknown")

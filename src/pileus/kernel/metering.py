@@ -41,8 +41,10 @@ async def note(session: Session, now: float, resource: Resource, use: Use, *, is
 
     Not ``is_heard``: nobody looked, and what only a host could know is counted until that host was heard last.
     """
-    rows = await session.all(sql.USAGE_LAST, id=resource.id)
-    last = _run(*rows[0]) if rows else None
+    last = await _last(session, resource)
+    if use.ran is not None and _is_news(use.ran, last, until=_moment(use.since)):
+        await note(session, now, resource, use.ran)
+        last = await _last(session, resource)
     if last is not None and last.host and not is_heard:
         seen = await session.all(sql.PRESENCE, host=last.host)
         now = min(now, seen[0][0]) if seen else now
@@ -68,5 +70,15 @@ def _moment(text: str) -> float:
         return 0.0
 
 
-def _run(since: float, until: float, amounts: str, host: str) -> Run:
+async def _last(session: Session, resource: Resource) -> Run | None:
+    rows = await session.all(sql.USAGE_LAST, id=resource.id)
+    if not rows:
+        return None
+    since, until, amounts, host = rows[0]
     return Run(since, until, msgspec.json.decode(amounts, type=dict[str, int]), host)
+
+
+def _is_news(ran: Use, last: Run | None, until: float) -> bool:
+    """Tell whether something began after what is known, and ended: what is known may have been told by it."""
+    known_until = (last.until or last.since) if last is not None else 0.0
+    return known_until < _moment(ran.since) < until

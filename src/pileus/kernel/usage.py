@@ -11,12 +11,13 @@ class Use(Struct, frozen=True):
     """What a resource uses from a moment on. ``amounts``: how much of each unit; empty: nothing.
 
     ``since``: RFC 3339, as who looked says; empty: from the write on. ``host``: only while this host is heard is it known
-    to go on; empty: it goes on until it is ended.
+    to go on; empty: it goes on until it is ended. ``ran``: what it used before, should nobody have been told.
     """
 
     amounts: dict[str, int] = {}
     since: str = ""
     host: str = ""
+    ran: Use | None = None
 
 
 class Run(NamedTuple):

@@ -64,9 +64,9 @@ class Sheet:
         self.lines: dict[tuple[Whose, int], Amounts] = {}
         self.total = Amounts()
 
-    def add_run(self, whose: Whose, since: float, until: float, amounts: Mapping[str, int]) -> None:
-        """Add what was used in a span; what lies outside of the sheet's is left out."""
-        position = max(bisect_right(self.starts, since) - 1, 0)
+    def add_run(self, whose: Whose, since: float, until: float, amounts: Mapping[str, int]) -> int:
+        """Add what was used in a span; what lies outside of the sheet's is left out. Return how many periods it met."""
+        position = first = max(bisect_right(self.starts, since) - 1, 0)
         while position < len(self.starts) and self.starts[position] < until:
             begin, end = self.bounds(position)
             used_s = min(until, end) - max(since, begin)
@@ -74,6 +74,7 @@ class Sheet:
                 self._line(whose, position).add(amounts, used_s)
                 self.total.add(amounts, used_s)
             position += 1
+        return position - first
 
     def add_traffic(self, whose: Whose, hour: float, received: int, sent: int) -> None:
         """Add what passed within the hour that starts at ``hour``; it is the period's in which it starts."""

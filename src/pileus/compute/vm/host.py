@@ -240,7 +240,7 @@ class VmHalf(Half[Seen, Step]):
             failures=fact.note.failures,
             started_at=iso(machine.started_at) if machine.started_at else "",
             addresses=fact.addresses,
-            exit=_exit(machine),
+            exit=_exit(machine, fact.note),
             volumes=machine.disks if live else (),
             ports=machine.nics if live else (),
             told=told,
@@ -474,7 +474,8 @@ def _slack(machine: MachineFact | None, peers: Peers) -> tuple[str, ...]:
     )
 
 
-def _exit(machine: MachineFact) -> VmExit | None:
+def _exit(machine: MachineFact, note: Note) -> VmExit | None:
     if machine.exit is None or machine.state != "stopped":
         return None
-    return VmExit(reason=machine.exit.reason, at=iso(machine.exit.at), message=machine.exit.message)
+    end = VmExit(reason=machine.exit.reason, at=iso(machine.exit.at), message=machine.exit.message)
+    return replace(end, started_at=iso(note.started_at)) if 0 < note.started_at < machine.exit.at else end

@@ -172,11 +172,12 @@ class VmAssigned(Struct, frozen=True, kw_only=True):
 
 
 class VmExit(Struct, frozen=True, kw_only=True):
-    """How the VM last ended; ``at`` is RFC 3339."""
+    """How the VM last ended; ``at`` is RFC 3339. ``started_at``: since when it had been on, as its host noted; or empty."""
 
     reason: str
     at: str
     message: str = ""
+    started_at: str = ""
 
 
 class VmObserved(Struct, frozen=True, kw_only=True):
@@ -293,10 +294,13 @@ def _meter(vm: Resource) -> Use | None:
         return Use(disk)
     if observed.power == "unknown":
         return None
+    size = {"vcpus": observed.vcpus, "memory_mib": observed.memory_mib}
     if observed.power in ("running", "paused"):
-        size = {"vcpus": observed.vcpus, "memory_mib": observed.memory_mib}
         return Use(size | disk, observed.started_at, vm.host)
-    return Use(disk, observed.exit.at if observed.exit is not None else "")
+    if observed.exit is None:
+        return Use(disk)
+    started_at = observed.exit.started_at
+    return Use(disk, observed.exit.at, ran=Use(size | disk, started_at, vm.host) if started_at else None)
 
 
 KIND = Kind(

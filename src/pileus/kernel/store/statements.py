@@ -324,7 +324,8 @@ USAGE_LEFT = (
     .group_by(usage.c.id, usage.c.since)
 )
 _used = sa.and_(usage.c.since < _p("until"), sa.or_(usage.c.until == 0, usage.c.until > _p("since")))
-_after = sa.or_(usage.c.id > _p("after"), sa.and_(usage.c.id == _p("after"), usage.c.since > _p("after_since")))
+# Pages in the order of an index, each from where the last ended: the first words are what an index is searched by.
+_after = sa.and_(usage.c.id >= _p("after"), sa.or_(usage.c.id > _p("after"), usage.c.since > _p("after_at")))
 USAGE = (
     sa.select(usage, presence.c.seen_at)
     .select_from(usage.outerjoin(presence, presence.c.host == usage.c.host))
@@ -336,11 +337,11 @@ USAGE_ACCOUNT = USAGE.where(usage.c.account_id == _p("account_id"))
 TRAFFIC = (
     sa.select(traffic)
     .where(
-        traffic.c.hour >= _p("since"),
+        traffic.c.hour >= _p("after_at"),
         traffic.c.hour < _p("until"),
-        sa.or_(traffic.c.id > _p("after"), sa.and_(traffic.c.id == _p("after"), traffic.c.hour > _p("after_since"))),
+        sa.or_(traffic.c.hour > _p("after_at"), traffic.c.id > _p("after")),
     )
-    .order_by(traffic.c.id, traffic.c.hour)
+    .order_by(traffic.c.hour, traffic.c.id)
     .limit(_p("n"))
 )
 TRAFFIC_ACCOUNT = TRAFFIC.where(traffic.c.account_id == _p("account_id"))

@@ -289,13 +289,13 @@ usage = sa.Table(
     _text("host"),
     _text("amounts", default="{}"),
 )
-sa.Index("usage_account", usage.c.account_id, usage.c.since)
+sa.Index("usage_account", usage.c.account_id, usage.c.id, usage.c.since)
 
 traffic = sa.Table(
     "traffic",
     metadata,
-    _text("id", primary_key=True),
     sa.Column("hour", sa.Double, primary_key=True),
+    _text("id", primary_key=True),
     _text("kind"),
     _text("name"),
     _text("account_id"),
@@ -303,7 +303,7 @@ traffic = sa.Table(
     _number("received_bytes"),
     _number("sent_bytes"),
 )
-sa.Index("traffic_account", traffic.c.account_id, traffic.c.hour)
+sa.Index("traffic_account", traffic.c.account_id, traffic.c.hour, traffic.c.id)
 
 counter = sa.Table("counter", metadata, _text("name", primary_key=True), _number("value"))
 
