@@ -121,9 +121,7 @@ IN_CI = ("garbage", "hostile messages")
 """Below and above the framing; the others take as long."""
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind in IN_CI else pytest.mark.long) for kind in HARM]
-)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind in IN_CI else pytest.mark.long) for kind in HARM])
 async def test_a_node_that_does_harm_again_and_again_is_heard_no_more(rig: SerialRig, kind: str) -> None:
     harm, words = HARM[kind]
     neighbour = SerialRig(rig.paths, NEIGHBOUR)
