@@ -19,6 +19,9 @@ else:
 
 pytestmark = pytest.mark.anyio
 
+ROUNDING_S = 0.01
+"""Of times in files, and what a signal takes."""
+
 
 async def fact(hypervisor: Hypervisor, machine: str) -> MachineFact:
     return (await hypervisor.observe())[machine]
@@ -173,6 +176,22 @@ async def test_a_machine_killed_while_no_agent_looked_is_found_stopped(bench: Be
     found = await stopped(second, "m1")
     assert found.exit is not None
     assert found.exit.reason == "killed"
+
+
+async def test_a_machine_that_ended_while_no_agent_looked_ended_after_one_looked_last_and_not_after_its_end(
+    bench: Bench,
+) -> None:
+    first = await bench.agent()
+    await first.start(bench.spec("m1"))
+    running = await fact(first, "m1")
+    looked = time.time()
+    await first.close()
+    await bench.kill(running)
+    ended = time.time()
+    await until(lambda: time.time() > ended + 10 * ROUNDING_S)  # who takes the moment of discovery is told apart
+    found = await stopped(await bench.agent(), "m1")
+    assert found.exit is not None
+    assert looked - ROUNDING_S <= found.exit.at <= ended + ROUNDING_S
 
 
 async def test_a_machine_whose_disk_is_missing_does_not_start_and_says_why(bench: Bench) -> None:

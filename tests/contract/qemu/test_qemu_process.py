@@ -18,6 +18,9 @@ from msgspec.structs import replace
 
 from pileus.drivers.host.errors import DriverError, QmpRefused
 from pileus.drivers.host.qemu.base import BackingFile, DiskAttachment, Hypervisor, MachineFact, MachineSpec, Throttle
+from pileus.drivers.host.qemu.folder import MachineFolder
+from pileus.drivers.host.qemu.procfs import host_boot
+from pileus.drivers.host.qemu.real import WATCHED_EVERY_S
 
 if TYPE_CHECKING:
     from tests.contract.qemu.qemu_bench import SEEN_S, RealBench, until
@@ -137,6 +140,31 @@ async def test_agents_killed_at_random_moments_never_make_a_second_process(real:
     for machine, found in (await last.observe()).items():
         assert found.state == "running"
         assert real.processes(machine) == [found.pid]
+
+
+@pytest.mark.parametrize("ended", ["agent", "host"])
+@pytest.mark.parametrize("seen_s", [0.01, -60.0, 3600.0], ids=["while-it-ran", "before-its-start", "clock-set-back"])
+async def test_a_machine_ended_when_its_killed_agent_had_it_in_sight_last(
+    real: RealBench, ended: str, seen_s: float
+) -> None:
+    first = await foreign_agent(real, "none", real.spec("m1"))
+    await up(first)
+    assert abs(time.time() - real.paths.watched.stat().st_mtime) < WATCHED_EVERY_S + SEEN_S
+    await kill(first)
+    for pid in real.processes("m1"):
+        os.kill(pid, signal.SIGKILL)
+    folder = MachineFolder(real.paths, "m1")
+    await until(lambda: not folder.is_locked())  # a process that is just going is still one to the agent
+    record = real.paths.machine("m1") / "machine.json"
+    began = folder.record.started_at or 0.0
+    if ended == "host":
+        record.write_bytes(record.read_bytes().replace(host_boot().encode(), b"another boot"))
+    os.utime(real.paths.watched, (began + seen_s, began + seen_s))
+    found = await fact(await real.agent())
+    assert found.exit is not None
+    assert found.exit.message == ("the host was restarted" if ended == "host" else "")
+    wanted = {0.01: began + 0.01, -60.0: began, 3600.0: time.time()}[seen_s]
+    assert found.exit.at == pytest.approx(wanted, abs=SEEN_S if seen_s > 1 else 1e-3)
 
 
 async def test_two_agents_at_once_start_one_process(real: RealBench) -> None:

@@ -38,6 +38,11 @@ class HostPaths(Struct, frozen=True):
         """The machine's folder: what survives a reboot (spec, exit, seed, console log)."""
         return self.state / "machines" / machine
 
+    @property
+    def watched(self) -> Path:
+        """An empty file whose time says when a hypervisor driver last had all its machines in sight."""
+        return self.state / "watched"
+
     def seed(self, machine: str) -> Path:
         """The machine's NoCloud ISO."""
         return self.machine(machine) / "seed.iso"

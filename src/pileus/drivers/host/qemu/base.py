@@ -84,7 +84,10 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
 
 
 class Exit(Struct, frozen=True, kw_only=True):
-    """How the last QEMU process of a machine ended; ``message`` holds the last line QEMU printed, if any."""
+    """How the last QEMU process of a machine ended; ``message`` holds the last line QEMU printed, if any.
+
+    ``at``: when it ended. Of one that ended while no driver was open: when one last had it in sight, not after its end.
+    """
 
     reason: ExitReason
     at: float

@@ -7,6 +7,7 @@ not that was written down, nobody else gets the lock. So there are never two pro
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import time
@@ -20,6 +21,8 @@ from pileus.drivers.host.paths import HostPaths
 from pileus.drivers.host.qemu.base import Exit, ExitReason, MachineSpec
 from pileus.drivers.host.qemu.command import QEMU
 from pileus.drivers.host.qemu.procfs import ProcessId, host_boot, parse_stat
+
+log = logging.getLogger(__name__)
 
 
 class Record(Struct, frozen=True, kw_only=True):
@@ -53,6 +56,7 @@ class MachineFolder:
         self.log = self.run / "qemu.log"
         self._lock = self.run / "lock"
         self._record = self.state / "machine.json"
+        self._watched = paths.watched
         self.record = self._load()
 
     def change(self, **fields: object) -> None:
@@ -125,9 +129,11 @@ class MachineFolder:
         self.clear_run()
 
     def note_lost(self) -> None:
-        """Write down the end of a process that ended while no agent looked."""
+        """Write down the end of a process that ended while no agent looked: it was there when one looked last."""
         message = self.last_words() if self.record.host_boot == host_boot() else "the host was restarted"
-        self.note_exit(Exit(reason="killed", at=time.time(), message=message))
+        now, seen = time.time(), watched_at(self._watched)
+        at = now if seen is None else min(max(seen, self.record.started_at or 0.0), now)
+        self.note_exit(Exit(reason="killed", at=at, message=message))
 
     def remove(self) -> None:
         """Remove both folders."""
@@ -139,6 +145,23 @@ class MachineFolder:
             return msgspec.json.decode(self._record.read_bytes(), type=Record)
         except (FileNotFoundError, msgspec.DecodeError):
             return Record()
+
+
+def note_watched(file: Path) -> None:
+    """Note that all machines of the host are in sight now. Without a sync: a host that loses power may lose seconds."""
+    try:
+        file.touch(mode=0o600)
+        os.utime(file, (now := time.time(), now))  # the kernel's own time of writing lags by a tick
+    except OSError as error:  # the disk is full, or ails: an end that nobody sees will be told to be earlier
+        log.warning("that the machines are in sight cannot be written down: %s", error.strerror)
+
+
+def watched_at(file: Path) -> float | None:
+    """Return when the machines were in sight last (Unix seconds); None when nobody noted it."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return None
 
 
 def machines_of(paths: HostPaths) -> set[str]:

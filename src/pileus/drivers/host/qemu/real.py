@@ -23,10 +23,13 @@ from pileus.drivers.host.qemu.base import (
     Throttle,
 )
 from pileus.drivers.host.qemu.command import QEMU, check_disk, check_nic, disk_device, nic_device
-from pileus.drivers.host.qemu.folder import MachineFolder, machines_of
+from pileus.drivers.host.qemu.folder import MachineFolder, machines_of, note_watched
 from pileus.drivers.host.qemu.launch import Launcher
 from pileus.drivers.host.qemu.machine import Machine
 from pileus.drivers.host.qemu.probe import choose
+
+WATCHED_EVERY_S = 5.0
+"""How often it is noted that the machines are in sight: what ends after an agent's end is told to end so much too early."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -52,6 +55,7 @@ class QemuHypervisor:
         self._launcher = Launcher(paths, open_tap)
         self._accelerator: Accelerator | None = None
         self._machines: dict[str, Machine] = {}
+        self._noting: asyncio.Task[None] | None = None
         self._callbacks: list[Callable[[str], None]] = []
 
     async def open(self) -> None:
@@ -59,15 +63,22 @@ class QemuHypervisor:
         if shutil.which(QEMU) is None:
             raise MissingTool(f"{QEMU} is not installed; install the package qemu-system-x86")
         self._paths.run.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = [self._machine(machine) for machine in self._known()]
         probe = choose(self._paths.run, self._wanted, self._test_guest)
         adoptions = [asyncio.ensure_future(machine.adopt()) for machine in found]
         self._accelerator = await probe
         self._launcher.accelerator = self._accelerator.name
         await asyncio.gather(*adoptions)
+        # Not before: who ended while no agent looked ended when the last one looked.
+        self._noting = asyncio.get_running_loop().create_task(self._note_watched())
 
     async def close(self) -> None:
         """Stop watching; machines go on."""
+        if self._noting is not None:
+            note_watched(self._paths.watched)
+            self._noting.cancel()
+            self._noting = None
         machines, self._machines = list(self._machines.values()), {}
         await asyncio.gather(*(machine.close() for machine in machines))
 
@@ -167,6 +178,12 @@ class QemuHypervisor:
 
     def _known(self) -> list[str]:
         return sorted(one for one in machines_of(self._paths) | set(self._machines) if _ID.fullmatch(one))
+
+    async def _note_watched(self) -> None:
+        """Note again and again that every process is watched: the kernel tells at once when one ends."""
+        while True:
+            note_watched(self._paths.watched)
+            await asyncio.sleep(WATCHED_EVERY_S)
 
     def _hint(self, machine: str) -> None:
         for callback in self._callbacks:
