@@ -28,7 +28,7 @@ from pileus.drivers.host.qemu.launch import Launcher
 from pileus.drivers.host.qemu.machine import Machine
 from pileus.drivers.host.qemu.probe import choose
 
-WATCHED_EVERY_S = 5.0
+WATCHED_EVERY_S = 2.0
 """How often it is noted that the machines are in sight: what ends after an agent's end is told to end so much too early."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
