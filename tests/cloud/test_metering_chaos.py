@@ -21,6 +21,7 @@ from pileus.kernel.store.store import Store
 from pileus.kernel.stream import PROTOCOL, Frame, Hello, Samples, encode
 from pileus.registry import KINDS
 from pileus.server.agents import Agents
+from pileus.server.chores import meter_all
 from tests.cloud.accidents import Accidents
 from tests.cloud.invariants import Ledger, check
 from tests.cloud.metering_world import ROUNDING_S, Book, metered, usage
@@ -37,6 +38,7 @@ HOSTS = 2
 HOUR_S = 3600.0
 AT_ONCE_S = 1.0
 """A machine that ended and was started within so little may never have been told to be off."""
+RUNS = sa.text("SELECT id, since, until, amounts FROM usage ORDER BY id, since")
 REFUSED = (Conflict, Denied, Invalid, NotFound, QuotaExceeded, Transient)
 SAMPLED_S = 15.0
 """Until counters are in the database: 12 s at most between two samples, and a second until they are written."""
@@ -144,6 +146,9 @@ async def live(world: Cloud, seed: int, steps: int) -> None:
             await check(world, ledger, full=False)
     await life.end()
     await check(world, ledger, full=True)
+    runs = await world.store.fetch(RUNS)
+    await meter_all(world.store)
+    assert await world.store.fetch(RUNS) == runs
     counted = {each["id"]: each for each in (await usage(world))["items"] if each["kind"] == "compute.vm"}
     spans = sum(len(list(book.all(id))) for id in book.ids())
     print(f"did {dict(life.done)}, deaths {dict(life.deaths.happened)}, {len(book.ids())} VMs were on {spans} times")

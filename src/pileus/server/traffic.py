@@ -8,13 +8,16 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pileus.compute.vm.types import is_free
+from pileus.kernel.clock import unix
 from pileus.kernel.kind import Resource
 from pileus.kernel.store import statements as sql
 from pileus.kernel.transaction import Transaction
 from pileus.metering.plan import HOUR_S
 
-GROWTH_MAX = 1 << 40
-"""Bytes between two samples: a tebibyte in some ten seconds is more than a host carries."""
+BYTES_PER_S_MAX = 1 << 37
+"""More than a host carries: a terabit in a second."""
+GROWTH_MAX = 1 << 60
+"""Bytes between two samples, however long that was: sums stay in 64 bits."""
 
 _Bytes = Annotated[int, Meta(ge=0)]
 
@@ -29,13 +32,15 @@ async def note_traffic(tx: Transaction, port: Resource, counters: str) -> None:
     if port.kind != "network.port" or not port.account_id:
         return
     stored = await tx.statement(sql.SAMPLE, id=port.id)
-    before, after = _read(stored[0][1]) if stored else _Counters(), _read(counters)
+    since, before = (stored[0][0], _read(stored[0][1])) if stored else (unix(port.created_at), _Counters())
+    after = _read(counters)
     if after.rx_bytes < before.rx_bytes or after.tx_bytes < before.tx_bytes:
         before = _Counters()  # the port was made anew, and counts from nothing
     received, sent = after.rx_bytes - before.rx_bytes, after.tx_bytes - before.tx_bytes
     vm = await tx.find_id(port.owner) if received or sent else None
     if vm is None or vm.kind != "compute.vm" or is_free(vm):
         return
+    most = min(int(BYTES_PER_S_MAX * max(tx.now - since, 1.0)), GROWTH_MAX)
     await tx.change(
         tx.insert.traffic,
         id=vm.id,
@@ -44,8 +49,8 @@ async def note_traffic(tx: Transaction, port: Resource, counters: str) -> None:
         name=vm.name,
         account_id=vm.account_id,
         account=vm.account,
-        received_bytes=min(received, GROWTH_MAX),
-        sent_bytes=min(sent, GROWTH_MAX),
+        received_bytes=min(received, most),
+        sent_bytes=min(sent, most),
     )
 
 

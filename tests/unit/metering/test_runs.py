@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pileus.kernel.usage import Run, follow
@@ -54,6 +54,7 @@ class Book:
         assert all(run.amounts for run in runs)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(wishes, st.one_of(st.just(0.0), st.floats(0.0, 100.0))), max_size=30))
 def test_runs_never_overlap_and_lie_between_the_making_and_now(steps: list[tuple[Run, float]]) -> None:
     book, now = Book(), MADE
@@ -68,6 +69,7 @@ def test_runs_never_overlap_and_lie_between_the_making_and_now(steps: list[tuple
             assert (last.amounts, last.host) == (wish.amounts, wish.host)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(wishes, st.floats(0.0, 100.0)), max_size=10), wishes, st.floats(0.0, 100.0), moments)
 def test_the_same_wish_again_changes_nothing(
     steps: list[tuple[Run, float]], wish: Run, later_s: float, since: float
@@ -82,6 +84,7 @@ def test_the_same_wish_again_changes_nothing(
     assert (book.changes, book.runs) == (changes, runs)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 1000.0), min_size=1, max_size=20, unique=True), st.floats(0.0, 50.0))
 def test_what_is_said_late_by_a_clock_that_is_right_is_counted_as_it_was(at: list[float], late_s: float) -> None:
     book, used_s = Book(), 0.0

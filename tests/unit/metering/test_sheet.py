@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pileus.metering.plan import HOUR_S, Amounts, Period, Sheet, Whose, month_start, starts
@@ -72,6 +72,7 @@ def plain(since: float, until: float, used: Sequence[Used], name: str, word: str
     )
 
 
+@settings(deadline=None)
 @given(spans, runs, passed)
 def test_hours_days_months_and_all_are_the_same_and_amounts_times_overlap(
     span: tuple[float, float], used: Sequence[Used], traffic: Sequence[Passed]
@@ -93,6 +94,7 @@ def test_hours_days_months_and_all_are_the_same_and_amounts_times_overlap(
             assert getattr(sheet.total, word) == pytest.approx(getattr(whole, word), rel=1e-9, abs=1e-3)
 
 
+@settings(deadline=None)
 @given(spans, st.floats(0.0, 1.0), passed, st.sampled_from(get_args(Period)))
 def test_traffic_of_spans_side_by_side_adds_up_to_that_of_both(
     span: tuple[float, float], part: float, traffic: Sequence[Passed], per: Period
@@ -105,6 +107,7 @@ def test_traffic_of_spans_side_by_side_adds_up_to_that_of_both(
     assert first.sent_bytes + second.sent_bytes == whole.sent_bytes
 
 
+@settings(deadline=None)
 @given(spans, runs, st.sampled_from(get_args(Period)))
 def test_every_line_lies_in_its_period_and_uses_no_more_than_that_is_long(
     span: tuple[float, float], used: Sequence[Used], per: Period
@@ -118,6 +121,7 @@ def test_every_line_lies_in_its_period_and_uses_no_more_than_that_is_long(
         assert amounts.vcpus <= most * (end - begin) * (1 + 1e-9)
 
 
+@settings(deadline=None)
 @given(spans, st.sampled_from(["hour", "day", "month"]))
 def test_periods_follow_each_other_and_begin_where_the_calendar_says(span: tuple[float, float], per: Period) -> None:
     since, until = FIRST + span[0], FIRST + span[0] + span[1]

@@ -86,8 +86,8 @@ class VmHalf(Half[Seen, Step]):
         self._machines = Snapshot(hypervisor.observe)
         # Not among the notes: the disk that they would be written to may be the full one.
         self._disk_tried: dict[str, float] = {}
-        self._removed: dict[str, float] = {}
-        """When machines were removed as they ran: what is gone tells no more when it ended."""
+        self._removed: dict[str, VmObserved] = {}
+        """What machines were that are gone: until their VMs have been reported so."""
         # A hint may come within the age of the last look: that look is of before.
         hypervisor.on_change(lambda machine: self._machines.changed())
 
@@ -228,8 +228,9 @@ class VmHalf(Half[Seen, Step]):
             absent = resource.deleting or resource.desired.power != "stopped"
             power: Literal["absent", "stopped"] = "absent" if absent else "stopped"
             failures = fact.note.failures
-            seen = VmObserved(power=power, failures=failures, told=told, isolated=fact.isolated, rests=rests)
-            return replace(seen, exit=self._removal(resource.id, previous), problem=problem)
+            was = self._was(resource.id, previous)
+            seen = replace(was, power=power, failures=failures, told=told, isolated=fact.isolated, rests=rests)
+            return replace(seen, problem=problem)
         live = machine.state in ("running", "paused")
         return VmObserved(
             power=machine.state,
@@ -259,20 +260,22 @@ class VmHalf(Half[Seen, Step]):
         await self._forget(id)
 
     async def _end(self, id: str, peers: Peers) -> None:
+        machine, note = (await self._machines.get()).get(id), self._note(id)
         await self._hypervisor.remove(id)
-        self._removed.setdefault(id, peers.now())
+        if machine is not None:
+            self._removed[id] = _removed(machine, note, peers.now())
         await self._forget(id)
 
     async def _forget(self, id: str) -> None:
         await self._guest.remove(id)
         self._notes.remove(id)
 
-    def _removal(self, id: str, previous: VmObserved | None) -> VmExit | None:
-        """Return how a machine ended that was removed, while its VM is still to be reported."""
-        at = self._removed.pop(id, None)
-        if at is not None:
-            return VmExit(reason="powered-off", at=iso(at))
-        return previous.exit if previous is not None and previous.power == "absent" else None
+    def _was(self, id: str, previous: VmObserved | None) -> VmObserved:
+        """Return what is still told of a machine that is gone: how large it was, and how it ended."""
+        nothing = VmObserved(power="absent")
+        was = previous if previous is not None and previous.power == "absent" else nothing
+        known = self._removed.pop(id, was)
+        return replace(nothing, vcpus=known.vcpus, memory_mib=known.memory_mib, exit=known.exit)
 
     async def counters(self) -> dict[str, dict[str, Any]]:
         """Return CPU, memory and disk counters of every running VM."""
@@ -479,3 +482,11 @@ def _exit(machine: MachineFact, note: Note) -> VmExit | None:
         return None
     end = VmExit(reason=machine.exit.reason, at=iso(machine.exit.at), message=machine.exit.message)
     return replace(end, started_at=iso(note.started_at)) if 0 < note.started_at < machine.exit.at else end
+
+
+def _removed(machine: MachineFact, note: Note, now: float) -> VmObserved:
+    """Return what is told of a machine that was removed now."""
+    exit = _exit(machine, note)
+    if machine.started_at and machine.state != "stopped":
+        exit = VmExit(reason="powered-off", at=iso(now), started_at=iso(machine.started_at))
+    return VmObserved(power="absent", vcpus=machine.vcpus, memory_mib=machine.memory_mib, exit=exit)
