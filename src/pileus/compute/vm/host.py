@@ -240,6 +240,7 @@ class VmHalf(Half[Seen, Step]):
             boot_serial=fact.note.boot_serial,
             failures=fact.note.failures,
             started_at=iso(machine.started_at) if machine.started_at else "",
+            former_exit_at=iso(machine.exit.at) if live and machine.exit else "",
             addresses=fact.addresses,
             exit=_exit(machine, fact.note),
             volumes=machine.disks if live else (),

@@ -191,6 +191,8 @@ class VmObserved(Struct, frozen=True, kw_only=True):
     boot_serial: int = 0
     failures: int = 0
     started_at: str = ""
+    former_exit_at: str = ""
+    """When the process before the one that was started then ended; empty: there was none."""
     addresses: tuple[str, ...] = ()
     exit: VmExit | None = None
     volumes: tuple[str, ...] = ()
@@ -285,7 +287,10 @@ def _not_as_wished(assigned: VmAssigned, desired: VmDesired, observed: VmObserve
 
 
 def _meter(vm: Resource) -> Use | None:
-    """Say what the VM uses: its root disk from when a host has it; CPUs and memory as it was started, while it is on."""
+    """Say what the VM uses: its root disk from when a host has it; CPUs and memory as it was started, while it is on.
+
+    Its host also tells when the process before this one ended: a restart may be heard of once it is over.
+    """
     observed: VmObserved | None = vm.observed
     if is_free(vm) or not vm.host:
         return Use()
@@ -296,7 +301,8 @@ def _meter(vm: Resource) -> Use | None:
         return None
     size = {"vcpus": observed.vcpus, "memory_mib": observed.memory_mib}
     if observed.power in ("running", "paused"):
-        return Use(size | disk, observed.started_at, vm.host)
+        former = Use(disk, observed.former_exit_at) if observed.former_exit_at else None
+        return Use(size | disk, observed.started_at, vm.host, ran=former)
     if observed.exit is None:
         return Use(disk)
     started_at = observed.exit.started_at
