@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tests.cloud.world import Cloud, cloud
 from tests.virtual_time import clock, run
 
 MIB_PER_GIB = 1024
+FILES = ("size_bytes", "kernel_size_bytes", "initrd_size_bytes")
 HEARD_S = HEARTBEAT_S + 2 * PRESENCE_EVERY_S
 """So long ago a host that is well was heard last, at most, as the database has it."""
 
@@ -203,6 +205,22 @@ def test_a_snapshot_counts_for_what_it_takes() -> None:
             expected = found["observed"]["used_mib"] / MIB_PER_GIB * (gone_at - began)
             assert expected > 0
             assert await disk_s(world, "then") == pytest.approx(expected, abs=0.002)
+
+    run(main)
+
+
+def test_an_image_of_an_account_counts_for_its_files_and_a_public_one_for_nobody() -> None:
+    async def main() -> None:
+        async with metered() as (world, _):
+            await world.add_image("own", account="acme")
+            found = await world.get("storage.image", "own", "acme")
+            began = await _disk_began(world, found["id"])
+            await asyncio.sleep(3 * HOUR_S)
+            gone_at = await remove(world, "storage.image", "own")
+            size_bytes = sum(value for word, value in found["observed"].items() if word in FILES)
+            expected = math.ceil(size_bytes / 2**20) / MIB_PER_GIB * (gone_at - began)
+            assert await disk_s(world, "own") == pytest.approx(expected, abs=0.002)
+            assert [item["account"] for item in (await usage(world, ""))["items"]] == ["acme"]
 
     run(main)
 
