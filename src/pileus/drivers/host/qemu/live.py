@@ -54,6 +54,7 @@ class Live:
         self.disk_totals: Totals = (0, 0, 0, 0)
         """As counted last."""
         self._said = ""
+        self._is_signalled = False
         self._asked_at = 0.0
         self._asking: asyncio.Task[None] | None = None
         self._pidfd = pidfd
@@ -103,7 +104,7 @@ class Live:
         """Return what the process is doing now; a guest that ended is cleaned up first."""
         status = await self.look(timeout_s)
         if self._said in _ENDED and not self.gone.is_set():
-            await self.end(_ENDED[self._said])
+            await self.end("killed" if self._is_signalled else _ENDED[self._said])
         return status
 
     async def settle(self) -> None:
@@ -188,6 +189,7 @@ class Live:
 
     def _on_event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name in ("SHUTDOWN", "GUEST_PANICKED"):
+            self._is_signalled = fields.get("reason") == "host-signal"  # said before its status says "shutdown"
             self.spawn_task(self.settle())
         elif name == "DEVICE_DELETED" and "device" in fields:
             self.on_released(str(fields["device"]))
