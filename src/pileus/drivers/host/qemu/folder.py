@@ -7,7 +7,6 @@ not that was written down, nobody else gets the lock. So there are never two pro
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import shutil
 import time
@@ -21,8 +20,6 @@ from pileus.drivers.host.paths import HostPaths
 from pileus.drivers.host.qemu.base import Exit, ExitReason, MachineSpec
 from pileus.drivers.host.qemu.command import QEMU
 from pileus.drivers.host.qemu.procfs import ProcessId, host_boot, parse_stat
-
-log = logging.getLogger(__name__)
 
 
 class Record(Struct, frozen=True, kw_only=True):
@@ -148,12 +145,12 @@ class MachineFolder:
 
 
 def note_watched(file: Path) -> None:
-    """Note that all machines of the host are in sight now. Without a sync: a host that loses power may lose seconds."""
-    try:
-        file.touch(mode=0o600)
-        os.utime(file, (now := time.time(), now))  # the kernel's own time of writing lags by a tick
-    except OSError as error:  # the disk is full, or ails: an end that nobody sees will be told to be earlier
-        log.warning("that the machines are in sight cannot be written down: %s", error.strerror)
+    """Note that all machines of the host are in sight now. Raises: OSError.
+
+    Without a sync: a host that loses power may lose some seconds of it.
+    """
+    file.touch(mode=0o600)
+    os.utime(file, (now := time.time(), now))  # the kernel's own time of writing lags by a tick
 
 
 def watched_at(file: Path) -> float | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import shutil
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from typing import Literal
 
 from pileus.drivers.host.errors import DriverError, MissingTool
@@ -27,6 +29,8 @@ from pileus.drivers.host.qemu.folder import MachineFolder, machines_of, note_wat
 from pileus.drivers.host.qemu.launch import Launcher
 from pileus.drivers.host.qemu.machine import Machine
 from pileus.drivers.host.qemu.probe import choose
+
+log = logging.getLogger(__name__)
 
 WATCHED_EVERY_S = 2.0
 """How often it is noted that the machines are in sight: what ends after an agent's end is told to end so much too early."""
@@ -76,8 +80,9 @@ class QemuHypervisor:
     async def close(self) -> None:
         """Stop watching; machines go on."""
         if self._noting is not None:
-            note_watched(self._paths.watched)
             self._noting.cancel()
+            with suppress(OSError):
+                note_watched(self._paths.watched)
             self._noting = None
         machines, self._machines = list(self._machines.values()), {}
         await asyncio.gather(*(machine.close() for machine in machines))
@@ -181,8 +186,15 @@ class QemuHypervisor:
 
     async def _note_watched(self) -> None:
         """Note again and again that every process is watched: the kernel tells at once when one ends."""
+        fails = False
         while True:
-            note_watched(self._paths.watched)
+            try:
+                note_watched(self._paths.watched)
+                fails = False
+            except OSError as error:  # an end that no agent sees will be told to be earlier
+                if not fails:
+                    log.warning("that the machines are in sight cannot be written down: %s", error.strerror)
+                fails = True
             await asyncio.sleep(WATCHED_EVERY_S)
 
     def _hint(self, machine: str) -> None:
