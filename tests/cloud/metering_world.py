@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -123,11 +122,6 @@ class Book:
     def on_s(self, id: str) -> float:
         """Return the seconds that the machine was on."""
         return sum(end - begin for begin, end, _, _ in self.all(id))
-
-    def off_s(self, id: str, most_s: float) -> float:
-        """Return the seconds between two times that the machine was on, of all that are shorter than ``most_s``."""
-        gaps = (after[0] - before[1] for before, after in itertools.pairwise(self.all(id)))
-        return sum(gap for gap in gaps if gap < most_s)
 
     def vcpu_s(self, id: str) -> float:
         """Return the CPU-seconds that it was on."""

@@ -37,8 +37,6 @@ __all__ = ["postgres", "postgres_url"]
 
 HOSTS = 2
 HOUR_S = 3600.0
-AT_ONCE_S = 1.0
-"""A machine that ended and was started within so little may never have been told to be off."""
 REMOVAL_S = 1.2 * FakeLatency().power_off_s + 0.002
 """A machine that ends by itself while it is being removed ended when it was removed."""
 RUNS = sa.text("SELECT id, since, until, amounts FROM usage ORDER BY id, since")
@@ -160,11 +158,10 @@ async def live(world: Cloud, seed: int, steps: int) -> None:
         times = 2 * len(list(book.all(id)))
         vcpu_s = counted[id]["vcpu_hours"] * HOUR_S
         within_s = 4 * times * ROUNDING_S
-        late_s = book.off_s(id, AT_ONCE_S) + REMOVAL_S
-        most = book.vcpu_s(id) + 4 * late_s + within_s
+        most = book.vcpu_s(id) + 4 * REMOVAL_S + within_s
         assert book.vcpu_s(id) - within_s <= vcpu_s <= most, f"{id}: {list(book.all(id))}"
         memory_mib_s = counted[id]["memory_gib_hours"] * HOUR_S * 1024
-        most = book.memory_mib_s(id) + 256 * (late_s + times * ROUNDING_S) + 2
+        most = book.memory_mib_s(id) + 256 * (REMOVAL_S + times * ROUNDING_S) + 2
         assert book.memory_mib_s(id) - 256 * times * ROUNDING_S - 2 <= memory_mib_s <= most
     assert not [id for id, each in counted.items() if id not in book.ids() and each["vcpu_hours"]]
 
