@@ -8,7 +8,7 @@ from pileus.kernel.clock import unix
 from pileus.kernel.kind import Registry, Resource
 from pileus.kernel.store import statements as sql
 from pileus.kernel.store.engine import Session
-from pileus.kernel.usage import Run, Use, follow
+from pileus.kernel.usage import Run, Use, bounded, follow
 
 
 async def note_change(
@@ -48,7 +48,7 @@ async def note(session: Session, now: float, resource: Resource, use: Use, *, is
     if last is not None and last.host and not is_heard:
         seen = await session.all(sql.PRESENCE, host=last.host)
         now = min(now, seen[0][0]) if seen else now
-    wish = Run(_moment(use.since), 0.0, use.amounts, use.host)
+    wish = Run(_moment(use.since), 0.0, bounded(use.amounts), use.host)
     ended, begun = follow(last, wish, now, unix(resource.created_at))
     if ended is not None and ended.until > ended.since:
         await session.run(sql.USAGE_END, b_id=resource.id, b_since=ended.since, until=ended.until)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from msgspec import Struct
+
+AMOUNT_MAX = 1 << 40
+"""Of any unit; hosts say amounts, and a sum must bear what one says that is broken or hostile."""
 
 
 class Use(Struct, frozen=True):
@@ -27,6 +31,11 @@ class Run(NamedTuple):
     until: float
     amounts: dict[str, int]
     host: str
+
+
+def bounded(amounts: Mapping[str, int]) -> dict[str, int]:
+    """Return what may be billed: nobody uses less than nothing, or more than there can be."""
+    return {word: min(max(amount, 0), AMOUNT_MAX) for word, amount in amounts.items()}
 
 
 def follow(last: Run | None, wish: Run, now: float, floor: float) -> tuple[Run | None, Run | None]:

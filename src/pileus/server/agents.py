@@ -466,7 +466,7 @@ def _is_sample(text: str) -> bool:
     """Tell whether counters are a JSON object of a sensible size: they are given to readers as they came."""
     try:
         msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return False
     return len(text) <= SAMPLE_CHARACTERS_MAX
 

@@ -16,8 +16,8 @@ from pileus.metering.plan import HOUR_S
 
 BYTES_PER_S_MAX = 1 << 37
 """More than a host carries: a terabit in a second."""
-GROWTH_MAX = 1 << 60
-"""Bytes between two samples, however long that was: sums stay in 64 bits."""
+GROWTH_MAX = 1 << 56
+"""Bytes between two samples, however long that was: an hour's sum stays in 64 bits, with all NICs that a VM may have."""
 
 _Bytes = Annotated[int, Meta(ge=0)]
 
@@ -57,5 +57,5 @@ async def note_traffic(tx: Transaction, port: Resource, counters: str) -> None:
 def _read(counters: str) -> _Counters:
     try:
         return msgspec.json.decode(counters, type=_Counters)
-    except msgspec.DecodeError:  # what no agent of ours says counts nothing
+    except (msgspec.DecodeError, RecursionError):  # what no agent of ours says counts nothing
         return _Counters()

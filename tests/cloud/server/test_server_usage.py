@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import sqlite3
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 from tests.cloud.metering_world import usage
 from tests.cloud.server.server_world import Caller, World
 from tests.cloud.test_hostile_agents import forger
@@ -22,7 +24,9 @@ from tests.virtual_time import clock, run
 from pileus.compute.vm.types import VmAssigned, VmDesired, VmObserved
 from pileus.kernel.clock import iso
 from pileus.kernel.kind import Resource
+from pileus.kernel.store.lists import Filter
 from pileus.kernel.stream import Fact, Report, Samples
+from pileus.kernel.usage import AMOUNT_MAX
 from pileus.network.port.types import PortDesired
 from pileus.server.traffic import BYTES_PER_S_MAX, note_traffic
 from pileus.storage.volume.types import VolumeAssigned, VolumeDesired
@@ -350,6 +354,39 @@ def test_no_time_that_a_hostile_host_says_makes_use_before_the_vm_was_made_or_af
             assert await world.is_ready("infra.host", "host0")
 
     run(main)
+
+
+@pytest.mark.parametrize("amount", [10**400, 2**64, -(10**9)])
+async def test_no_amount_that_a_hostile_host_says_breaks_a_bill_or_makes_it_less(town: Town, amount: int) -> None:
+    observed = VmObserved(power="running", vcpus=amount, memory_mib=amount, started_at=iso(town.world.clock()))
+    vm = await town.world.store.get(town.vms["acme"].id)
+    await town.world.store.write(lambda tx: tx.update(vm, observed=observed))
+    town.world.clock.now += HOUR_S
+    total = (await ask(town.world.operator))["total"]
+    assert 6.0 <= total["vcpu_hours"] <= 6.0 + AMOUNT_MAX
+    assert 3.0 <= total["memory_gib_hours"] <= 3.0 + AMOUNT_MAX / 1024
+    assert (await ask(town.caller("umbrella")))["total"]["vcpu_hours"] == 4.0
+
+
+async def test_ports_that_nobody_counted_for_years_fit_an_hours_row(town: Town) -> None:
+    vm = town.vms["acme"]
+    for number in range(8):
+        name = f"nic{number}"
+        await town.put("acme", "network.port", name, PortDesired(network=""), owner=vm.id, host=HOST)
+    town.world.clock.now += 3000 * DAY_S
+    for port in await town.world.store.list_all(Filter(kind="network.port", account_id=town.accounts["acme"])):
+        counters = json.dumps({"rx_bytes": 2**63 - 1})
+        await town.world.store.write(functools.partial(note_traffic, port=port, counters=counters))
+    rows = await town.world.store.fetch(sa.text("SELECT MAX(received_bytes) FROM traffic"))
+    assert isinstance(rows[0][0], int)
+    assert rows[0][0] < 2**63
+
+
+async def test_counters_as_deep_as_no_reader_goes_count_nothing(town: Town) -> None:
+    before = (await ask(town.caller("acme")))["total"]
+    deep = '{"rx_bytes":9,"a":' + 5000 * "[" + 5000 * "]" + "}"
+    await town.world.store.write(lambda tx: note_traffic(tx, town.ports["acme"], deep))
+    assert (await ask(town.caller("acme")))["total"]["received_gb"] == before["received_gb"]
 
 
 COUNTERS = ['{"rx_bytes":1e30,"tx_bytes":1}', '{"rx_bytes":1' + 30 * "0" + '}', '{"rx_bytes":-5}',
