@@ -26,6 +26,10 @@ PERIODS_MAX = 800
 LINES_MAX = 20_000
 PERIODS_AT_ONCE = 5_000
 """Sums before others have their turn: some ten milliseconds."""
+RUNS_AT_ONCE = 10_000
+"""Which one statement reads at most, whether they are of the time that is asked for or of years before."""
+ID_END = "z"
+"""After all ids, which are UUIDs."""
 METERED = ("compute.vm", "storage.volume", "storage.snapshot", "storage.image", "gateway.address")
 
 
@@ -87,15 +91,29 @@ class UsageRoutes:
     ) -> AsyncIterator[tuple[Whose, tuple[float, float, dict[str, int]]]]:
         now = self._parts.store.clock()
         statement = sql.USAGE if account_id is None else sql.USAGE_ACCOUNT
-        after: dict[str, Any] = {"since": sheet.starts[0], "after": "", "after_at": 0.0}
-        async for page in self._pages(statement, account_id, sheet, after):
-            for id, since, until, kind, name, owner, account, host, amounts, seen_at in page:
-                after["after"], after["after_at"] = id, since
-                if not principal.allows("get", kind):
-                    continue
-                # One goes on until now; what only its host can know, until that was heard last.
-                known_until = min(now, seen_at) if host and seen_at is not None else now
-                yield Whose(owner, account, kind, name, id), (since, until or known_until, msgspec.json.decode(amounts))
+        async for first, last in self._stretches(account_id):
+            # No run of the sheet begins at its end: the object ``first`` is done.
+            after: dict[str, Any] = {"since": sheet.starts[0], "after": first, "after_at": sheet.until, "last": last}
+            async for page in self._pages(statement, account_id, sheet, after):
+                for id, since, until, kind, name, owner, account, host, amounts, seen_at in page:
+                    after["after"], after["after_at"] = id, since
+                    if not principal.allows("get", kind):
+                        continue
+                    # One goes on until now; what only its host can know, until that was heard last.
+                    known_until = min(now, seen_at) if host and seen_at is not None else now
+                    used = (since, until or known_until, msgspec.json.decode(amounts))
+                    yield Whose(owner, account, kind, name, id), used
+
+    async def _stretches(self, account_id: str | None) -> AsyncIterator[tuple[str, str]]:
+        """Yield the ids between which some ten thousand runs are: after the first until the second."""
+        statement = sql.USAGE_FAR if account_id is None else sql.USAGE_FAR_ACCOUNT
+        whose = {} if account_id is None else {"account_id": account_id}
+        last = ""
+        while last != ID_END:
+            rows = await self._parts.store.fetch(statement, after=last, n=RUNS_AT_ONCE, **whose)
+            first, last = last, rows[0][0] if rows else ID_END
+            yield first, last
+            await asyncio.sleep(0)
 
     async def _traffic(
         self, account_id: str | None, sheet: Sheet, principal: Principal

@@ -28,6 +28,7 @@ from pileus.kernel.store.lists import Filter
 from pileus.kernel.stream import Fact, Report, Samples
 from pileus.kernel.usage import AMOUNT_MAX
 from pileus.network.port.types import PortDesired
+from pileus.server import usage as server_usage
 from pileus.server.traffic import BYTES_PER_S_MAX, note_traffic
 from pileus.storage.volume.types import VolumeAssigned, VolumeDesired
 
@@ -316,6 +317,25 @@ async def test_a_month_by_hours_of_300_vms_is_answered_and_keeps_nobody_waiting(
     assert (refused.status, refused.json["field"]) == (400, "per")
     assert "more than 20000 lines; ask for less time, longer periods, or by=account" in refused.json["detail"]
     other.cancel()
+
+
+async def test_a_bill_is_the_same_by_whatever_stretches_its_runs_are_read(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = datetime(2027, 1, 1, tzinfo=UTC).timestamp()
+    world.clock.now = began + 31 * DAY_S
+    key = await world.account("acme")
+    account = (await world.operator("GET", "/v1/tenancy.account/acme")).json["id"]
+    _fill(tmp_path / "pileus.db", account, began, world.clock.now, 5)
+    for asked in (
+        {"since": iso(began)},
+        {"since": iso(began + 7.5 * DAY_S), "until": iso(began + 8 * DAY_S), "per": "hour"},
+    ):
+        whole = [await ask(caller, **asked, by="object") for caller in (world.caller(key), world.operator)]
+        assert whole[0]["total"]["disk_gib_hours"]
+        for most in (0, 1, 61, 62, 63, 309, 310):
+            monkeypatch.setattr(server_usage, "RUNS_AT_ONCE", most)
+            assert [await ask(caller, **asked, by="object") for caller in (world.caller(key), world.operator)] == whole
 
 
 NEVER = ["nonsense", "", "9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "-1", "1e30", "2000-01-01T00:00:00Z",

@@ -97,3 +97,17 @@ def test_what_the_loop_and_the_watches_read_is_never_a_whole_table(tmp_path: Pat
     steps = asyncio.run(plan(tmp_path, getattr(sql, name)))
     assert not any(step.startswith("SCAN") for step in steps), steps
     assert not any("resource_kind" in step for step in steps), steps
+
+
+def test_what_goes_on_is_found_without_what_ended(tmp_path: Path) -> None:
+    steps = asyncio.run(plan(tmp_path, sql.USAGE_LEFT))
+    assert steps[0].endswith("usage_open"), steps
+
+
+@pytest.mark.parametrize(
+    "name", ["USAGE", "USAGE_ACCOUNT", "USAGE_FAR", "USAGE_FAR_ACCOUNT", "TRAFFIC", "TRAFFIC_ACCOUNT"]
+)
+def test_bills_read_in_the_order_of_an_index(tmp_path: Path, name: str) -> None:
+    steps = asyncio.run(plan(tmp_path, getattr(sql, name)))
+    assert steps[0].startswith("SEARCH"), steps
+    assert not any("TEMP B-TREE" in step for step in steps), steps

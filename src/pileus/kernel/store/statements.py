@@ -320,7 +320,7 @@ USAGE_DROP = sa.delete(usage).where(_run)
 USAGE_LEFT = (
     sa.select(usage.c.id, usage.c.since, sa.func.max(gone.c.at))
     .select_from(usage.outerjoin(gone, gone.c.id == usage.c.id))
-    .where(usage.c.until == 0, ~sa.exists().where(resource.c.id == usage.c.id))
+    .where(usage.c.until == sa.literal_column("0"), ~sa.exists().where(resource.c.id == usage.c.id))
     .group_by(usage.c.id, usage.c.since)
 )
 _used = sa.and_(usage.c.since < _p("until"), sa.or_(usage.c.until == 0, usage.c.until > _p("since")))
@@ -329,11 +329,15 @@ _after = sa.and_(usage.c.id >= _p("after"), sa.or_(usage.c.id > _p("after"), usa
 USAGE = (
     sa.select(usage, presence.c.seen_at)
     .select_from(usage.outerjoin(presence, presence.c.host == usage.c.host))
-    .where(_used, _after)
+    .where(_used, _after, usage.c.id <= _p("last"))
     .order_by(usage.c.id, usage.c.since)
     .limit(_p("n"))
 )
 USAGE_ACCOUNT = USAGE.where(usage.c.account_id == _p("account_id"))
+# Where a stretch of so many runs ends: one statement reads no more, however few of them are of the time that is asked for.
+USAGE_FAR = sa.select(usage.c.id).where(usage.c.id > _p("after")).order_by(usage.c.id, usage.c.since).limit(1)
+USAGE_FAR = USAGE_FAR.offset(_p("n"))
+USAGE_FAR_ACCOUNT = USAGE_FAR.where(usage.c.account_id == _p("account_id"))
 TRAFFIC = (
     sa.select(traffic)
     .where(

@@ -290,6 +290,8 @@ usage = sa.Table(
     _text("amounts", default="{}"),
 )
 sa.Index("usage_account", usage.c.account_id, usage.c.id, usage.c.since)
+_goes_on = usage.c.until == sa.literal_column("0")
+sa.Index("usage_open", usage.c.id, usage.c.since, sqlite_where=_goes_on, postgresql_where=_goes_on)
 
 traffic = sa.Table(
     "traffic",
