@@ -41,6 +41,10 @@ async def ready(world: Cloud) -> None:
     await world.settle()
 
 
+async def is_gone(world: Cloud) -> bool:
+    return not await world.exists("compute.vm", "web", "acme")
+
+
 async def assert_metered(world: Cloud, machine: FakeMachine, on: Sequence[tuple[float, float]]) -> None:
     """CPUs were in use in just these spans, the last of which goes on, and the disk throughout."""
     rows = await world.store.fetch(
@@ -105,5 +109,49 @@ def test_of_several_restarts_in_silence_the_last_gap_is_known() -> None:
             world.heal_link(host)
             await ready(world)
             await assert_metered(world, machine, [(began, ended), (machine.started_at or 0.0, 0.0)])
+
+    run(main)
+
+
+async def fail_in_silence(world: Cloud, host: str, machines: FakeHost, machine: FakeMachine) -> float:
+    """Let the machine end while its host is cut off, and fail to start from then on; return when it ended."""
+    await world.cut_link(host)
+    await asyncio.sleep(AWAY_S)
+    machines.memory_mib = 0
+    machines.crash(machine.spec.id)
+    ended = clock()
+    await asyncio.sleep(AWAY_S)
+    assert machine.exit is not None
+    assert machine.exit.reason == "failed"
+    assert machine.exit.at > ended + AWAY_S / 2
+    return ended
+
+
+def test_starts_that_fail_in_silence_are_no_use() -> None:
+    async def main() -> None:
+        async with vm() as (world, host, machines, machine):
+            began, room_mib = machine.started_at or 0.0, machines.memory_mib
+            ended = await fail_in_silence(world, host, machines, machine)
+            machines.memory_mib = room_mib
+            world.heal_link(host)
+            await ready(world)
+            await assert_metered(world, machine, [(began, ended), (machine.started_at or 0.0, 0.0)])
+
+    run(main)
+
+
+def test_what_failed_to_start_in_silence_and_is_removed_ended_when_it_ended() -> None:
+    async def main() -> None:
+        async with vm() as (world, host, machines, machine):
+            began = machine.started_at or 0.0
+            ended = await fail_in_silence(world, host, machines, machine)
+            await world.delete("compute.vm", "web", "acme")
+            world.heal_link(host)
+            await world.until(lambda: is_gone(world))
+            rows = await world.store.fetch(
+                sa.select(usage.c.since, usage.c.until, usage.c.amounts).where(usage.c.id == machine.spec.id)
+            )
+            (on,) = [(since, until) for since, until, amounts in rows if "vcpus" in msgspec.json.decode(amounts)]
+            assert on == pytest.approx((began, ended), abs=CLOCK_S)
 
     run(main)

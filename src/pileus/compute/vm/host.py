@@ -54,6 +54,7 @@ class Note(Struct, frozen=True, kw_only=True):
     shutdown_asked_at: float | None = None
     shutdown_pressed_at: float | None = None
     started_at: float = 0.0
+    ended_at: float = 0.0  # of a process that came up: the machine's exit may be of a later start that failed
     stopped_as_wished: bool = False
     """The machine was seen stopped while it should be; whoever then wishes it running means a new start."""
 
@@ -228,9 +229,8 @@ class VmHalf(Half[Seen, Step]):
             absent = resource.deleting or resource.desired.power != "stopped"
             power: Literal["absent", "stopped"] = "absent" if absent else "stopped"
             failures = fact.note.failures
-            was = self._was(resource.id, previous)
-            seen = replace(was, power=power, failures=failures, told=told, isolated=fact.isolated, rests=rests)
-            return replace(seen, problem=problem)
+            was = replace(self._was(resource.id, previous), problem=problem)
+            return replace(was, power=power, failures=failures, told=told, isolated=fact.isolated, rests=rests)
         live = machine.state in ("running", "paused")
         return VmObserved(
             power=machine.state,
@@ -240,7 +240,7 @@ class VmHalf(Half[Seen, Step]):
             boot_serial=fact.note.boot_serial,
             failures=fact.note.failures,
             started_at=iso(machine.started_at) if machine.started_at else "",
-            former_exit_at=iso(machine.exit.at) if live and machine.exit else "",
+            former_exit_at=_ended_at(machine, fact.note),
             addresses=fact.addresses,
             exit=_exit(machine, fact.note),
             volumes=machine.disks if live else (),
@@ -273,10 +273,8 @@ class VmHalf(Half[Seen, Step]):
 
     def _was(self, id: str, previous: VmObserved | None) -> VmObserved:
         """Return what is still told of a machine that is gone: how large it was, and how it ended."""
-        nothing = VmObserved(power="absent")
-        was = previous if previous is not None and previous.power == "absent" else nothing
-        known = self._removed.pop(id, was)
-        return replace(nothing, vcpus=known.vcpus, memory_mib=known.memory_mib, exit=known.exit)
+        was = previous if previous is not None and previous.power == "absent" else VmObserved(power="absent")
+        return self._removed.pop(id, was)
 
     async def counters(self) -> dict[str, dict[str, Any]]:
         """Return CPU, memory and disk counters of every running VM."""
@@ -362,6 +360,8 @@ def _count_exit(machine: MachineFact | None, note: Note) -> Note:
     """Return the note with the machine's end counted; one that ran long enough starts the count anew."""
     if machine is None or machine.state != "stopped" or machine.exit is None or machine.exit.at <= note.counted_exit_at:
         return note
+    if machine.exit.reason != "failed" or note.started_at > note.ended_at:
+        note = replace(note, ended_at=machine.exit.at)
     if machine.exit.reason in ("powered-off", "guest-shutdown"):
         asked = note.stopped_as_wished or note.shutdown_asked_at is not None
         counted = replace(note, failures=0, counted_exit_at=machine.exit.at)
@@ -485,9 +485,16 @@ def _exit(machine: MachineFact, note: Note) -> VmExit | None:
     return replace(end, started_at=iso(note.started_at)) if 0 < note.started_at < machine.exit.at else end
 
 
+def _ended_at(machine: MachineFact, note: Note) -> str:
+    """Return when the last process ended that had come up; empty: there was none."""
+    if machine.exit is None:
+        return ""
+    return iso(note.ended_at if machine.exit.reason == "failed" and note.ended_at else machine.exit.at)
+
+
 def _removed(machine: MachineFact, note: Note, now: float) -> VmObserved:
     """Return what is told of a machine that was removed now."""
-    exit = _exit(machine, note)
+    was = VmObserved(power="absent", vcpus=machine.vcpus, memory_mib=machine.memory_mib)
     if machine.started_at and machine.state != "stopped":
-        exit = VmExit(reason="powered-off", at=iso(now), started_at=iso(machine.started_at))
-    return VmObserved(power="absent", vcpus=machine.vcpus, memory_mib=machine.memory_mib, exit=exit)
+        return replace(was, exit=VmExit(reason="powered-off", at=iso(now), started_at=iso(machine.started_at)))
+    return replace(was, exit=_exit(machine, note), former_exit_at=_ended_at(machine, note))

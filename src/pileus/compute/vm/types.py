@@ -192,7 +192,7 @@ class VmObserved(Struct, frozen=True, kw_only=True):
     failures: int = 0
     started_at: str = ""
     former_exit_at: str = ""
-    """When the process before the one that was started then ended; empty: there was none."""
+    """When the last process ended that came up before that, or before a start that failed; empty: there was none."""
     addresses: tuple[str, ...] = ()
     exit: VmExit | None = None
     volumes: tuple[str, ...] = ()
@@ -305,8 +305,8 @@ def _meter(vm: Resource) -> Use | None:
         return Use(size | disk, observed.started_at, vm.host, ran=former)
     if observed.exit is None:
         return Use(disk)
-    started_at = observed.exit.started_at
-    return Use(disk, observed.exit.at, ran=Use(size | disk, started_at, vm.host) if started_at else None)
+    started_at, ended_at = observed.exit.started_at, observed.former_exit_at or observed.exit.at
+    return Use(disk, ended_at, ran=Use(size | disk, started_at, vm.host) if started_at else None)
 
 
 KIND = Kind(
