@@ -48,7 +48,10 @@ async def note(session: Session, now: float, resource: Resource, use: Use, *, is
     if last is not None and last.host and not is_heard:
         seen = await session.all(sql.PRESENCE, host=last.host)
         now = min(now, seen[0][0]) if seen else now
-    wish = Run(_moment(use.since), 0.0, bounded(use.amounts), use.host)
+    since = _moment(use.since)
+    if last is not None and not last.until and last.host and last.host == use.host and since <= last.since:
+        since = 0.0  # that start is known: what changed, changed later
+    wish = Run(since, 0.0, bounded(use.amounts), use.host)
     ended, begun = follow(last, wish, now, unix(resource.created_at))
     if ended is not None and ended.until > ended.since:
         await session.run(sql.USAGE_END, b_id=resource.id, b_since=ended.since, until=ended.until)

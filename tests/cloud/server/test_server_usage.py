@@ -376,6 +376,21 @@ def test_no_time_that_a_hostile_host_says_makes_use_before_the_vm_was_made_or_af
     run(main)
 
 
+async def test_a_disk_that_grew_while_nobody_knew_of_the_vm_counts_from_when_it_is_known_again(town: Town) -> None:
+    async def change(**sections: dict[str, Any]) -> None:
+        vm = await town.world.store.get(town.vms["acme"].id)
+        changed = {word: msgspec.structs.replace(getattr(vm, word), **fields) for word, fields in sections.items()}
+        await town.world.store.write(lambda tx: tx.update(vm, **changed))
+
+    await change(observed={"power": "unknown"})
+    town.world.clock.now += HOUR_S
+    await change(assigned={"disk_gib": 103})
+    await change(observed={"power": "running"})
+    town.world.clock.now += HOUR_S
+    total = (await ask(town.caller("acme"), id=town.vms["acme"].id))["total"]
+    assert (total["disk_gib_hours"], total["vcpu_hours"]) == (2 * 3.0 + 103.0, 6.0)
+
+
 @pytest.mark.parametrize("amount", [10**400, 2**64, -(10**9)])
 async def test_no_amount_that_a_hostile_host_says_breaks_a_bill_or_makes_it_less(town: Town, amount: int) -> None:
     observed = VmObserved(power="running", vcpus=amount, memory_mib=amount, started_at=iso(town.world.clock()))
