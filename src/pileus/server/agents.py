@@ -45,7 +45,7 @@ from pileus.kernel.stream import (
 from pileus.kernel.transaction import Transaction
 from pileus.server import vitals
 from pileus.server.links import Channel
-from pileus.server.traffic import note_traffic
+from pileus.server.traffic import find_sampled, note_traffic
 from pileus.server.tunnel import Tunnel
 
 log = structlog.get_logger()
@@ -343,8 +343,8 @@ class Agents:
         async def write(tx: Transaction) -> None:
             heard = {host for host in {host for host, _ in samples} if await self._has(tx, host)}
             for (host, id), counters in samples.items():
-                found = await tx.find_id(id) if host in heard else None
-                if found is not None and found.host == host:
+                found = await find_sampled(tx, id) if host in heard else None
+                if found is not None and found.resource.host == host:
                     await note_traffic(tx, found, counters)
                     await tx.change(tx.insert.sample, id=id, at=tx.now, body=counters)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
 
 from pileus.compute.vm.types import is_free
+from pileus.kernel import records
 from pileus.kernel.clock import unix
 from pileus.kernel.kind import Resource
 from pileus.kernel.store import statements as sql
@@ -27,20 +28,42 @@ class _Counters(Struct, frozen=True):
     tx_bytes: _Bytes = 0
 
 
-async def note_traffic(tx: Transaction, port: Resource, counters: str) -> None:
+class Sampled(NamedTuple):
+    """A resource, when its stored counters came and what they are, and its owner."""
+
+    resource: Resource
+    stored: tuple[float, str] | None
+    owner: Resource | None
+
+
+async def find_sampled(tx: Transaction, id: str) -> Sampled | None:
+    """Return what a sample is of, read at once; None: it is not there."""
+    rows = await tx.statement(sql.SAMPLED, id=id)
+    if not rows:
+        return None
+    width = len(sql.COLUMNS)
+    own, (at, body), owner = rows[0][:width], rows[0][width:-width], rows[0][-width:]
+    return Sampled(
+        resource=records.decode(tx.registry, own),
+        stored=(at, body) if body is not None else None,
+        owner=records.decode(tx.registry, owner) if owner[0] is not None else None,
+    )
+
+
+async def note_traffic(tx: Transaction, sampled: Sampled, counters: str) -> None:
     """Add what passed since the sample that is stored to the VM's hour, before ``counters`` takes that one's place."""
-    if port.kind != "network.port" or not port.account_id:
+    port, vm = sampled.resource, sampled.owner
+    if port.kind != "network.port" or vm is None or vm.kind != "compute.vm" or not vm.account_id or is_free(vm):
         return
-    stored = await tx.statement(sql.SAMPLE, id=port.id)
-    since, before = (stored[0][0], _read(stored[0][1])) if stored else (unix(port.created_at), _Counters())
+    at, stored = sampled.stored or (unix(port.created_at), "{}")
+    before = _read(stored)
     after = _read(counters)
     if after.rx_bytes < before.rx_bytes or after.tx_bytes < before.tx_bytes:
         before = _Counters()  # the port was made anew, and counts from nothing
     received, sent = after.rx_bytes - before.rx_bytes, after.tx_bytes - before.tx_bytes
-    vm = await tx.find_id(port.owner) if received or sent else None
-    if vm is None or vm.kind != "compute.vm" or is_free(vm):
+    if not received and not sent:
         return
-    most = min(int(BYTES_PER_S_MAX * max(tx.now - since, 1.0)), GROWTH_MAX)
+    most = min(int(BYTES_PER_S_MAX * max(tx.now - at, 1.0)), GROWTH_MAX)
     await tx.change(
         tx.insert.traffic,
         id=vm.id,

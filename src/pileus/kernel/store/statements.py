@@ -285,6 +285,15 @@ LEASE_RENEW = (
 LEASE_END = sa.update(lease).where(lease.c.id == _p("b_id"), lease.c.token == _p("b_token")).values(until=0.0)
 LEASE_DELETE = sa.delete(lease).where(lease.c.id == _p("id"))
 SAMPLE = sa.select(sample.c.at, sample.c.body).where(sample.c.id == _p("id"))
+_owner = resource.alias("owned_by")
+SAMPLED = (
+    sa.select(resource, sample.c.at, sample.c.body, *_owner.c)
+    .select_from(
+        resource.outerjoin(sample, sample.c.id == resource.c.id).outerjoin(_owner, _owner.c.id == resource.c.owner)
+    )
+    .where(resource.c.id == _p("id"))
+)
+"""A resource, the time and body of its sample, and its owner, in one row: read for every sample that comes."""
 SAMPLE_DELETE = sa.delete(sample).where(sample.c.id == _p("id"))
 _newest = notice.c.keep == sa.literal_column("'newest'")
 _notices = notice.c.manager == _p("manager")
