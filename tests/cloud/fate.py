@@ -26,7 +26,8 @@ DEFECTS: list[str] = []
 
 
 def watch_logs() -> None:
-    """Keep defects, drop all other lines."""
+    """Keep defects from now on, drop all other lines."""
+    DEFECTS.clear()
     structlog.configure(processors=[structlog.processors.format_exc_info, _keep], cache_logger_on_first_use=False)
 
 
