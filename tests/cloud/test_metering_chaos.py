@@ -166,7 +166,7 @@ async def live(world: Cloud, seed: int, steps: int) -> None:
     assert not [id for id, each in counted.items() if id not in book.ids() and each["vcpu_hours"]]
 
 
-@pytest.mark.parametrize("seed", [1, 2, int(time.time())])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long), int(time.time())])
 def test_what_is_metered_is_what_machines_were_though_servers_die_at_any_write(seed: int) -> None:
     async def main() -> None:
         async with cloud(HOSTS, seed=seed) as world:
@@ -301,6 +301,7 @@ def test_never_more_traffic_is_counted_than_passed_and_only_what_a_port_took_wit
     run(main)
 
 
+@pytest.mark.long
 def test_traffic_is_counted_once_by_two_servers_on_postgresql(postgres_url: str) -> None:
     async def main() -> None:
         seed = int(time.time())

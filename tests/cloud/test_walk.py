@@ -15,9 +15,9 @@ __all__ = ["postgres", "postgres_url"]
 def test_no_invariant_breaks_on_a_random_walk() -> None:
     seed = int(time.time())
     print(f"seed {seed}")
-    done = walk(3000, seed)
-    assert done.operations == 3000
-    assert done.outcomes["create ok"] > 100
+    done = walk(2000, seed)
+    assert done.operations == 2000
+    assert done.outcomes["create ok"] > 70
 
 
 @pytest.mark.long

@@ -369,6 +369,7 @@ def test_a_vm_that_may_still_boot_is_asked_until_it_answers(young: Callable[[flo
         assert child.stderr.read() == b""
 
 
+@pytest.mark.long
 def test_a_vm_that_never_answers_is_given_up_and_what_it_does_can_be_seen(young: Callable[[float], str]) -> None:
     code, _, err = stdio("vm/web", "--account", young(BOOT_S - 8.0), "--stdio", "22", "--booting")
     assert code == REFUSED

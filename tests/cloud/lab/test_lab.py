@@ -113,6 +113,7 @@ def test_a_lab_whose_first_process_is_killed_leaves_none_and_starts_again_with_w
         assert [host["conditions"][0]["status"] for host in client.get("/v1/infra.host")["items"]] == ["true"] * 3
 
 
+@pytest.mark.long
 def test_a_port_in_use_is_said_and_nothing_stays(lab: Lab, tmp_path: Path) -> None:
     lab.start()
     port = lab.context.server.rpartition(":")[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import pytest
 from tests.cloud.monitor.monitor_world import ACCOUNT, MONITOR, Apps
 from tests.cloud.world import Cloud, cloud
 from tests.virtual_time import run
@@ -48,6 +49,7 @@ async def _history(world: Cloud, account: str, number: int, host: str) -> None:
     await world.create("monitor.history", f"h{number}", account, **about)
 
 
+@pytest.mark.long
 def test_a_hundred_databases_that_hang_hold_up_neither_vms_nor_a_database_that_answers() -> None:
     receiver = Crowd()
 

@@ -101,6 +101,7 @@ async def furnish(store: Store, receiver: Receiver, ends: int) -> str:
     return await store.write(made)
 
 
+@pytest.mark.long
 async def test_a_server_killed_before_it_noted_what_was_taken_sends_it_again_with_the_same_id(tmp_path: Path) -> None:
     data = folder(tmp_path)
     async with receiving(tmp_path) as receiver:

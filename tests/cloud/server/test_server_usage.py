@@ -293,6 +293,7 @@ def _fill(file: Path, account: str, began: float, until: float, vms: int) -> Non
         database.executemany(f"INSERT INTO traffic ({columns}) VALUES (?,?,?,?,?,?,?,?)", passed)
 
 
+@pytest.mark.long
 async def test_a_month_by_hours_of_300_vms_is_answered_and_keeps_nobody_waiting(world: World, tmp_path: Path) -> None:
     began = datetime(2027, 1, 1, tzinfo=UTC).timestamp()
     world.clock.now = began + 31 * DAY_S

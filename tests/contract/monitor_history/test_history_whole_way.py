@@ -67,6 +67,7 @@ async def note(store: Store, stream: str, number: int) -> None:
     await store.write(lambda tx: tx.note(stream, "state", body))
 
 
+@pytest.mark.long
 async def test_changes_are_there_once_and_in_order_while_the_database_and_a_server_die(
     rig: Rig, tmp_path: Path
 ) -> None:

@@ -135,6 +135,7 @@ async def test_a_hung_machine_is_found_by_a_new_agent(bench: Bench) -> None:
             continue
 
 
+@pytest.mark.long
 async def test_what_a_guest_reads_and_writes_is_counted(real: RealBench) -> None:
     agent = await real.agent()
     await agent.start(real.spec("m1", live=True))

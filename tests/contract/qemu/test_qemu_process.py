@@ -208,6 +208,7 @@ async def test_a_process_owns_nothing_and_reaches_nothing(real: RealBench) -> No
     assert len(uids) == 2
 
 
+@pytest.mark.long
 async def test_a_guest_that_reboots_keeps_its_process(real: RealBench) -> None:
     agent = await real.agent()
     await agent.start(real.spec("m1", live=True))
