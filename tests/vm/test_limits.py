@@ -82,6 +82,7 @@ def assert_within(measure: Callable[[], float], wanted: float, what: str) -> Non
     raise AssertionError(f"{what}: {found} instead of {wanted}")
 
 
+@pytest.mark.long
 def test_disk_operations_hold_and_change_on_the_running_vm(limited: RealCloud) -> None:
     with Terminal(limited, "web") as web:
         assert_within(lambda: iops(web), IOPS, "operations per second")

@@ -99,6 +99,7 @@ def test_a_package_goes_in_runs_comes_out_and_goes_in_again(
     assert cloud.until_printed("again", READY)[1] == "again"
 
 
+@pytest.mark.long
 def test_several_vms_start_in_order_and_leave_together(
     cloud: RealCloud, tmp_path: Path, disk: tuple[bytes, int]
 ) -> None:

@@ -153,7 +153,7 @@ async def test_the_power_button_lets_programs_finish_what_they_do_on_term(machin
     assert (await machine.shell("cat /root/flushed")).strip() == "flushed"
 
 
-@pytest.mark.parametrize("kind", ["q35", "pc"])
+@pytest.mark.parametrize("kind", ["q35", pytest.param("pc", marks=pytest.mark.long)])
 async def test_it_boots_from_its_own_disk_and_grows_with_it(machine: TinyMachine, kind: str) -> None:
     await machine.write_seed(Seed(instance_id="i-1", hostname="disk-1"))
     await machine.start(direct=False, machine=kind)

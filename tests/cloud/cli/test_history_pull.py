@@ -294,6 +294,7 @@ def test_an_answer_that_is_lost_after_the_file_has_it_makes_nothing_twice(
     assert trial.waiting == 0
 
 
+@pytest.mark.long
 def test_following_has_what_comes_and_ends_with_ctrl_c(trial: Trial, tmp_path: Path) -> None:
     file = tmp_path / "states.db"
     trial.number(1)

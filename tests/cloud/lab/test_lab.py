@@ -101,6 +101,7 @@ def test_a_vm_runs_on_a_simulated_host_and_nothing_of_the_lab_is_left_after_stop
     until(lambda: gone(processes), "the lab's processes ended")
 
 
+@pytest.mark.long
 def test_a_lab_whose_first_process_is_killed_leaves_none_and_starts_again_with_what_it_had(lab: Lab) -> None:
     lab.start()
     lab.run("create", "account", "acme")

@@ -325,6 +325,7 @@ async def until_guest(bench: RealBench, command: str, text: str) -> None:
             continue
 
 
+@pytest.mark.long
 async def test_frames_of_the_guest_reach_its_tap(real: RealBench) -> None:
     agent = await real.agent()
     spec = real.spec("m1", nics=1, live=True)
