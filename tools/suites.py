@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 TESTS = Path(__file__).parent.parent / "tests"
-REAL = ("vm",)
+REAL = ("vm", "guides")
 """Suites that mostly wait for guests; they run beside the rest."""
 
 _printing = threading.Lock()
